@@ -1,0 +1,24 @@
+.PHONY: test lint types demo bench aot
+
+test: ## every test
+	pytest
+
+lint: ## style and format
+	ruff check .
+	ruff format --check .
+
+types: ## static types
+	mypy
+
+demo: ## chat with the bundled checkpoint
+	python -m qwen_jax.demo
+
+bench: ## the numbers in the README
+	python -m benchmarks
+
+aot: .venv-aot ## compile for an H200 and for TPU pods with neither
+	.venv-aot/bin/python -m benchmarks.aot all
+
+.venv-aot: # 8 GB: both compilers and NVIDIA's libraries
+	python -m venv .venv-aot
+	.venv-aot/bin/pip install --editable '.[cuda13,tpu]'

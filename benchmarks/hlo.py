@@ -1,0 +1,173 @@
+"""Reading XLA's optimised HLO: what one pass of a decode loop runs, copies and communicates."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_COLLECTIVES = (
+    "all-reduce all-gather reduce-scatter all-to-all collective-permute ragged-all-to-all".split()
+)
+_FREE = frozenset(  # instructions that run nothing by themselves
+    "parameter tuple get-tuple-element bitcast constant while conditional call after-all "
+    "partition-id replica-id add-dependency opt-barrier copy-done slice-done".split()
+)
+_NO_KERNEL = ("ConcatBitcast", "AssumeGatherIndicesInBound", "annotate_device_placement")
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64}
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_CALLED = re.compile(
+    r"(?:body|condition|to_apply|calls|(?:true|false)_computation)=%?([\w.\-]+)"
+    r"|branch_computations=\{([^}]*)\}"
+)
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array an instruction gives."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    near: bool  # in a TPU's on-chip memory: a prefetch or a short-lived value, not a copy in HBM
+
+    @property
+    def bytes(self) -> int:
+        bits = _BITS.get(self.dtype) or int(re.sub(r"\D.*$", "", self.dtype[1:]) or 0)
+        return math.prod(self.shape) * bits // 8
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    op: str
+    outputs: tuple[Array, ...]
+    called: tuple[str, ...]  # names of computations
+    root: bool
+    text: str  # operands and attributes
+
+    def aliases(self, output: int) -> bool:
+        """Whether this output lies where an operand lay."""
+        found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", self.text)
+        place = "{}" if len(self.outputs) == 1 else f"{{{output}}}"
+        return found is not None and f"{place}: (" in found[1]
+
+    def __str__(self) -> str:
+        source = re.search(r'op_name="([^"]*)"', self.text)
+        return f"{self.op} {self.name} ({source[1] if source else 'from no operation'})"
+
+
+class Module:
+    """The computations of an optimised HLO module, from its text."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Instruction]] = {}
+        current: list[Instruction] = []
+        for line in text.splitlines():
+            if found := _HEAD.match(line):
+                current = self.computations.setdefault(found[2], [])
+                if found[1]:
+                    self.entry = found[2]
+            elif found := _LINE.match(line):
+                current.append(_instruction(*found.groups()))
+
+    def loop(self) -> str:
+        """The body of the entry's longest loop: a decode step."""
+        whiles = [i for i in self.walk(self.entry, branches=True) if i.op == "while"]
+        bodies = [name for i in whiles for name in i.called]
+        return max(bodies, key=lambda name: len(self.computations[name]))
+
+    def walk(self, name: str, branches: bool) -> Iterator[Instruction]:
+        """Every instruction a computation leads to, outside fusions; branches: of conditions."""
+        for instruction in self.computations[name]:
+            yield instruction
+            follow = instruction.op in ("while", "call", "async-start") or (
+                branches and instruction.op == "conditional"
+            )
+            for callee in instruction.called if follow else ():
+                yield from self.walk(callee, branches)
+
+    def everything(self, name: str) -> Iterator[Instruction]:
+        """The same with the inside of fusions and branches."""
+        for instruction in self.computations[name]:
+            yield instruction
+            for callee in instruction.called:
+                yield from self.everything(callee)
+
+    def kernels(self, name: str) -> int:
+        """Launches in one pass, not counting branches of conditions (a greedy step takes none)."""
+        runs = lambda i: i.op not in _FREE and not any(target in i.text for target in _NO_KERNEL)
+        return sum(map(runs, self.walk(name, branches=False)))
+
+    def cycles(self, name: str) -> int:
+        """A TPU compiler's estimate for one pass, good for comparing two forms of one program."""
+        total = 0
+        for instruction in self.computations[name]:
+            found = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
+            total += int(found[1]) if found else 0
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.text)
+            if instruction.op in ("while", "call"):
+                total += int(trips[1] if trips else 1) * sum(map(self.cycles, instruction.called))
+        return total
+
+    def large(self, name: str, least: int) -> list[tuple[Instruction, Array]]:
+        """Arrays of at least so many bytes that a pass makes in main memory, not in place."""
+        return [
+            (instruction, array)
+            for instruction in self.walk(name, branches=True)
+            if not instruction.op.endswith("-start")
+            and (instruction.op not in _FREE or instruction.op.endswith("-done"))
+            and not self._in_place(instruction)
+            for index, array in enumerate(instruction.outputs)
+            if array.bytes >= least and not array.near and not instruction.aliases(index)
+        ]
+
+    def _in_place(self, instruction: Instruction) -> bool:
+        writes = ("dynamic-update-slice", "scatter")
+        if instruction.op != "fusion":
+            return instruction.op in writes
+        by_name = {i.name: i for i in self.computations[instruction.called[0]]}
+        roots = [i for i in by_name.values() if i.root]
+        if roots[0].op == "tuple":
+            roots = [by_name[n] for n in re.findall(r"%([\w.\-]+)", roots[0].text) if n in by_name]
+        return all(_source(root, by_name).op in writes for root in roots)
+
+    def collectives(self, name: str) -> dict[str, dict[str, int]]:
+        """kind -> count and bytes that one device receives or reduces in a pass."""
+        seen = {}
+        for instruction in self.everything(name):
+            kind = instruction.op.removesuffix("-start")
+            if kind in _COLLECTIVES:
+                channel = re.search(r"channel_id=(\d+)", instruction.text)
+                arrays = instruction.outputs[1:] or instruction.outputs
+                arrays = instruction.outputs if kind == instruction.op else arrays
+                size = sum(array.bytes for array in arrays)
+                seen[channel[1] if channel else instruction.name] = kind, size
+        count = Counter(kind for kind, _ in seen.values())
+        total = Counter[str]()
+        for kind, size in seen.values():
+            total[kind] += size
+        return {kind: {"count": count[kind], "bytes": total[kind]} for kind in sorted(count)}
+
+
+def _instruction(root: str | None, name: str, kind: str, op: str, text: str) -> Instruction:
+    arrays = tuple(
+        Array(dtype, tuple(int(n) for n in shape.split(",") if n), "S(1)" in (layout or ""))
+        for dtype, shape, layout in _ARRAY.findall(kind)
+    )
+    called = [n.strip(" %") for a, b in _CALLED.findall(text) for n in (a or b).split(",")]
+    return Instruction(name, op, arrays, tuple(called), bool(root), text)
+
+
+def _source(instruction: Instruction, by_name: dict[str, Instruction]) -> Instruction:
+    """What computed the value, past changes of its type alone."""
+    while instruction.op in ("bitcast", "copy"):
+        operand = re.search(r"%([\w.\-]+)", instruction.text)
+        if operand is None or operand[1] not in by_name:
+            break
+        instruction = by_name[operand[1]]
+    return instruction

@@ -1,0 +1,6 @@
+"""Hugging Face checkpoints to qwen_jax's native format and back; `python -m convert --help`."""
+
+from convert.export import to_hf
+from convert.native import to_native
+
+__all__ = ["to_hf", "to_native"]

@@ -1,0 +1,210 @@
+"""A checkpoint folder in Hugging Face's layout: read without trust, all faults named at once."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.shard import Shard, read_shard
+from convert.source import INDEX, QUANTISED
+from qwen_jax.checkpoint import read_defaults, vocabulary_problems
+from qwen_jax.config import Config
+from qwen_jax.names import Part, is_harmless, parts
+from qwen_jax.native import DTYPES, MANIFEST, abstract_leaves, mismatches, read_json
+from qwen_jax.tokenizer import Tokenizer
+
+TIED = "lm_head.weight"  # some checkpoints store it although it repeats the embedding
+SHOWN = 20  # problems
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A sound checkpoint. shards: by file name; leaves: which parts make up each of ours."""
+
+    folder: Path
+    model_type: str
+    config: Config
+    shards: dict[str, Shard]
+    leaves: dict[str, list[Part]]
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A view of the file that holds it."""
+        return next(s for s in self.shards.values() if name in s.tensors).read(name)
+
+    def leaf(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """One of our arrays; a view of the file where one tensor, unchanged, is all of it."""
+        leaf = np.empty(shape, dtype)  # no memory until it is written to
+        for part in self.leaves[name]:
+            target, tensor = part.views(leaf, self.tensor(part.tensor))
+            if target.shape == leaf.shape:
+                return np.require(cast(tensor, dtype, part.tensor), requirements="A")
+            target[...] = cast(tensor, dtype, part.tensor)
+        return leaf
+
+
+def cast(tensor: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """tensor in another dtype; ValueError if a number does not fit."""
+    if tensor.dtype == dtype:
+        return tensor
+    with np.errstate(over="ignore"):
+        made = tensor.astype(dtype)
+    if dtype == np.float16 and not np.array_equal(np.isfinite(made), np.isfinite(tensor)):
+        raise ValueError(f"{name} has values beyond float16's 65504; use bfloat16 or float32")
+    return made
+
+
+def is_same(leaf: np.ndarray, tensor: np.ndarray) -> bool:
+    """Whether all bits agree, after rounding the tensor to the leaf's dtype; a slab at a time."""
+    rows = max(1, (64 << 20) // max(1, tensor[0].nbytes))
+    bits = f"u{leaf.dtype.itemsize}"
+    for i in range(0, len(tensor), rows):
+        slab = cast(tensor[i : i + rows], leaf.dtype, "")
+        if not np.array_equal(leaf[i : i + rows].view(bits), slab.view(bits)):
+            return False
+    return True
+
+
+class Problems(list[str]):
+    """Faults of a folder; `catch` turns an exception into one."""
+
+    @contextmanager
+    def catch(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.append(str(error))
+
+    def raise_any(self, folder: Path) -> None:
+        if self:
+            more = [f"and {len(self) - SHOWN} more"] if len(self) > SHOWN else []
+            raise ValueError("\n  ".join([f"{folder} cannot be converted:", *self[:SHOWN], *more]))
+
+
+def read(folder: Path) -> Checkpoint:
+    """Check everything but the numbers. Raises ValueError with all problems."""
+    problems = Problems()
+    if (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} is a native checkpoint already; qwen_jax.load reads it")
+    raw: dict[str, Any] = {}
+    with problems.catch():
+        raw = read_json(folder / "config.json")
+    shards = _read_shards(folder, problems)
+    _refuse_quantised(folder, raw, shards)
+    config = None
+    if raw:
+        with problems.catch():
+            config = Config.from_hf(raw)
+    if config is None or problems:  # without these there is nothing to compare with
+        problems.raise_any(folder)
+    assert config is not None
+    made = Checkpoint(folder, raw["model_type"], config, shards, {})
+    made = dataclasses.replace(made, leaves=_match(made, problems))
+    with problems.catch():
+        problems += vocabulary_problems(Tokenizer.load(folder), config)
+    with problems.catch():
+        read_defaults(folder)
+    problems.raise_any(folder)
+    return made
+
+
+def _refuse_quantised(folder: Path, raw: dict[str, Any], shards: dict[str, Shard]) -> None:
+    """Packed integers are not converted yet."""
+    signs = [name for name in QUANTISED if (folder / name).is_file()]
+    signs += ["quantization_config in config.json"] if raw.get("quantization_config") else []
+    names = (name for shard in shards.values() for name in shard.tensors)
+    signs += [name for name in names if name.endswith(".qweight")][:1]
+    if signs:
+        raise ValueError(
+            f"{folder} is quantised ({', '.join(signs)}); only float32, bfloat16 and float16 "
+            "checkpoints can be converted so far: take the model that is not quantised"
+        )
+
+
+# --- files ------------------------------------------------------------------------------------
+def _read_shards(folder: Path, problems: Problems) -> dict[str, Shard]:
+    """The sound files of weights. With an index, those it names, and they hold what it says."""
+    index: dict[str, str] = {}
+    names = ["model.safetensors"]
+    if (folder / INDEX).is_file():
+        with problems.catch():
+            index = _read_index(folder / INDEX)
+        names = sorted(set(index.values()))
+    elif not (folder / names[0]).is_file():
+        problems.append(_why_no_weights(folder))
+        return {}
+    shards = {}
+    for name in names:
+        with problems.catch():
+            shards[name] = read_shard(folder / name)
+    owners: dict[str, str] = {}
+    for name, shard in shards.items():
+        for tensor in shard.tensors:
+            if tensor in owners:
+                problems.append(f"{tensor} is in {owners[tensor]} and again in {name}")
+            elif index and tensor not in index:
+                problems.append(f"{tensor} is in {name}, but not in {INDEX}")
+            owners[tensor] = name
+    for tensor, name in index.items():
+        if name in shards and tensor not in shards[name].tensors:
+            problems.append(f"{INDEX} places {tensor} in {name}, which does not hold it")
+    return shards
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """tensor -> file name: a plain one, since an index must not reach outside its folder."""
+    table = read_json(path).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise ValueError(f"{path.name} has no weight_map")
+    for name in table.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
+            raise ValueError(f"{path.name} names the file {name!r}, expected NAME.safetensors")
+    return table
+
+
+def _why_no_weights(folder: Path) -> str:
+    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
+    if not pickles:
+        return f"there is no model.safetensors and no {INDEX}"
+    return (
+        f"there is no model.safetensors; {pickles[0]} is a pickle, which can run any program when "
+        "it is read. Take a revision with safetensors files, or, where you trust the file, write "
+        "them with transformers: model.save_pretrained(FOLDER, safe_serialization=True)"
+    )
+
+
+# --- tensors ----------------------------------------------------------------------------------
+def _untied(checkpoint: Checkpoint, embed: list[Part]) -> list[str]:
+    """A head that is stored, though the config says it repeats the embedding, must do so."""
+    first, *rest = (checkpoint.tensor(part.tensor) for part in embed)
+    same = all(is_same(first, tensor) for tensor in rest)
+    return [] if same else [f"config.json ties {TIED} to the embedding, but the two differ"]
+
+
+def _match(checkpoint: Checkpoint, problems: Problems) -> dict[str, list[Part]]:
+    """Hold the tensors against the network: names, shapes, dtypes."""
+    tensors = {n: t for shard in checkpoint.shards.values() for n, t in shard.tensors.items()}
+    shapes = {n: t.shape for n, t in tensors.items() if not is_harmless(n)}
+    wanted = {part.tensor: part for part in parts(checkpoint.config, checkpoint.model_type)}
+    if checkpoint.config.tied and TIED in tensors:
+        embed = next(part for part in wanted.values() if part.leaf == "embed")
+        wanted[TIED] = dataclasses.replace(embed, tensor=TIED)
+    problems += mismatches({name: part.shape for name, part in wanted.items()}, shapes)
+    problems += [
+        f"{name} has dtype {tensors[name].dtype.name}, expected {', '.join(DTYPES)}"
+        for name in shapes
+        if tensors[name].dtype.name not in DTYPES
+    ]
+    leaves: dict[str, list[Part]] = {name: [] for name in abstract_leaves(checkpoint.config)}
+    for part in wanted.values():
+        leaves[part.leaf].append(part)
+    for name, group in leaves.items():
+        if len({tensors[p.tensor].dtype for p in group if p.tensor in tensors}) > 1:
+            problems.append(f"{', '.join(p.tensor for p in group)} differ in dtype: one {name}")
+    if not problems:
+        problems += _untied(checkpoint, leaves["embed"])
+    return leaves

@@ -1,0 +1,165 @@
+"""From a Hugging Face checkpoint to a native folder, one piece of the network at a time."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from convert import huggingface
+from convert.huggingface import Checkpoint, is_same
+from convert.progress import Progress, gigabytes
+from convert.shard import NAMES
+from convert.source import INDEX, SIDE_FILES, default_out, locate
+from qwen_jax import native
+from qwen_jax.names import is_harmless
+from qwen_jax.native import DTYPES, Manifest
+
+STATE = "conversion.json"  # in an unfinished folder: what it is made from
+
+
+def to_native(
+    hf: str | Path,
+    out: str | Path | None = None,
+    source: str = "huggingface",
+    dtype: str | None = None,
+    verify: bool = False,
+) -> Path:
+    """Convert a checkpoint and return its native folder, ready for `qwen_jax.load`.
+
+    hf: a hub id, a folder in Hugging Face's layout, or "demo", the bundled checkpoint.
+    out: default, the model's name in lower case. It must not exist, except to be verified; an
+        interrupted conversion is taken up again.
+    source: the hub of the id, "huggingface" or "modelscope".
+    dtype: "float32", "bfloat16" or "float16" for all parameters; default, as stored.
+    verify: read the result back and compare every bit with the source.
+    Raises ValueError with everything that is wrong with the checkpoint, or OSError.
+    """
+    out = default_out(hf) if out is None else Path(out)
+    if out.exists() and not (verify and (out / native.MANIFEST).is_file()):
+        raise FileExistsError(
+            f"{out} exists; choose another folder with --out or delete it "
+            "(--verify compares a native folder with its source)"
+        )
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    checkpoint = huggingface.read(locate(hf, source))
+    manifest = _manifest(checkpoint, dtype)
+    if out.exists():
+        _verify(checkpoint, manifest, out, f"verifying {out}")
+    else:
+        _write(checkpoint, manifest, out, verify)
+    return out
+
+
+def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
+    leaves = {}
+    for name, leaf in native.abstract_leaves(checkpoint.config).items():
+        stored = checkpoint.tensor(checkpoint.leaves[name][0].tensor).dtype
+        leaves[name] = jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype) if dtype else stored)
+    folder = checkpoint.folder
+    files = [name for name in (*SIDE_FILES, INDEX) if (folder / name).is_file()]
+    shards = {
+        file: {
+            "metadata": shard.metadata,
+            "tensors": {
+                name: NAMES[tensor.dtype]
+                for name, tensor in shard.tensors.items()
+                if not is_harmless(name)
+            },
+        }
+        for file, shard in checkpoint.shards.items()
+    }
+    hashes = {name: native.sha256(folder / name) for name in files}
+    return Manifest(checkpoint.model_type, leaves, hashes, shards)
+
+
+# --- writing ----------------------------------------------------------------------------------
+def _write(checkpoint: Checkpoint, manifest: Manifest, out: Path, verify: bool) -> None:
+    """Everything goes to `<out>.partial`, which is renamed when it is whole."""
+    partial = out.with_name(out.name + ".partial")
+    _start(partial, checkpoint, manifest)
+    try:
+        for name in manifest.files:
+            shutil.copyfile(checkpoint.folder / name, partial / name)
+        pieces = native.by_piece(manifest.leaves)
+        progress = Progress(f"writing {out}", len(pieces))
+        for piece, leaves in pieces.items():
+            if (partial / native.WEIGHTS / piece).exists():
+                progress.skip()
+                continue
+            arrays = {
+                name: checkpoint.leaf(name, leaf.shape, leaf.dtype) for name, leaf in leaves.items()
+            }
+            native.write_piece(partial, piece, arrays)
+            progress.advance(native.size(leaves))
+        manifest.seal(partial)
+        progress.finish()
+        if verify:
+            _verify(checkpoint, manifest, partial, f"verifying {out}")
+        (partial / STATE).unlink()
+        partial.rename(out)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if "No space left" in str(error):
+            need = gigabytes(native.size(manifest.leaves))
+            raise OSError(f"the disk of {out} is full; the checkpoint takes {need}") from error
+        raise
+
+
+def _start(partial: Path, checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """Make the folder, or keep the whole pieces of one that was begun from the same source."""
+    files = {name: (checkpoint.folder / name).stat() for name in checkpoint.shards}
+    source = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
+    state = json.dumps({"source": source, "manifest": manifest.to_json()})
+    if (partial / STATE).is_file() and (partial / STATE).read_text("utf-8") == state:
+        for rest in (partial / native.WEIGHTS).glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(rest)
+    elif partial.exists():
+        shutil.rmtree(partial)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    done = sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
+    check_room(partial.parent, native.on_disk(native.size(manifest.leaves)) - done)
+    partial.mkdir(exist_ok=True)
+    (partial / STATE).write_text(state, "utf-8")
+
+
+def check_room(folder: Path, need: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise OSError(
+            f"the disk of {folder.absolute()} has {gigabytes(free)} left, "
+            f"the checkpoint takes {gigabytes(need)}; nothing was written"
+        )
+
+
+# --- checking ---------------------------------------------------------------------------------
+def _verify(checkpoint: Checkpoint, expected: Manifest, folder: Path, title: str) -> None:
+    """Read every piece back as a stranger would, and compare it with the source."""
+    manifest = Manifest.read(folder)
+    problems = manifest.problems(folder, checkpoint.config)
+    if manifest.files != expected.files:
+        problems.append("config, generation or tokenizer files differ")
+    pieces = native.by_piece(manifest.leaves) if not problems else {}
+    progress = Progress(title, len(pieces))
+    for piece, leaves in pieces.items():
+        problems += _differences(native.read_piece(folder, piece, leaves), checkpoint)
+        progress.advance(native.size(leaves))
+    if problems:
+        raise ValueError("\n  ".join([f"{folder} is not {checkpoint.folder}:", *problems]))
+    dtypes = {leaf.dtype.name for leaf in manifest.leaves.values()}
+    same = "identical to the source, bit for bit"
+    if manifest.leaves != expected.leaves:
+        same = f"the source rounded to {', '.join(sorted(dtypes))}, bit for bit"
+    progress.finish(f": {len(manifest.leaves)} arrays, {same}")
+
+
+def _differences(leaves: dict[str, np.ndarray], checkpoint: Checkpoint) -> list[str]:
+    """In a function, so that one piece is forgotten before the next is read."""
+    return [
+        f"{name} differs from {part.tensor}"
+        for name, leaf in leaves.items()
+        for part in checkpoint.leaves[name]
+        if not is_same(*part.views(leaf, checkpoint.tensor(part.tensor)))
+    ]

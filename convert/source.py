@@ -1,0 +1,49 @@
+"""Where a checkpoint comes from: the hub, ModelScope, a folder, or the package itself."""
+
+import importlib
+import re
+from pathlib import Path
+
+from qwen_jax import demo
+from qwen_jax.vocabulary import FILES
+
+SIDE_FILES = ("config.json", "generation_config.json", *FILES, "special_tokens_map.json")
+INDEX = "model.safetensors.index.json"
+QUANTISED = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ, of AutoAWQ
+# never pickles, never code
+PATTERNS = [*SIDE_FILES, INDEX, *QUANTISED, "model*.safetensors"]
+
+
+def locate(hf: str | Path, source: str = "huggingface") -> Path:
+    """The folder of a checkpoint in Hugging Face's layout, downloaded if `hf` is a hub id."""
+    folder = demo.CHECKPOINT if hf == "demo" else Path(hf)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise NotADirectoryError(f"{hf} is a file; give the folder that holds config.json")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(hf), re.ASCII):
+        raise FileNotFoundError(f"there is no folder {hf}, and a hub id looks like Qwen/Qwen-7B")
+    return download(str(hf), source)
+
+
+def default_out(hf: str | Path) -> Path:
+    """Qwen/Qwen-14B-Chat is written to qwen-14b-chat."""
+    return Path("demo" if hf == "demo" else Path(hf).resolve().name.lower())
+
+
+def download(model: str, source: str) -> Path:
+    """The files of a model that matter; what an earlier call brought is not fetched again."""
+    package = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}.get(source)
+    if package is None:
+        raise ValueError(f"source is {source!r}, expected 'huggingface' or 'modelscope'")
+    try:
+        hub = importlib.import_module(package)
+    except ImportError:
+        extra = "hub" if source == "huggingface" else "modelscope"
+        raise ValueError(
+            f"downloading from {source} needs a package: pip install 'qwen_jax[{extra}]'"
+        ) from None
+    try:
+        return Path(hub.snapshot_download(model, allow_patterns=PATTERNS))
+    except Exception as error:  # whatever the hub's HTTP client may raise
+        raise OSError(f"cannot download {model} from {source}: {error}") from error

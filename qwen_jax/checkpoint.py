@@ -1,0 +1,152 @@
+"""Load and save checkpoints in the native format; `native` says what lies on the disk."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from qwen_jax import hf_config, native
+from qwen_jax.config import Config
+from qwen_jax.defaults import Defaults
+from qwen_jax.model import Qwen, build
+from qwen_jax.native import Manifest
+from qwen_jax.sharding import make_mesh, shardings
+from qwen_jax.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Assets:
+    """What a checkpoint holds beside its arrays. Compared by identity: it is static under jit."""
+
+    folder: Path
+    model_type: str
+    tokenizer: Tokenizer | None
+    defaults: Defaults
+    cache_dtype: Any
+
+
+def load(
+    folder: str | Path, mesh: Mesh | None = None, dtype: Any = None, cache_dtype: Any = None
+) -> Qwen:
+    """The parameters in a native checkpoint, each array restored straight to its shards.
+
+    folder: what `python -m convert` or `save` wrote; "demo" is the bundled checkpoint.
+    mesh: default, one over all devices of all processes. In a run of several processes all call
+        this alike, and each reads its own shards.
+    dtype: of every parameter; default, as stored. cache_dtype: of the caches generation makes.
+    Raises FileNotFoundError, or ValueError with everything that is wrong.
+    """
+    if folder == "demo":
+        from qwen_jax.demo import native_folder  # the one place that may call convert
+
+        folder = native_folder()
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    config, assets = _read_assets(folder, manifest, cache_dtype)
+    places = _places(config, mesh)
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=places[name])
+        for name, leaf in manifest.leaves.items()
+    }
+    arrays: dict[str, jax.Array] = {}
+    for piece, leaves in native.by_piece(wanted).items():
+        arrays |= native.read_piece(folder, piece, leaves)
+    structure = jax.tree.structure(build(config, lambda shape, axes, kind: 0))
+    params = jax.tree.unflatten(structure, [arrays[name] for name in places])
+    return dataclasses.replace(params, assets=assets)
+
+
+def _read_assets(folder: Path, manifest: Manifest, cache_dtype: Any) -> tuple[Config, Assets]:
+    """The other files; every fault of the folder is found before an array is read."""
+    config = Config.from_hf(native.read_json(folder / "config.json"))
+    problems = manifest.problems(folder, config)
+    tokenizer, defaults = None, Defaults()
+    try:
+        tokenizer = Tokenizer.load(folder)
+        defaults = read_defaults(folder)
+    except ValueError as error:
+        problems.append(str(error))
+    problems += vocabulary_problems(tokenizer, config)
+    if problems:
+        raise ValueError(f"{folder} cannot be loaded:\n  " + "\n  ".join(problems))
+    return config, Assets(folder, manifest.model_type, tokenizer, defaults, cache_dtype)
+
+
+def read_defaults(folder: Path) -> Defaults:
+    """What generation_config.json says; a checkpoint may do without one."""
+    file = folder / "generation_config.json"
+    return Defaults.from_hf(native.read_json(file) if file.is_file() else {})
+
+
+def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str]:
+    if tokenizer is None or tokenizer.encoding.max_token_value < config.vocab:
+        return []
+    last = tokenizer.encoding.max_token_value
+    return [
+        f"the tokenizer's ids reach {last}, the embedding has {config.vocab} rows; "
+        "the tokenizer belongs to another checkpoint"
+    ]
+
+
+def _places(config: Config, mesh: Mesh | None) -> dict[str, Any]:
+    """Where each leaf goes: its shards on a mesh, or the only device."""
+    if mesh is None and jax.device_count() == 1:
+        only = SingleDeviceSharding(jax.devices()[0])
+        return dict.fromkeys(native.abstract_leaves(config), only)
+    return native.named_leaves(shardings(config, mesh or make_mesh()))
+
+
+def save(params: Qwen, folder: str | Path) -> None:
+    """Write parameters where `load` finds them, with the files that came with them if any did.
+
+    Every process of a run calls this; the folder is one they all see. It must not exist: it is
+    written as `<folder>.partial` and renamed when it is whole.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another folder, or delete it first")
+    leaves = native.named_leaves(params)
+    wanted = {name: leaf.shape for name, leaf in native.abstract_leaves(params.config).items()}
+    if problems := native.mismatches(wanted, {name: leaf.shape for name, leaf in leaves.items()}):
+        raise ValueError(
+            "only whole networks are saved (fuse adapters first):\n  " + "\n  ".join(problems)
+        )
+    partial = folder.with_name(folder.name + ".partial")
+    writer = jax.process_index() == 0
+    try:
+        if writer:
+            manifest = _write_files(params, leaves, partial)
+        multihost_utils.sync_global_devices(f"started {folder}")
+        for piece, arrays in native.by_piece(leaves).items():
+            native.write_piece(partial, piece, arrays)
+        if writer:
+            manifest.seal(partial)
+            partial.rename(folder)
+        multihost_utils.sync_global_devices(f"saved {folder}")
+    except Exception:
+        if writer:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_files(params: Qwen, leaves: dict[str, jax.Array], partial: Path) -> Manifest:
+    """Everything but the arrays: copied from where `load` found it, or made from the Config."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shapes = {name: jax.ShapeDtypeStruct(a.shape, jnp.dtype(a.dtype)) for name, a in leaves.items()}
+    if params.assets is None:
+        config = hf_config.to_hf(params.config)
+        (partial / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
+        files = {"config.json": native.sha256(partial / "config.json")}
+        return Manifest(config["model_type"], shapes, files)
+    source = Manifest.read(params.assets.folder)
+    for name in source.files:
+        shutil.copyfile(params.assets.folder / name, partial / name)
+    return dataclasses.replace(source, leaves=shapes)

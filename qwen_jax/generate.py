@@ -1,0 +1,180 @@
+"""Generate from prompts and chat: text or ids in, text or ids out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+from jax import Array
+
+from qwen_jax import chatml, decode
+from qwen_jax.completion import Completion, complete, defaults_of, grow, tokenizer_of
+from qwen_jax.model import Qwen
+from qwen_jax.sampling import Sampling
+from qwen_jax.tokenizer import Tokenizer
+
+History = list[tuple[str, str]]
+
+
+@overload
+def generate(params: Qwen, prompt: str, sampling: Sampling | None = None, **how: Any) -> str: ...
+@overload
+def generate(
+    params: Qwen, prompt: Sequence[str], sampling: Sampling | None = None, **how: Any
+) -> list[str]: ...
+@overload
+def generate(
+    params: Qwen, prompt: Sequence[int], sampling: Sampling | None = None, **how: Any
+) -> list[int]: ...
+@overload
+def generate(
+    params: Qwen, prompt: Sequence[Sequence[int]], sampling: Sampling | None = None, **how: Any
+) -> list[list[int]]: ...
+def generate(params: Qwen, prompt: Any, sampling: Sampling | None = None, **how: Any) -> Any:
+    """Continue a prompt, or several at once: text in, new text out; ids in, new ids out.
+
+    prompt: a str, a list of ids, or a list of either. In text, control tokens like <|im_start|>
+        count; for a user's words use `chat`, where they do not.
+    sampling: all of how tokens are chosen; default, what the checkpoint's generation_config.json
+        says. A list gives every prompt its own.
+    max_new_tokens: default, the checkpoint's, or 512.
+    stop: a text, or several, that end the answer and are cut from it, beside sampling.stop.
+    seed: of the random numbers; the same seed gives the same answer, whatever else is in the
+        batch. Default, a fresh one. A list gives every prompt its own.
+    Ends a row at the ids the checkpoint stops at; they are part of the ids that come back.
+    """
+    _refuse_logprobs(sampling)
+    prompts, single = _prompts(params, prompt)
+    answers = complete(params, prompts, sampling, **how)
+    is_text = isinstance(prompt, str) or (not single and isinstance(prompt[0], str))
+    out: list[Any] = [answer.text if is_text else answer.tokens for answer in answers]
+    return out[0] if single else out
+
+
+def stream(
+    params: Qwen, prompt: Any, sampling: Sampling | None = None, **how: Any
+) -> Iterator[Any]:
+    """`generate` for one prompt, as it comes: pieces of text, or lists of ids. Same keywords."""
+    _refuse_logprobs(sampling)
+    prompts, single = _prompts(params, prompt)
+    if not single:
+        raise ValueError(f"stream takes one prompt, got {len(prompts)}; use generate for several")
+    shown = 0
+    for (answer,) in grow(params, prompts, sampling, watch=True, **how):
+        grown = answer.text if isinstance(prompt, str) else answer.tokens
+        if len(grown) > shown:
+            yield grown[shown:]
+        shown = len(grown)
+
+
+def chat(
+    params: Qwen,
+    query: str,
+    history: Iterable[tuple[str, str]] | None = None,
+    system: str | None = None,
+    sampling: Sampling | None = None,
+    **how: Any,
+) -> tuple[str, History]:
+    """Answer a user: the reply, and the history to pass in next time.
+
+    history: earlier (query, reply) turns; what does not fit a v1 checkpoint's window is left out
+        of the prompt, oldest first, and stays in the history.
+    system: default, "You are a helpful assistant." for v1, the chat template's own for the rest.
+    Keywords as for `generate`, and `enable_thinking` where the chat template has it. Control
+    tokens in query, history and system are text.
+    """
+    history = list(history or [])
+    *_, answer = stream_chat(params, query, history, system, sampling, **how)
+    reply = answer.text.strip()
+    return reply, [*history, (query, reply)]
+
+
+def stream_chat(
+    params: Qwen,
+    query: str,
+    history: Iterable[tuple[str, str]] = (),
+    system: str | None = None,
+    sampling: Sampling | None = None,
+    **how: Any,
+) -> Iterator[Completion]:
+    """The answer of `chat` as it grows: one Completion, again and again."""
+    asked = {name: how.pop(name) for name in chatml.TEMPLATE_ARGUMENTS if name in how}
+    ids, stops = chat_prompt(params, query, history, system, **asked)
+    for (answer,) in grow(params, [ids], sampling, watch=True, eos_ids=stops, **how):
+        yield answer
+
+
+def chat_prompt(
+    params: Qwen,
+    query: str,
+    history: Iterable[tuple[str, str]] = (),
+    system: str | None = None,
+    **template_arguments: Any,
+) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+    """The ids that ask for an answer to `query`, and the sequences of ids that end the answer."""
+    tokenizer, defaults = _tokenizer(params), defaults_of(params)
+    if defaults.chat_format == "raw":
+        raise ValueError(
+            "this is a base model (its chat_format is raw), it continues text and answers nobody; "
+            "use generate, or a Chat checkpoint"
+        )
+    if tokenizer.chat_template is None and defaults.chat_format is None:
+        raise ValueError("this checkpoint has no chat template and no chat_format; use generate")
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    for question, answer in history:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    messages.append({"role": "user", "content": query})
+    if tokenizer.chat_template is None:
+        template_arguments["max_window_size"] = defaults.max_window_size
+    ids = chatml.render(tokenizer, messages, **template_arguments)
+    stops = ((id,) for id in chatml.stop_ids(tokenizer))
+    return ids, tuple(dict.fromkeys((*defaults.eos_ids, *stops)))
+
+
+def logits(params: Qwen, ids: Any) -> Array:
+    """Scores of every next token: ids [B T], or one text [T] -> float32 [B T V]."""
+    rows = [ids] if np.ndim(ids[0]) == 0 else ids
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError(f"texts of {sorted({len(r) for r in rows})} ids; give texts of one length")
+    for row in rows:
+        _check_ids(row, params)
+    return decode.score(params, np.asarray(rows, np.int32))
+
+
+def _prompts(params: Qwen, prompt: Any) -> tuple[list[list[int]], bool]:
+    """Prompts as ids, and whether there was one, not a list of them."""
+    single = isinstance(prompt, str) or (
+        len(prompt) > 0 and np.ndim(prompt[0]) == 0 and not isinstance(prompt[0], str)
+    )
+    prompts = [prompt] if single else list(prompt)
+    if not prompts:
+        raise ValueError("got no prompt, wanted a text, a list of ids, or a list of either")
+    encode = lambda text: _tokenizer(params).encode(text, specials=True)
+    ids = [encode(p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
+    for row in ids:
+        _check_ids(row, params)
+    return ids, single
+
+
+def _check_ids(ids: Sequence[int], params: Qwen) -> None:
+    if not len(ids):
+        raise ValueError("got an empty prompt, wanted at least one token")
+    if min(ids) < 0 or max(ids) >= params.config.vocab:
+        raise ValueError(
+            f"got ids from {min(ids)} to {max(ids)}, wanted 0 to {params.config.vocab - 1}"
+        )
+
+
+def _refuse_logprobs(sampling: Any) -> None:
+    wishes = [sampling] if isinstance(sampling, Sampling) else sampling or []
+    if any(wish.logprobs is not None for wish in wishes):
+        raise ValueError(
+            "text and ids carry no logprobs; see qwen_jax.completion.complete"
+        )
+
+
+def _tokenizer(params: Qwen) -> Tokenizer:
+    tokenizer = tokenizer_of(params)
+    if tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer; give the prompt as a list of ids")
+    return tokenizer

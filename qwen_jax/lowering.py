@@ -1,0 +1,70 @@
+"""The decode functions for devices that are not there: shapes in, a program to compile out.
+
+    params = lowering.params(config, jnp.bfloat16, mesh)     # nothing is allocated
+    state = lowering.state(params, slots=8, length=4096)
+    lowering.step(params, state, 16).lower().compile().memory_analysis()
+
+The mesh's devices may come from jax.experimental.topologies, which describes a machine with no
+more than its compiler at hand. Arrays of a real model and state will do as well.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from qwen_jax import decode, sharding
+from qwen_jax.config import Config
+from qwen_jax.model import Qwen, build
+from qwen_jax.sampling import Sampling, Settings
+from qwen_jax.state import State, places
+from qwen_jax.weights import Weights, flatten
+
+
+def params(config: Config, dtype: Any, where: Mesh | jax.Device | None = None) -> Qwen:
+    """A model of ShapeDtypeStructs on a mesh, on one device, or wherever jax would put it."""
+    model = build(config, lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, dtype))
+    if isinstance(where, Mesh):
+        return _put(model, sharding.shardings(config, where))
+    return model if where is None else _put(model, SingleDeviceSharding(where))
+
+
+def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = None) -> State:
+    """What decode.start would give, as ShapeDtypeStructs beside the weights."""
+    weights = flatten(params)
+    first = weights.leaves[0]
+    dtype = jnp.dtype(cache_dtype or first.dtype)
+    made = jax.eval_shape(lambda: decode._start(weights.structure, slots, length, dtype))
+    if weights.structure.mesh is not None:
+        return _put(made, places(made, weights.structure.mesh))
+    return made if first.sharding is None else _put(made, first.sharding)
+
+
+def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
+    """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
+    return decode._step.trace(flatten(params), state, count)
+
+
+def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
+    """The program of decode.prefill for `size` tokens at the start of a prompt."""
+    number = np.int32(0)
+    return decode._prefill.trace(
+        flatten(params),
+        state,
+        number,
+        np.zeros(size, np.int32),
+        *(number, number, number),
+        Settings.of(Sampling(), (), 0),
+        number,
+        window=min(state.cache.length, size),
+    )
+
+
+def _put(tree: Any, where: Any) -> Any:
+    """The tree with a sharding at every leaf: one for all, or a tree of them."""
+    if isinstance(where, jax.sharding.Sharding):
+        where = jax.tree.map(lambda _: where, tree)
+    put = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    return jax.tree.map(put, tree, where)

@@ -1,0 +1,37 @@
+"""What every test sees: one CPU that looks like eight devices, and whole reference checkpoints."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# jax and NumPy read these when they are first imported, which is later than this file.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy: the reference's matrices are too small to share
+
+GOLDEN = Path(__file__).parent / "golden"
+SAME_WEIGHTS = {  # folders whose tensors are kept once, in another folder
+    "modern/qwen25_yarn": "modern/qwen2_gqa",
+    "v1/logn_only": "v1/longctx",
+    "v1/ntk_only": "v1/longctx",
+}
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """golden("v1/base") -> that folder of tests/golden, a whole checkpoint, safe to write to."""
+    root = tmp_path_factory.mktemp("golden")
+
+    def assemble(name: str) -> Path:
+        folder = root / name
+        if not folder.exists():
+            shutil.copytree(GOLDEN / name, folder)
+            for file in (GOLDEN / SAME_WEIGHTS.get(name, name)).glob("model*"):
+                shutil.copy(file, folder)
+        return folder
+
+    return assemble

@@ -1,0 +1,221 @@
+"""Broken checkpoints: each is refused with a sentence, and nothing is left on the disk."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import convert
+from qwen_jax import demo
+
+INDEX = "model.safetensors.index.json"
+FIRST, SECOND = "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"
+
+
+@pytest.fixture
+def refuses(tmp_path):
+    """refuses(folder, *messages): one error has all of them; nothing new lies on the disk."""
+
+    def check(folder, *messages):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises((ValueError, OSError)) as caught:
+            convert.to_native(folder, tmp_path / "out")
+        for message in messages:
+            assert re.search(message, str(caught.value)), caught.value
+        assert sorted(tmp_path.rglob("*")) == before
+        return str(caught.value)
+
+    return check
+
+
+def test_truncated_shard(checkpoint, refuses):
+    folder = checkpoint("v1/base")
+    content = (folder / SECOND).read_bytes()
+    (folder / SECOND).write_bytes(content[:-100])
+    refuses(folder, f"{SECOND} .*cut off; download it again")
+    (folder / SECOND).write_bytes(content[:50])
+    refuses(folder, f"{SECOND} .*cut off in the header")
+
+
+def test_header_bomb(checkpoint, refuses):
+    folder = checkpoint("v1/base")
+    (folder / FIRST).write_bytes((2**50).to_bytes(8, "little") + b"{}")
+    refuses(folder, f"{FIRST} is cut off in the header")
+
+
+def test_every_problem_is_named(checkpoint, edit, refuses):
+    folder = checkpoint("v1/bf16")
+    edit(
+        folder / "model.safetensors",
+        **{
+            "transformer.h.1.ln_1.weight": None,
+            "transformer.h.1.ln_9.weight": np.zeros(64, np.float32),
+            "transformer.h.0.attn.c_attn.bias": np.zeros(191, np.float32),
+            "transformer.ln_f.weight": np.zeros(64, np.float64),
+        },
+    )
+    refuses(
+        folder,
+        r"transformer.h.1.ln_1.weight \[64\] is missing",
+        r"transformer.h.1.ln_9.weight is unknown",
+        r"c_attn.bias has shape \[191\], the config asks for \[192\]",
+        r"ln_f.weight has dtype float64, expected float32, bfloat16, float16",
+    )
+
+
+def test_long_lists_are_cut(checkpoint, refuses):
+    message = refuses(checkpoint("v1/bf16", num_hidden_layers=40), "and [0-9]+ more")
+    assert message.count("\n") < 25
+
+
+def test_parts_of_one_leaf_differ_in_dtype(checkpoint, edit, refuses):
+    folder = checkpoint("modern/qwen2_gqa")
+    name = "model.layers.0.self_attn.k_proj.bias"
+    edit(folder / "model.safetensors", **{name: np.zeros(32, np.float16)})
+    refuses(folder, f"{name}.* differ in dtype")
+
+
+def test_tensor_in_two_shards(checkpoint, edit, refuses):
+    folder = checkpoint("v1/base")
+    name = "transformer.wte.weight"
+    edit(folder / SECOND, **{name: load_file(folder / FIRST)[name]})
+    refuses(folder, f"{name} is in {FIRST} and again in {SECOND}")
+
+
+def test_tensor_twice_in_one_header(checkpoint, refuses):
+    folder = checkpoint("v1/bf16")
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    entry = re.search(rb'"transformer.ln_f.weight":\{.*?\}', content)[0]
+    header = content[8 : 8 + length].rstrip()[:-1] + b"," + entry + b"}"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    refuses(folder, r"lists \['transformer.ln_f.weight'\] twice")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("../model.safetensors", "names the file '../model.safetensors'"),
+        ("/etc/passwd", "names the file '/etc/passwd'"),
+        ("a/b.safetensors", "names the file"),
+        ("..", "names the file"),
+        ("pytorch_model.bin", "names the file"),
+        (3, "names the file 3"),
+        (SECOND, f"places transformer.wte.weight in {SECOND}, which does not hold it"),
+        ("model-9.safetensors", "No such file"),
+    ],
+)
+def test_index(checkpoint, refuses, place, message):
+    folder = checkpoint("v1/base")
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["transformer.wte.weight"] = place
+    (folder / INDEX).write_text(json.dumps(index))
+    refuses(folder, message)
+
+
+def test_index_without_a_tensor(checkpoint, refuses):
+    folder = checkpoint("v1/base")
+    index = json.loads((folder / INDEX).read_text())
+    del index["weight_map"]["transformer.wte.weight"]
+    (folder / INDEX).write_text(json.dumps(index))
+    refuses(folder, f"transformer.wte.weight is in {FIRST}, but not in {INDEX}")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 1}'])
+def test_index_of_another_form(checkpoint, refuses, content):
+    folder = checkpoint("v1/base")
+    (folder / INDEX).write_text(content)
+    refuses(folder, INDEX)
+
+
+def test_config(checkpoint, refuses):
+    refuses(checkpoint("v1/base", rotary_style="new"), "unknown keys .'rotary_style'.")
+    refuses(checkpoint("v1/bf16", model_type="llama"), "model_type 'llama'")
+    folder = checkpoint("modern/qwen3")
+    (folder / "config.json").write_text("{")
+    refuses(folder, "config.json is not JSON")
+    (folder / "config.json").unlink()
+    refuses(folder, "config.json")
+
+
+def test_generation_config(checkpoint, refuses):
+    folder = checkpoint("v1/bf16")
+    (folder / "generation_config.json").write_text('{"do_sample": true, "top_p": 7}')
+    refuses(folder, "generation_config.json cannot be read: .*top_p is 7")
+
+
+def test_tokenizer_of_another_checkpoint(checkpoint, refuses):
+    folder = checkpoint("v1/bf16")  # 512 rows; the demo's tokens are 1266
+    shutil.copy(demo.CHECKPOINT / "qwen.tiktoken", folder)
+    refuses(folder, "tokenizer's ids reach 1265, the embedding has 512 rows")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "a.pt"])
+def test_pickles(checkpoint, refuses, name):
+    folder = checkpoint("v1/bf16")
+    (folder / "model.safetensors").rename(folder / name)
+    refuses(folder, f"{name} is a pickle", "safe_serialization=True")
+
+
+def test_no_weights(checkpoint, refuses):
+    folder = checkpoint("v1/bf16")
+    (folder / "model.safetensors").unlink()
+    refuses(folder, "there is no model.safetensors")
+
+
+def test_quantised(checkpoint, edit, refuses):
+    quantised = {"quant_method": "gptq", "bits": 4}
+    refuses(
+        checkpoint("v1/base", quantization_config=quantised), "quantised", "quantization_config"
+    )
+    for name in ("quantize_config.json", "quant_config.json"):
+        folder = checkpoint("v1/bf16")
+        (folder / name).write_text("{}")
+        refuses(folder, "is quantised", name)
+        shutil.rmtree(folder)
+    folder = checkpoint("v1/bf16")
+    edit(folder / "model.safetensors", **{"transformer.h.0.mlp.w1.qweight": np.zeros(8, np.int32)})
+    refuses(folder, "is quantised .*w1.qweight")
+
+
+def test_not_a_checkpoint(tmp_path, refuses, golden):
+    refuses(tmp_path / "nothing", "there is no folder", "Qwen/Qwen-7B")
+    (tmp_path / "file").write_text("")
+    refuses(tmp_path / "file", "is a file")
+    made = convert.to_native(golden("v1/bf16"), tmp_path / "native")
+    refuses(made, "is a native checkpoint already")
+    with pytest.raises(ValueError, match="is a Hugging Face checkpoint"):
+        convert.to_hf(golden("v1/bf16"), tmp_path / "back")
+
+
+def test_git_lfs_pointer(checkpoint, refuses):
+    folder = checkpoint("v1/bf16")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    refuses(folder, "git lfs pull")
+
+
+def test_links_of_a_hub_cache_are_followed(golden, tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    for file in golden("v1/base").iterdir():
+        (tmp_path / "snapshot" / file.name).symlink_to(file)
+    assert convert.to_native(tmp_path / "snapshot", tmp_path / "out", verify=True).is_dir()
+
+
+def test_verify_finds_one_wrong_bit(golden, tmp_path):
+    source = shutil.copytree(golden("v1/bf16"), tmp_path / "hf")
+    out = convert.to_native(source, tmp_path / "out")
+    assert convert.to_native(source, out, verify=True) == out
+    tensors = load_file(source / "model.safetensors")
+    for name in ("transformer.h.1.attn.c_attn.weight", "lm_head.weight"):
+        changed = {name: tensors[name].copy()}
+        changed[name].view(np.uint16)[3, 5] ^= 1
+        save_file(tensors | changed, source / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"differs from {name}"):
+            convert.to_native(source, out, verify=True)
+    (source / "generation_config.json").unlink()
+    with pytest.raises(ValueError, match="config, generation or tokenizer files differ"):
+        convert.to_native(source, out, verify=True)

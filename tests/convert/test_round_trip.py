@@ -1,0 +1,133 @@
+"""Hugging Face -> native -> devices, and native -> Hugging Face: every bit survives."""
+
+import json
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import convert
+from qwen_jax import demo
+from qwen_jax.checkpoint import load, save
+from qwen_jax.config import Config
+from tests.convert.small import (
+    QWEN2,
+    QWEN3,
+    V1,
+    assert_holds,
+    assert_same_files,
+    random_params,
+)
+from tests.reference import random_checkpoint, read_checkpoint, write_checkpoint
+
+GOLDEN = "v1/base v1/bf16 modern/qwen2_gqa modern/qwen25_yarn modern/qwen3".split()
+SINGLE = "model.safetensors"
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden(golden, name, tmp_path, capsys):
+    source = golden(name)
+    folder = convert.to_native(source, tmp_path / "native", verify=True)
+    assert "identical to the source, bit for bit" in capsys.readouterr().out
+    params = load(folder)
+    assert params.config == Config.from_hf(json.loads((source / "config.json").read_text()))
+    assert_holds(params, source)
+    assert_same_files(convert.to_hf(folder, tmp_path / "back"), source)
+
+
+def test_demo_has_a_tokenizer(tmp_path):
+    folder = convert.to_native("demo", tmp_path / "demo")
+    params = load(folder)
+    assets = params.assets
+    assert assets.tokenizer.decode(assets.tokenizer.encode("Hello, 世界!")) == "Hello, 世界!"
+    assert (assets.model_type, assets.folder) == ("qwen", folder)
+    back = convert.to_hf(folder, tmp_path / "back")
+    for file in back.iterdir():
+        assert file.read_bytes() == (demo.CHECKPOINT / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        V1,
+        V1 | {"num_attention_heads": 1, "kv_channels": 24},
+        QWEN2,
+        QWEN2 | {"num_key_value_heads": 6, "tie_word_embeddings": True},
+        QWEN2 | {"num_key_value_heads": 1},
+        QWEN3,
+        QWEN3 | {"num_attention_heads": 4, "tie_word_embeddings": False},
+    ],
+    ids=["v1", "one_head", "gqa", "tied", "mqa", "qwen3", "qwen3_untied"],
+)
+def test_other_configs(config, dtype, tmp_path):
+    tensors = {k: v.astype(dtype) for k, v in random_checkpoint(config, seed=1).items()}
+    write_checkpoint(tmp_path / "hf", config, tensors)
+    folder = convert.to_native(tmp_path / "hf", tmp_path / "native", verify=True)
+    assert_holds(load(folder), tmp_path / "hf")
+    assert_same_files(convert.to_hf(folder, tmp_path / "back"), tmp_path / "hf")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["v1/base", "v1/bf16"])
+def test_dtype(golden, name, dtype, tmp_path, capsys):
+    source = golden(name)
+    folder = convert.to_native(source, tmp_path / "native", dtype=dtype, verify=True)
+    assert "bit for bit" in capsys.readouterr().out
+    assert_holds(load(folder), source, dtype=jnp.dtype(dtype))
+    back = convert.to_hf(folder, tmp_path / "back")
+    tensors = read_checkpoint(back)[1]
+    for tensor, original in zip(tensors.values(), read_checkpoint(source)[1].values(), strict=True):
+        np.testing.assert_array_equal(tensor, original.astype(jnp.dtype(dtype)))
+    if (index := back / "model.safetensors.index.json").exists():
+        total = json.loads(index.read_text())["metadata"]["total_size"]
+        assert total == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_float16_overflow(checkpoint, edit, tmp_path):
+    source = checkpoint("v1/bf16")
+    edit(source / "model.safetensors", **{"lm_head.weight": np.full((512, 64), 1e6, np.float32)})
+    with pytest.raises(ValueError, match=r"lm_head.weight has values beyond float16's 65504"):
+        convert.to_native(source, tmp_path / "native", dtype="float16")
+    assert sorted(tmp_path.iterdir()) == [source]
+
+
+def test_head_that_repeats_the_embedding(tmp_path):
+    tensors = random_checkpoint(QWEN3, seed=0)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    write_checkpoint(tmp_path / "hf", QWEN3, tensors)
+    folder = convert.to_native(tmp_path / "hf", tmp_path / "native", verify=True)
+    assert load(folder).head is None
+    assert_same_files(convert.to_hf(folder, tmp_path / "back"), tmp_path / "hf")
+
+    save_file(tensors | {"lm_head.weight": -tensors["lm_head.weight"]}, tmp_path / "hf" / SINGLE)
+    with pytest.raises(
+        ValueError, match=r"ties lm_head.weight to the embedding, but the two differ"
+    ):
+        convert.to_native(tmp_path / "hf", tmp_path / "other")
+
+
+def test_tables_rebuilt_from_the_config_are_dropped(checkpoint, edit, tmp_path):
+    source = checkpoint("v1/bf16")
+    wanted = load_file(source / SINGLE)
+    edit(source / SINGLE, **{"transformer.h.0.attn.masked_bias": np.zeros(1, np.uint8)})
+    folder = convert.to_native(source, tmp_path / "native", verify=True)
+    made = load_file(convert.to_hf(folder, tmp_path / "back") / SINGLE)
+    assert made.keys() == wanted.keys()
+
+
+@pytest.mark.parametrize("config", [V1 | {"use_dynamic_ntk": True}, QWEN2, QWEN3])
+def test_export_of_fresh_parameters(config, tmp_path, monkeypatch):
+    """Parameters that never were a Hugging Face checkpoint become one, in shards."""
+    monkeypatch.setattr("convert.export.LARGEST_SHARD", 8000)
+    params = random_params(config)
+    save(params, tmp_path / "native")
+    back = convert.to_hf(tmp_path / "native", tmp_path / "back")
+    assert_holds(params, back)
+    index = json.loads((back / "model.safetensors.index.json").read_text())
+    for tensor, name in index["weight_map"].items():
+        assert tensor in load_file(back / name)
+    again = convert.to_native(back, tmp_path / "again", verify=True)
+    assert_holds(load(again), back)

@@ -1,0 +1,174 @@
+"""What is written is whole, or is not there."""
+
+import errno
+import os
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import convert
+from convert.source import PATTERNS, default_out
+from qwen_jax import native
+from qwen_jax.checkpoint import load
+from tests.convert.small import assert_holds
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Writes `pieces` pieces, then fails; returns the names of those written."""
+    original = native.write_piece
+
+    def arrange(pieces, error):
+        written = []
+
+        def write(folder, piece, arrays):
+            if len(written) == pieces:
+                raise error
+            written.append(piece)
+            original(folder, piece, arrays)
+
+        monkeypatch.setattr(native, "write_piece", write)
+        return written
+
+    return arrange
+
+
+def test_out_exists(golden, tmp_path):
+    source = golden("v1/bf16")
+    (tmp_path / "out").mkdir()
+    for write in (convert.to_native, convert.to_hf):
+        with pytest.raises(FileExistsError, match="out exists; choose another folder"):
+            write(source, tmp_path / "out")
+    with pytest.raises(FileExistsError):
+        convert.to_native(source, tmp_path / "out", verify=True)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_interrupted_conversion_goes_on(golden, tmp_path, interrupted, capsys):
+    source = golden("v1/base")
+    first = interrupted(3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        convert.to_native(source, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["out.partial"]
+    with pytest.raises(ValueError, match="was interrupted while it was written"):
+        load(tmp_path / "out.partial")
+    # what a killed process leaves behind
+    (tmp_path / "out.partial/weights/head.orbax-checkpoint-tmp").mkdir()
+
+    second = interrupted(99, None)
+    convert.to_native(source, tmp_path / "out", verify=True)
+    assert len(first) == 3
+    assert not set(first) & set(second)
+    assert "3 of 5 pieces found done" in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert sorted(f.name for f in (tmp_path / "out/weights").iterdir()) == sorted(first + second)
+    assert_holds(load(tmp_path / "out"), source)
+
+
+@pytest.mark.parametrize("change", ["dtype", "source", "rubbish"])
+def test_partial_of_another_conversion_is_replaced(checkpoint, tmp_path, interrupted, change):
+    source = checkpoint("v1/base")
+    interrupted(3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        convert.to_native(source, tmp_path / "out")
+    if change == "source":
+        os.utime(source / "model-00001-of-00003.safetensors", (1, 1))
+    if change == "rubbish":
+        (tmp_path / "out.partial/conversion.json").write_text("{")
+    written = interrupted(99, None)
+    convert.to_native(source, tmp_path / "out", dtype="float16" if change == "dtype" else None)
+    assert len(written) == 5
+
+
+def test_errors_leave_nothing(golden, tmp_path, interrupted):
+    interrupted(3, RuntimeError("lightning"))
+    with pytest.raises(RuntimeError, match="lightning"):
+        convert.to_native(golden("v1/base"), tmp_path / "out")
+    interrupted(3, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match=r"out is full; the checkpoint takes 0\.67 MB"):
+        convert.to_native(golden("v1/base"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_verify_is_not_kept(golden, tmp_path, monkeypatch):
+    monkeypatch.setattr("convert.native.is_same", lambda leaf, tensor: False)
+    with pytest.raises(ValueError, match=r"embed differs from transformer\.wte\.weight"):
+        convert.to_native(golden("v1/base"), tmp_path / "out", verify=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_checked_first(golden, tmp_path, monkeypatch, interrupted):
+    written = interrupted(0, AssertionError())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500_000))
+    with pytest.raises(OSError, match=r"has 0.50 MB left, the checkpoint takes 0.74 MB"):
+        convert.to_native(golden("v1/base"), tmp_path / "out")
+    assert not written
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_checked_on_the_way_back(golden, tmp_path, monkeypatch):
+    folder = convert.to_native(golden("v1/bf16"), tmp_path / "native")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    with pytest.raises(OSError, match=r"has 0\.10 MB left"):
+        convert.to_hf(folder, tmp_path / "back")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_place_that_cannot_be_written(golden, tmp_path):
+    (tmp_path / "file").write_text("")
+    made = convert.to_native(golden("v1/bf16"), tmp_path / "native")
+    for write, source in ((convert.to_native, golden("v1/bf16")), (convert.to_hf, made)):
+        with pytest.raises(OSError, match="file"):
+            write(source, tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_default_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(default_out("Qwen/Qwen-14B-Chat")) == "qwen-14b-chat"
+    assert str(default_out("some/where/Qwen-7B/")) == "qwen-7b"
+    assert str(default_out(".")) == tmp_path.name.lower()
+    assert str(default_out("demo")) == "demo"
+
+
+# --- hubs -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_hub(golden, tmp_path, monkeypatch, source):
+    """Only weights in safetensors, configs and tokenizers are asked for: no pickle and no code."""
+    calls = []
+
+    def snapshot_download(model, allow_patterns):
+        calls.append((model, allow_patterns))
+        return str(golden("v1/bf16"))
+
+    package = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}[source]
+    fake = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, package, fake)
+    monkeypatch.chdir(tmp_path)
+    assert str(convert.to_native("Qwen/Qwen-Tiny", source=source)) == "qwen-tiny"
+    assert calls == [("Qwen/Qwen-Tiny", PATTERNS)]
+    wanted = ["model*.safetensors", "model.safetensors.index.json", "config.json"]
+    assert {*wanted, "generation_config.json", "qwen.tiktoken", "tokenizer.json"} <= set(PATTERNS)
+    assert not [
+        p
+        for p in PATTERNS
+        if not p.endswith((".safetensors", ".json", ".txt", ".jinja")) and p != "qwen.tiktoken"
+    ]
+    assert_holds(load("qwen-tiny"), golden("v1/bf16"))
+
+
+def test_hub_that_does_not_answer(monkeypatch, tmp_path):
+    def snapshot_download(model, allow_patterns):
+        raise RuntimeError("401 Client Error")
+
+    fake = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    with pytest.raises(OSError, match="cannot download Qwen/Nothing from huggingface: 401"):
+        convert.to_native("Qwen/Nothing", tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(ValueError, match=r"pip install 'qwen_jax\[modelscope\]'"):
+        convert.to_native("Qwen/Nothing", tmp_path / "out", source="modelscope")
+    with pytest.raises(ValueError, match="source is 'moon'"):
+        convert.to_native("Qwen/Nothing", tmp_path / "out", source="moon")

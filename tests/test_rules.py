@@ -1,0 +1,99 @@
+"""The shape of the code: who may import whom, what files are called, how long they are."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("qwen_jax", "convert", "train", "serve")
+CODE = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+FILES = sorted(
+    {*CODE, *(f for d in ("tests", "tools", "benchmarks") for f in (ROOT / d).rglob("*.py"))}
+)
+MAY_CONVERT = {"qwen_jax/demo.py"}  # a main program, not part of the library
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Dotted names of everything the file imports, inside functions too."""
+    package = file.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            origin = ".".join([*start, *([node.module] if node.module else [])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def roots(file: Path) -> set[str]:
+    return {imported.split(".")[0] for imported in imports(file)}
+
+
+def modules(file: Path) -> set[str]:
+    """The files of this repository that a file imports."""
+    found = set()
+    for imported in imports(file):
+        path = ROOT.joinpath(*imported.split("."))
+        for candidate in (path, path.parent):
+            hits = [
+                f for f in (candidate.with_suffix(".py"), candidate / "__init__.py") if f in CODE
+            ]
+            if hits:
+                found.add(name(hits[0]))
+                break
+    return found
+
+
+@pytest.mark.parametrize("file", CODE, ids=name)
+def test_arrows_between_packages(file):
+    package = name(file).split("/")[0]
+    allowed = {package, "qwen_jax"} | ({"convert"} if name(file) in MAY_CONVERT else set())
+    assert roots(file) & {*PACKAGES, "tests", "tools", "benchmarks"} <= allowed
+
+
+def test_no_cycles():
+    TopologicalSorter({name(file): modules(file) - {name(file)} for file in CODE}).prepare()
+
+
+@pytest.mark.parametrize("file", ["qwen_jax/tokenizer.py", "qwen_jax/chatml.py"])
+def test_text_needs_no_jax(file):
+    """These files, and what they import from the package."""
+    todo, seen = [file], set()
+    while todo:
+        current = todo.pop()
+        seen.add(current)
+        if (ROOT / current).exists():
+            assert not roots(ROOT / current) & {"jax", "jaxlib", "flax"}, current
+            todo += modules(ROOT / current) - seen
+
+
+@pytest.mark.parametrize("file", CODE, ids=name)
+def test_pure_jax(file):
+    """No PyTorch, and nothing that runs code from a model's files."""
+    assert not roots(file) & {"torch", "tensorflow", "transformers", "pickle", "dill", "joblib"}
+
+
+@pytest.mark.parametrize("file", CODE, ids=name)
+def test_plain_pytrees(file):
+    """Of Flax, only modules that are plain pytrees; jax.jit, jax.grad and jax.lax work on them."""
+    banned = {"jit", "grad", "value_and_grad", "scan", "vmap", "Rngs"}
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert not (node.value.id == "nnx" and node.attr in banned), f"nnx.{node.attr}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_files_are_small_and_well_named(file):
+    assert file.stem not in {"util", "utils", "common", "helper", "helpers", "base", "misc"}
+    assert len(file.read_text("utf-8").splitlines()) <= 300
+
+
+def test_golden_files_are_small():
+    assert sum(f.stat().st_size for f in (ROOT / "tests/golden").rglob("*")) < 6_000_000

@@ -1,0 +1,171 @@
+"""Makes the checkpoint that is bundled with the package: python tools/make_demo.py [folder].
+
+A Qwen v1 in Hugging Face layout, with its own small vocabulary and random weights. The same script
+gives the same bytes: commit what it writes.
+"""
+
+import base64
+import json
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import regex
+from safetensors.numpy import save_file
+
+HERE = Path(__file__).parent
+FOLDER = HERE.parent / "qwen_jax" / "demo_checkpoint"
+PIECES = (  # Qwen's pre-tokenisation
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIALS = 208  # <|endoftext|>, <|im_start|>, <|im_end|> and <|extra_0|> to <|extra_204|>
+RANKS = 1840  # at most; the text decides
+WIDTH, LAYERS, HEADS, MLP = 128, 4, 4, 352
+SEED = 20260120
+README = """# Demo checkpoint
+
+A Qwen v1 of 1.1 million parameters in Hugging Face layout, made by `tools/make_demo.py`.
+Its vocabulary is its own. **Its weights are random: until it is trained, it writes nonsense.**
+"""
+
+
+def main(folder: Path = FOLDER) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = byte_tokens()
+    tokens += merges((HERE / "demo_text.txt").read_text("utf-8"), RANKS - len(tokens))
+    vocab = -(-(len(tokens) + SPECIALS) // 128) * 128  # padded, as the released models are
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+    (folder / "qwen.tiktoken").write_text("".join(lines), "ascii", newline="\n")
+    write_json(folder / "config.json", config(vocab))
+    write_json(folder / "generation_config.json", generation_config(end_of_text=len(tokens)))
+    write_json(
+        folder / "tokenizer_config.json",
+        {"model_max_length": 8192, "tokenizer_class": "QWenTokenizer"},
+    )
+    save_file(weights(vocab), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "README.md").write_text(README, "utf-8", newline="\n")
+
+
+# --- vocabulary -------------------------------------------------------------------------------
+def byte_tokens() -> list[bytes]:
+    """All 256 bytes in GPT-2's order: those that print first."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [bytes([b]) for b in [*printable, *(b for b in range(256) if b not in printable)]]
+
+
+def merges(text: str, n: int) -> list[bytes]:
+    """Up to `n` byte-pair merges of what occurs twice: frequent pairs first, ties in byte order."""
+    words = Counter(tuple(bytes([b]) for b in p.encode()) for p in regex.findall(PIECES, text))
+    found: list[bytes] = []
+    while len(found) < n:
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
+        for word, count in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += count
+        pair, count = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        if count < 2:
+            break
+        token = b"".join(pair)
+        if token not in found:  # another split of the same bytes needs no second rank
+            found.append(token)
+        words = Counter({joined(word, pair): count for word, count in words.items()})
+    return found
+
+
+def joined(word: tuple[bytes, ...], pair: tuple[bytes, bytes]) -> tuple[bytes, ...]:
+    out: list[bytes] = []
+    for token in word:
+        if out and (out[-1], token) == pair:
+            out[-1] += token
+        else:
+            out.append(token)
+    return tuple(out)
+
+
+# --- network ----------------------------------------------------------------------------------
+def weights(vocab: int) -> dict[str, np.ndarray]:
+    """Qwen v1's initialisation, in bfloat16."""
+    random = np.random.RandomState(SEED)  # of NumPy's streams, the one that is frozen for ever
+    deep = 0.02 / np.sqrt(2 * LAYERS)  # for what is added to the residual stream
+
+    def normal(*shape: int, std: float = 0.02) -> np.ndarray:
+        return random.normal(0, std, shape).astype(ml_dtypes.bfloat16)
+
+    ones = np.ones(WIDTH, ml_dtypes.bfloat16)
+    tensors = {"transformer.wte.weight": normal(vocab, WIDTH)}
+    for i in range(LAYERS):
+        tensors |= {
+            f"transformer.h.{i}.ln_1.weight": ones,
+            f"transformer.h.{i}.attn.c_attn.weight": normal(3 * WIDTH, WIDTH),
+            f"transformer.h.{i}.attn.c_attn.bias": np.zeros(3 * WIDTH, ml_dtypes.bfloat16),
+            f"transformer.h.{i}.attn.c_proj.weight": normal(WIDTH, WIDTH, std=deep),
+            f"transformer.h.{i}.ln_2.weight": ones,
+            f"transformer.h.{i}.mlp.w1.weight": normal(MLP, WIDTH),
+            f"transformer.h.{i}.mlp.w2.weight": normal(MLP, WIDTH),
+            f"transformer.h.{i}.mlp.c_proj.weight": normal(WIDTH, MLP, std=deep),
+        }
+    return tensors | {"transformer.ln_f.weight": ones, "lm_head.weight": normal(vocab, WIDTH)}
+
+
+# --- settings ---------------------------------------------------------------------------------
+def config(vocab: int) -> dict:
+    return {
+        "architectures": ["QWenLMHeadModel"],
+        "attn_dropout_prob": 0.0,
+        "bf16": False,
+        "emb_dropout_prob": 0.0,
+        "fp16": False,
+        "fp32": False,
+        "hidden_size": WIDTH,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * MLP,
+        "kv_channels": WIDTH // HEADS,
+        "layer_norm_epsilon": 1e-06,
+        "max_position_embeddings": 8192,
+        "model_type": "qwen",
+        "no_bias": True,
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": LAYERS,
+        "onnx_safe": None,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 1.0,
+        "scale_attn_weights": True,
+        "seq_length": 512,
+        "tie_word_embeddings": False,
+        "tokenizer_class": "QWenTokenizer",
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.32.0",
+        "use_cache": True,
+        "use_cache_kernel": False,
+        "use_cache_quantization": False,
+        "use_dynamic_ntk": True,
+        "use_flash_attn": "auto",
+        "use_logn_attn": True,
+        "vocab_size": vocab,
+    }
+
+
+def generation_config(end_of_text: int) -> dict:
+    return {
+        "chat_format": "chatml",
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        "max_window_size": 6144,
+        "max_new_tokens": 512,
+        "do_sample": True,
+        "top_k": 0,
+        "top_p": 0.8,
+        "transformers_version": "4.32.0",
+    }
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:2]))
