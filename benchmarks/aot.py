@@ -35,8 +35,8 @@ ENVIRONMENT = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        # See README: without it XLA takes whole layers of the cache into on-chip memory to
-        # write one token there, and brings them back.
+        # Without it XLA takes whole layers of the cache into on-chip memory to write one token
+        # there, and brings them back; a real TPU wants the same setting.
         "LIBTPU_INIT_ARGS": "--xla_tpu_msa_inefficient_use_to_copy_ratio=0.8",
     },
 }
@@ -249,7 +249,12 @@ def compile_platform(platform: str) -> bool:
         results.append(measure(case))
         print(_line(results[-1]), flush=True)
     RESULTS.mkdir(exist_ok=True)
-    report = {"versions": _versions(platform), "tokens_per_call": COUNT, "results": results}
+    report = {
+        "versions": _versions(platform),
+        "environment": ENVIRONMENT[platform],
+        "tokens_per_call": COUNT,
+        "results": results,
+    }
     path = RESULTS / f"aot_{platform}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     return all(result["passed"] for result in results)

@@ -4,7 +4,7 @@ import importlib
 import re
 from pathlib import Path
 
-from qwen_jax import demo
+from qwen_jax import bundled
 from qwen_jax.vocabulary import FILES
 
 SIDE_FILES = ("config.json", "generation_config.json", *FILES, "special_tokens_map.json")
@@ -16,7 +16,7 @@ PATTERNS = [*SIDE_FILES, INDEX, *QUANTISED, "model*.safetensors"]
 
 def locate(hf: str | Path, source: str = "huggingface") -> Path:
     """The folder of a checkpoint in Hugging Face's layout, downloaded if `hf` is a hub id."""
-    folder = demo.CHECKPOINT if hf == "demo" else Path(hf)
+    folder = bundled.CHECKPOINT if hf == "demo" else Path(hf)
     if folder.is_dir():
         return folder
     if folder.exists():

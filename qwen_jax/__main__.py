@@ -13,7 +13,7 @@ import tyro
 
 from qwen_jax.checkpoint import load
 from qwen_jax.completion import Completion, grow
-from qwen_jax.generate import stream_chat
+from qwen_jax.generate import stream_chat, text_tokenizer
 
 Number = Literal["float32", "bfloat16", "float16"]
 
@@ -55,7 +55,7 @@ def main(
     if complete or params.assets.defaults.chat_format == "raw":
         if system is not None:
             raise ValueError("--system is for chat; a completed text has none")
-        ids = params.assets.tokenizer.encode(prompt, specials=True)
+        ids = text_tokenizer(params).encode(prompt, specials=True)
         show(answer for (answer,) in grow(params, [ids], watch=True, **how))
     else:
         show(stream_chat(params, prompt, system=system, **how))
@@ -86,6 +86,9 @@ def run(command: Callable[[], object]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     try:
         command()
+    except BrokenPipeError:  # whoever read the answer has enough; Python would flush into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -24,6 +24,9 @@ class Stored(Protocol):
 def attend(query: Array, key: Stored, value: Stored, positions: Array) -> Array:
     """Every query [B T K G H] sees the keys up to its own position [B T]; -> [B T K G H]."""
     length = query.shape[1]
+    if length == 1:
+        form = jax.lax.platform_dependent
+        return form(query, key, value, positions, tpu=_eight_rows, default=_attend)
     if length <= _QUERY_BLOCK or length % _QUERY_BLOCK:
         return _attend(query, key, value, positions)
     split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, _QUERY_BLOCK, *x.shape[2:]), 1, 0)
@@ -44,6 +47,16 @@ def _attend(query: Array, key: Stored, value: Stored, positions: Array) -> Array
         weights = weights * value.scale[:, :, None, None, :]
     y = jnp.einsum("BKGTS,BKSH->BTKGH", weights.astype(kind), value.data.astype(kind), **exact)
     return y.astype(query.dtype)
+
+
+def _eight_rows(query: Array, key: Stored, value: Stored, positions: Array) -> Array:
+    """The same for T = 1 on a TPU, whose matrix unit takes eight rows at a time.
+
+    With fewer XLA multiplies and sums outside it, at three times the estimated cycles.
+    """
+    groups = query.shape[3]
+    padded = jnp.pad(query, ((0, 0), (0, 0), (0, 0), (0, -groups % 8), (0, 0)))
+    return _attend(padded, key, value, positions)[:, :, :, :groups]
 
 
 def _softmax(scores: Array, positions: Array) -> Array:

@@ -121,16 +121,14 @@ def _place(whole: Array, part: Array, slot: Array | None, starts: Array) -> Arra
     if slot is not None:
         at: list[Any] = [slot, 0, starts[0], *[0] * (whole.ndim - 3)]
         return jax.lax.dynamic_update_slice(whole, part, at)
-    return jax.lax.platform_dependent(whole, part, starts, cpu=_place_heads, default=_place_rows)
-
-
-def _place_rows(whole: Array, part: Array, starts: Array) -> Array:
-    write = lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, 1)
-    return jax.vmap(write)(whole, part, starts)
-
-
-def _place_heads(whole: Array, part: Array, starts: Array) -> Array:
-    """Head by head, T = 1: XLA's CPU copies the cache when attention reads an updated slice."""
-    rows, heads = jnp.ogrid[: whole.shape[0], : whole.shape[1]]
-    at = whole.at[rows, heads, starts[:, None]]
-    return at.set(part[:, :, 0], mode="promise_in_bounds", unique_indices=True)
+    slots, heads, tokens = (jnp.arange(n) for n in part.shape[:3])
+    places = (slots[:, None, None], heads[:, None], starts[:, None, None] + tokens)
+    # One vector per head and token: a single kernel on a GPU or TPU. Slices over all heads would
+    # make a CPU copy the cache, and a TPU loop over the slots or keep it in another layout.
+    return whole.at[places].set(
+        part,
+        mode="drop",  # a slot that filled its cache stands past the end
+        unique_indices=True,
+        indices_are_sorted=True,
+        wrap_negative_indices=False,
+    )

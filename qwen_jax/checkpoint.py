@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from qwen_jax import hf_config, native
+from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.defaults import Defaults
 from qwen_jax.model import Qwen, build
@@ -44,8 +45,6 @@ def load(
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
     if folder == "demo":
-        from qwen_jax.demo import native_folder  # the one place that may call convert
-
         folder = native_folder()
     folder = Path(folder)
     manifest = Manifest.read(folder)

@@ -4,6 +4,7 @@ import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -13,12 +14,14 @@ from jax.experimental import multihost_utils
 from qwen_jax import decode
 from qwen_jax.defaults import Defaults
 from qwen_jax.model import Qwen
-from qwen_jax.sampling import Sampling, Settings
+from qwen_jax.sampler import Settings
+from qwen_jax.sampling import Sampling
 from qwen_jax.state import Output, State
 from qwen_jax.tokenizer import StopStrings, TextStream, Tokenizer
 from qwen_jax.weights import Weights, flatten
 
 MAX_NEW_TOKENS = 512  # where neither the caller nor generation_config.json says, as the original
+_MOST = 2**30  # new tokens that 32 bits can count, with a prompt
 _PER_CALL = 16  # tokens between two looks of the host, when it streams or watches for stop strings
 
 
@@ -57,11 +60,15 @@ def grow(
     device every few tokens, not only when all answers are done.
     """
     defaults = defaults_of(params)
-    budget = _budget(params, prompts, max_new_tokens or defaults.max_new_tokens or MAX_NEW_TOKENS)
+    if max_new_tokens is None:
+        max_new_tokens = defaults.max_new_tokens or MAX_NEW_TOKENS
+    budget = _budget(params, prompts, max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    wishes = _each(sampling or defaults.sampling, Sampling, len(prompts), "sampling")
+    sampling = defaults.sampling if sampling is None else sampling
+    wishes = _each(sampling, Sampling, len(prompts), "sampling")
     wishes = [replace(wish, stop=(*wish.stop, *stop)) for wish in wishes]
-    seeds = _each(_fresh_seed() if seed is None else seed, int, len(prompts), "seed")
+    seed = _fresh_seeds(len(prompts)) if seed is None else seed
+    seeds = _each(seed, Integral, len(prompts), "seed")
     ends = defaults.eos_ids if eos_ids is None else eos_ids
     _check_bias(params, wishes)
     rows = [
@@ -76,7 +83,8 @@ def grow(
         state, output = _prefill(weights, state, slot, ids, row.settings, budget)
         row.push(output, 0)
     watch = watch or any(row.wish.stop for row in rows)
-    count = min(_PER_CALL, budget) if watch else 1 << (budget - 1).bit_length()
+    count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
+    count = min(_PER_CALL, count) if watch else count
     while True:
         for slot, row in enumerate(rows):
             if row.cut:
@@ -178,8 +186,9 @@ def _check_bias(params: Qwen, wishes: Iterable[Sampling]) -> None:
 
 
 def _budget(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    if isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise ValueError(f"got max_new_tokens {max_new_tokens}, wanted a whole number above 0")
+    whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
+    if not whole or not 0 < max_new_tokens <= _MOST:
+        raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
     longest = max(map(len, prompts)) + max_new_tokens
     if longest > params.config.max_length:
         warnings.warn(
@@ -192,17 +201,18 @@ def _budget(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: int)
 
 def _each(value: Any, kind: type, count: int, name: str) -> list[Any]:
     """One value for every prompt, or a list of them."""
-    values = [value] * count if isinstance(value, kind) else list(value)
+    values = list(value) if isinstance(value, Sequence | np.ndarray) else [value] * count
     if len(values) != count:
         raise ValueError(f"got {len(values)} values for {name}, there are {count} prompts")
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, kind):
+            raise ValueError(f"got {name} {one!r}, wanted {kind.__name__}, or one for each prompt")
     return values
 
 
-def _fresh_seed() -> int:
-    """A random seed, the same in every process of a run."""
-    seed = secrets.randbits(63)
-    if jax.process_count() == 1:
-        return seed
-    halves = np.asarray([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-    high, low = multihost_utils.broadcast_one_to_all(halves)
-    return int(high) << 32 | int(low)
+def _fresh_seeds(count: int) -> list[int]:
+    """Random seeds, the same in every process of a run."""
+    halves = np.asarray([[secrets.randbits(32) for _ in range(2)] for _ in range(count)], np.uint32)
+    if jax.process_count() > 1:
+        halves = multihost_utils.broadcast_one_to_all(halves)
+    return [int(high) << 32 | int(low) for high, low in halves]

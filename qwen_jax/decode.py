@@ -25,7 +25,8 @@ from jax import Array
 
 from qwen_jax.cache import Cache, NoCache
 from qwen_jax.model import Qwen
-from qwen_jax.sampling import MAX_STOP_LENGTH, History, Settings, best, sample, stopped
+from qwen_jax.sampler import History, Settings, best, sample, stopped
+from qwen_jax.sampling import MAX_STOP_LENGTH
 from qwen_jax.state import Output, State, gathered, pin, replicated
 from qwen_jax.weights import Structure, Weights, flatten
 
@@ -61,7 +62,8 @@ def prefill(
     Output [1 1]; for earlier ones that token is -1. settings: of this request, B = 1.
     """
     size = bucket(len(tokens))
-    assert start + size <= state.cache.length, "a padded chunk must fit the cache: see room()"
+    needed = max(start + size, prompt_length + max_new_tokens)
+    assert needed <= state.cache.length, "prompt, padding and answer must fit the cache: see room()"
     padded = np.zeros(size, np.int32)
     padded[: len(tokens)] = tokens
     return _prefill(
@@ -167,7 +169,7 @@ def _prefill(
         positions=end,
         prompt_lengths=prompt_length[None],
         remaining=max_new_tokens[None],
-        active=end == prompt_length,
+        active=(end == prompt_length) & (max_new_tokens > 0),
         history=history,
         settings=settings,
     )

@@ -45,21 +45,21 @@ class Defaults:
             wishes |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
         eos = reader.take("eos_token_id", default=None)
         ends = [[id] for id in (eos if isinstance(eos, list) else [eos]) if id is not None]
-        ends += reader.take("stop_words_ids", default=None) or []
+        words = reader.take("stop_words_ids", default=None) or []
+        ends += words if isinstance(words, list) else [words]
         made = Defaults(
             sampling=_sampling(reader, wishes),
-            eos_ids=tuple(dict.fromkeys(map(tuple, ends))),
+            eos_ids=_sequences(reader, ends),
             max_new_tokens=_size_or_none(reader, "max_new_tokens"),
             chat_format=reader.take("chat_format", default=None),
             max_window_size=_size_or_none(reader, "max_window_size"),
         )
-        _sampling(reader, {"stop_ids": made.eos_ids})
         if made.chat_format not in (None, "raw", "chatml"):
             reader.problems.append(f"chat_format is {made.chat_format!r}, expected raw or chatml")
-        reader.require("num_beams", 1)
-        reader.require("num_return_sequences", 1)
-        reader.require("no_repeat_ngram_size", 0)
-        reader.require("typical_p", 1.0)
+        reader.require("num_beams", 1, None)
+        reader.require("num_return_sequences", 1, None)
+        reader.require("no_repeat_ngram_size", 0, None)
+        reader.require("typical_p", 1.0, None)
         reader.finish(_HARMLESS)
         return made
 
@@ -70,6 +70,12 @@ def _sampling(reader: Reader, wishes: dict[str, Any]) -> Sampling:
     except (ValueError, TypeError) as error:
         reader.problems.append(str(error))
         return Sampling()
+
+
+def _sequences(reader: Reader, ends: list[Any]) -> tuple[tuple[int, ...], ...]:
+    """Sequences of ids that end an answer, each once."""
+    stop_ids = [tuple(ids) if isinstance(ids, list) else ids for ids in ends]
+    return tuple(dict.fromkeys(_sampling(reader, {"stop_ids": stop_ids}).stop_ids))
 
 
 def _size_or_none(reader: Reader, name: str) -> int | None:

@@ -1,6 +1,7 @@
 """Generate from prompts and chat: text or ids in, text or ids out."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, overload
 
 import numpy as np
@@ -39,13 +40,13 @@ def generate(params: Qwen, prompt: Any, sampling: Sampling | None = None, **how:
     max_new_tokens: default, the checkpoint's, or 512.
     stop: a text, or several, that end the answer and are cut from it, beside sampling.stop.
     seed: of the random numbers; the same seed gives the same answer, whatever else is in the
-        batch. Default, a fresh one. A list gives every prompt its own.
+        batch. A list gives every prompt its own; default, a fresh one for each.
     Ends a row at the ids the checkpoint stops at; they are part of the ids that come back.
     """
     _refuse_logprobs(sampling)
     prompts, single = _prompts(params, prompt)
     answers = complete(params, prompts, sampling, **how)
-    is_text = isinstance(prompt, str) or (not single and isinstance(prompt[0], str))
+    is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
     out: list[Any] = [answer.text if is_text else answer.tokens for answer in answers]
     return out[0] if single else out
 
@@ -57,7 +58,7 @@ def stream(
     _refuse_logprobs(sampling)
     prompts, single = _prompts(params, prompt)
     if not single:
-        raise ValueError(f"stream takes one prompt, got {len(prompts)}; use generate for several")
+        raise ValueError(f"stream takes one prompt, got a list of {len(prompts)}; use generate")
     shown = 0
     for (answer,) in grow(params, prompts, sampling, watch=True, **how):
         grown = answer.text if isinstance(prompt, str) else answer.tokens
@@ -82,6 +83,7 @@ def chat(
     Keywords as for `generate`, and `enable_thinking` where the chat template has it. Control
     tokens in query, history and system are text.
     """
+    _refuse_logprobs(sampling)
     history = list(history or [])
     *_, answer = stream_chat(params, query, history, system, sampling, **how)
     reply = answer.text.strip()
@@ -111,7 +113,7 @@ def chat_prompt(
     **template_arguments: Any,
 ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
     """The ids that ask for an answer to `query`, and the sequences of ids that end the answer."""
-    tokenizer, defaults = _tokenizer(params), defaults_of(params)
+    tokenizer, defaults = text_tokenizer(params), defaults_of(params)
     if defaults.chat_format == "raw":
         raise ValueError(
             "this is a base model (its chat_format is raw), it continues text and answers nobody; "
@@ -133,32 +135,40 @@ def chat_prompt(
 
 def logits(params: Qwen, ids: Any) -> Array:
     """Scores of every next token: ids [B T], or one text [T] -> float32 [B T V]."""
-    rows = [ids] if np.ndim(ids[0]) == 0 else ids
+    rows, _ = _prompts(params, ids)
     if len({len(row) for row in rows}) != 1:
         raise ValueError(f"texts of {sorted({len(r) for r in rows})} ids; give texts of one length")
-    for row in rows:
-        _check_ids(row, params)
     return decode.score(params, np.asarray(rows, np.int32))
 
 
 def _prompts(params: Qwen, prompt: Any) -> tuple[list[list[int]], bool]:
     """Prompts as ids, and whether there was one, not a list of them."""
-    single = isinstance(prompt, str) or (
-        len(prompt) > 0 and np.ndim(prompt[0]) == 0 and not isinstance(prompt[0], str)
-    )
-    prompts = [prompt] if single else list(prompt)
-    if not prompts:
-        raise ValueError("got no prompt, wanted a text, a list of ids, or a list of either")
-    encode = lambda text: _tokenizer(params).encode(text, specials=True)
-    ids = [encode(p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
-    for row in ids:
+    prompt = [prompt] if (is_text := isinstance(prompt, str)) else _listed(prompt)
+    kinds = {str if isinstance(part, str) else np.ndim(part) for part in prompt}
+    if kinds not in ({str}, {0}, {1}):
+        got = "a mixture" if kinds else "nothing"
+        raise ValueError(f"got {got}, wanted a text, a list of ids, or a list of either")
+    if kinds == {str}:
+        tokenizer = text_tokenizer(params)
+        rows = [tokenizer.encode(text, specials=True) for text in prompt]
+    else:
+        rows = [prompt] if kinds == {0} else [_listed(row) for row in prompt]
+    for row in rows:
         _check_ids(row, params)
-    return ids, single
+    return rows, is_text or kinds == {0}
+
+
+def _listed(array: Any) -> list[Any]:
+    """A sequence, or an array of NumPy or JAX, as a list of Python's own numbers."""
+    return array.tolist() if hasattr(array, "tolist") else list(array)
 
 
 def _check_ids(ids: Sequence[int], params: Qwen) -> None:
-    if not len(ids):
+    if not ids:
         raise ValueError("got an empty prompt, wanted at least one token")
+    for id in ids:
+        if isinstance(id, bool) or not isinstance(id, Integral):
+            raise ValueError(f"got {id!r} among the ids of a prompt, wanted whole numbers")
     if min(ids) < 0 or max(ids) >= params.config.vocab:
         raise ValueError(
             f"got ids from {min(ids)} to {max(ids)}, wanted 0 to {params.config.vocab - 1}"
@@ -166,14 +176,13 @@ def _check_ids(ids: Sequence[int], params: Qwen) -> None:
 
 
 def _refuse_logprobs(sampling: Any) -> None:
-    wishes = [sampling] if isinstance(sampling, Sampling) else sampling or []
-    if any(wish.logprobs is not None for wish in wishes):
-        raise ValueError(
-            "text and ids carry no logprobs; see qwen_jax.completion.complete"
-        )
+    wishes = sampling if isinstance(sampling, Sequence) else [sampling]
+    if any(isinstance(wish, Sampling) and wish.logprobs is not None for wish in wishes):
+        raise ValueError("text and ids carry no logprobs; see qwen_jax.completion.complete")
 
 
-def _tokenizer(params: Qwen) -> Tokenizer:
+def text_tokenizer(params: Qwen) -> Tokenizer:
+    """The tokenizer of a checkpoint that has to read text."""
     tokenizer = tokenizer_of(params)
     if tokenizer is None:
         raise ValueError("this checkpoint has no tokenizer; give the prompt as a list of ids")

@@ -18,7 +18,8 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from qwen_jax import decode, sharding
 from qwen_jax.config import Config
 from qwen_jax.model import Qwen, build
-from qwen_jax.sampling import Sampling, Settings
+from qwen_jax.sampler import Settings
+from qwen_jax.sampling import Sampling
 from qwen_jax.state import State, places
 from qwen_jax.weights import Weights, flatten
 
@@ -32,7 +33,10 @@ def params(config: Config, dtype: Any, where: Mesh | jax.Device | None = None) -
 
 
 def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = None) -> State:
-    """What decode.start would give, as ShapeDtypeStructs beside the weights."""
+    """What decode.start would give, as ShapeDtypeStructs beside the weights.
+
+    cache_dtype: a float type or int8, default the weights'.
+    """
     weights = flatten(params)
     first = weights.leaves[0]
     dtype = jnp.dtype(cache_dtype or first.dtype)

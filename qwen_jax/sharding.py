@@ -8,6 +8,7 @@ device: it costs memory, never a different result.
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -33,8 +34,11 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int | None = None, devices=N
             f"data {data} x fsdp {fsdp} x tensor {tensor} makes {data * fsdp * tensor} devices, "
             f"there are {len(devices)}; choose sizes whose product is {len(devices)}"
         )
-    auto = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=auto, devices=devices)
+    # a pod's physical axes may be split: 64 chips of 4x4x4 also make data 2 x tensor 32
+    grid = mesh_utils.create_device_mesh(
+        (data, fsdp, tensor), devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(mesh: Mesh, axes: tuple[str | None, ...], counts: tuple[int, ...]) -> P:

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax import sharding
 from qwen_jax.cache import Cache, Store
-from qwen_jax.sampling import MAX_LOGPROBS, History, Settings
+from qwen_jax.sampler import History, Settings
+from qwen_jax.sampling import MAX_LOGPROBS
 
 
 @jax.tree_util.register_dataclass

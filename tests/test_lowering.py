@@ -10,6 +10,7 @@ from benchmarks.hlo import Module
 from qwen_jax import decode, lowering
 from qwen_jax.config import Config
 from qwen_jax.sharding import make_mesh
+from qwen_jax.weights import flatten
 
 WIDTH, LENGTH = 256, 64
 V1 = Config(
@@ -88,7 +89,7 @@ def test_a_sharded_step_moves_no_weights(mesh):
 def test_the_lowered_state_is_what_start_gives(mesh):
     params = lowering.params(V1, jnp.bfloat16, mesh)
     abstract = lowering.state(params, 2, LENGTH, jnp.int8)
-    real = decode.start(params, 2, LENGTH, jnp.int8)  # looks at the weights' places alone
+    real = decode._start(flatten(params).structure, 2, LENGTH, jnp.dtype(jnp.int8))
     assert jax.tree.structure(abstract) == jax.tree.structure(real)
     for want, got in zip(jax.tree.leaves(abstract), jax.tree.leaves(real), strict=True):
         assert (want.shape, want.dtype) == (got.shape, got.dtype)

@@ -13,7 +13,6 @@ CODE = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*
 FILES = sorted(
     {*CODE, *(f for d in ("tests", "tools", "benchmarks") for f in (ROOT / d).rglob("*.py"))}
 )
-MAY_CONVERT = {"qwen_jax/demo.py"}  # a main program, not part of the library
 
 
 def name(file: Path) -> str:
@@ -54,8 +53,7 @@ def modules(file: Path) -> set[str]:
 @pytest.mark.parametrize("file", CODE, ids=name)
 def test_arrows_between_packages(file):
     package = name(file).split("/")[0]
-    allowed = {package, "qwen_jax"} | ({"convert"} if name(file) in MAY_CONVERT else set())
-    assert roots(file) & {*PACKAGES, "tests", "tools", "benchmarks"} <= allowed
+    assert roots(file) & {*PACKAGES, "tests", "tools", "benchmarks"} <= {package, "qwen_jax"}
 
 
 def test_no_cycles():

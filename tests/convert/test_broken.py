@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import convert
-from qwen_jax import demo
+from qwen_jax import bundled
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"
@@ -150,7 +150,7 @@ def test_generation_config(checkpoint, refuses):
 
 def test_tokenizer_of_another_checkpoint(checkpoint, refuses):
     folder = checkpoint("v1/bf16")  # 512 rows; the demo's tokens are 1266
-    shutil.copy(demo.CHECKPOINT / "qwen.tiktoken", folder)
+    shutil.copy(bundled.CHECKPOINT / "qwen.tiktoken", folder)
     refuses(folder, "tokenizer's ids reach 1265, the embedding has 512 rows")
 
 

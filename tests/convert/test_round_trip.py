@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import convert
-from qwen_jax import demo
+from qwen_jax import bundled
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
 from tests.convert.small import (
@@ -45,7 +45,7 @@ def test_demo_has_a_tokenizer(tmp_path):
     assert (assets.model_type, assets.folder) == ("qwen", folder)
     back = convert.to_hf(folder, tmp_path / "back")
     for file in back.iterdir():
-        assert file.read_bytes() == (demo.CHECKPOINT / file.name).read_bytes()
+        assert file.read_bytes() == (bundled.CHECKPOINT / file.name).read_bytes()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])

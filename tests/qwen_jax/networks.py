@@ -14,7 +14,8 @@ from qwen_jax import decode
 from qwen_jax.config import Config
 from qwen_jax.model import Qwen, build
 from qwen_jax.names import parts
-from qwen_jax.sampling import Sampling, Settings
+from qwen_jax.sampler import Settings
+from qwen_jax.sampling import Sampling
 from tests.reference import Tensors, read_checkpoint
 
 GREEDY = Sampling(temperature=0)

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 import convert
-from qwen_jax import demo, native
+from qwen_jax import bundled, native
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
 from qwen_jax.hf_config import to_hf
@@ -151,7 +151,7 @@ def test_every_problem_is_named(broken):
     (broken / "generation_config.json").unlink()
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 354}))
-    shutil.copy(demo.CHECKPOINT / "qwen.tiktoken", broken)
+    shutil.copy(bundled.CHECKPOINT / "qwen.tiktoken", broken)
     with pytest.raises(ValueError) as caught:
         load(broken)
     for message in (
@@ -223,7 +223,7 @@ def test_demo(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     params = load("demo")
     assert params.assets.tokenizer.encode("Hello")
-    assert_holds(params, demo.CHECKPOINT)
+    assert_holds(params, bundled.CHECKPOINT)
     (kept,) = (tmp_path / "qwen_jax").iterdir()
     monkeypatch.setattr(subprocess, "run", None)  # the second time nothing is converted
     assert load("demo").assets.folder == kept

@@ -153,14 +153,15 @@ def test_history_reaches_over_chunks(long):
     """Repetition penalty on an id of the first chunk; a stop sequence across chunks and answer."""
     ids = text(135, 40)
     (free,) = answer(long.params, start(long.params), 0, ids, new=1)[1]
-    assert free in ids[:13]
-    assert free not in ids[13:]
+    assert free in {*ids[:13]} - {*ids[13:]}
     wish = settings(Sampling(temperature=0, repetition_penalty=1.5))
     whole, parts = (
         answer(long.params, start(long.params), 0, ids, wish, 9, c)[1] for c in (64, 13)
     )
     assert whole == parts
     assert whole[0] != free
+    state, _ = prefill(long.params, start(long.params), 0, ids, chunk=13)
+    np.testing.assert_array_equal(np.flatnonzero(state.history.prompted[0]), np.unique(ids))
     stop = settings(Sampling(temperature=0, stop_ids=((*ids[33:], free),)))
     assert answer(long.params, start(long.params), 0, ids, stop, 9, 13)[1] == [free]
 
@@ -181,9 +182,8 @@ def test_stop_sequences_end_an_answer_and_stay(long, alone, end, least, length):
     """Sequences made of the greedy answer's own ids, by their places in it."""
     free = alone[0]
     assert len(set(free)) == len(free)
-    stop = settings(
-        Sampling(temperature=0, stop_ids=(tuple(free[i] for i in end),), min_tokens=least)
-    )
+    sequence = tuple(free[i] for i in end)
+    stop = settings(Sampling(temperature=0, stop_ids=(sequence,), min_tokens=least))
     _, got = answer(long.params, start(long.params), 0, PROMPTS[0], stop, 10)
     assert got == free[:length]
 

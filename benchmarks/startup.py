@@ -1,0 +1,186 @@
+"""Seconds from the start of a process to its first token, ours and transformers'.
+
+    python -m benchmarks.startup [--tiny] [--repeats 3] [--folder /tmp]
+
+Each start is a process of its own that marks the time after every stage; the contestants take
+turns. "cached" finds compiled code on the disk, as the second start of `python -m qwen_jax` does.
+Weights come from the page cache. Writes benchmarks/results/startup_cpu.json and startup_cpu.md.
+"""
+
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROMPT, ANSWER = 32, 16  # tokens
+STAGES = {
+    "import": "the interpreter and the libraries",
+    "load": "the weights",
+    "compile": "what the first prompt takes longer than the second",
+    "run": "the prompt",
+}
+
+
+def qwen_jax(model: str, mark: Callable[[str], None]) -> None:
+    """Our stages. From here on, imports are late: they are what is timed."""
+    import jax
+
+    from qwen_jax import Sampling, load
+    from qwen_jax.completion import grow
+
+    mark("import")
+    params = jax.block_until_ready(load(model))
+    mark("load")
+    wish = Sampling(temperature=0.0, ignore_eos=True)
+    ids = list(range(1, PROMPT + 1))
+    for stage in ("cold", "warm"):
+        answers = grow(params, [ids], wish, max_new_tokens=ANSWER)
+        next(answers)
+        mark(f"{stage} first")
+        for _ in answers:
+            pass
+        mark(f"{stage} all")
+
+
+def transformers(model: str, mark: Callable[[str], None]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks.contestants import Streamer
+
+    mark("import")
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    mark("load")
+    ids = torch.arange(1, PROMPT + 1)[None]
+    how = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for stage in ("cold", "warm"):
+        # the first mark stays
+        streamer = Streamer(functools.partial(mark, f"{stage} first"))
+        mask = torch.ones_like(ids)
+        network.generate(ids, attention_mask=mask, max_new_tokens=ANSWER, streamer=streamer, **how)
+        mark(f"{stage} all")
+
+
+def be_started(name: str, model: str, began: str) -> None:
+    """In a process of its own: the stages, and when each was done."""
+    marks: dict[str, float] = {}
+
+    def mark(stage: str) -> None:
+        marks.setdefault(stage, time.time() - float(began))
+
+    {"qwen_jax": qwen_jax, "transformers": transformers}[name](model, mark)
+    print(json.dumps(marks))
+
+
+def start(name: str, model: Path, cache: Path | None) -> dict[str, float]:
+    """Start a process, and the seconds its stages took."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TRANSFORMERS_VERBOSITY": "error"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if cache is not None:  # as qwen_jax.__main__ sets it
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    command = [sys.executable, "-m", "benchmarks.startup", "start", name, str(model)]
+    run = subprocess.run(
+        [*command, str(time.time())],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        raise RuntimeError(f"{name} did not start:\n{run.stderr[-2000:]}")
+    at = json.loads(run.stdout.splitlines()[-1])
+    again = at["warm first"] - at["cold all"]
+    return {
+        "first token": at["cold first"],
+        "import": at["import"],
+        "load": at["load"] - at["import"],
+        "compile": at["cold first"] - at["load"] - again,
+        "run": again,
+        f"all {ANSWER} tokens": at["cold all"],
+    }
+
+
+def contestants(root: Path, tiny: bool) -> dict[str, tuple[str, Path, Path | None]]:
+    """What is started: whose, which model, and where compiled code is kept."""
+    from benchmarks.checkpoints import HALF_BILLION, TINY, write_hf, write_native
+    from qwen_jax.bundled import CHECKPOINT
+
+    shape, size = (TINY, "tiny") if tiny else (HALF_BILLION, "0.5B bfloat16")
+    hf = write_hf(root / "hf", shape, "qwen2")
+    native, demo = write_native(hf, root / "native"), write_native(CHECKPOINT, root / "demo")
+    cache = root / "xla"
+    return {
+        "qwen_jax, demo": ("qwen_jax", demo, None),
+        "qwen_jax, demo, cached": ("qwen_jax", demo, cache),
+        f"qwen_jax, {size}": ("qwen_jax", native, None),
+        f"qwen_jax, {size}, cached": ("qwen_jax", native, cache),
+        f"transformers, {size}": ("transformers", hf, None),
+    }
+
+
+def table(medians: dict[str, dict[str, float]]) -> str:
+    columns = list(next(iter(medians.values())))
+    lines = ["| seconds | " + " | ".join(columns) + " |", "|---|" + "--:|" * len(columns)]
+    for label, row in medians.items():
+        lines.append(f"| {label} | " + " | ".join(f"{x:.2f}" for x in row.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def measure(tiny: bool = False, repeats: int = 3, folder: Path | None = None) -> None:
+    """Start every contestant several times.
+
+    Args:
+        tiny: A small network and no file written: does everything still run?
+        repeats: Starts of each contestant, after one that is not counted.
+        folder: Where to put checkpoints for the time being; default, the system's for such files.
+    """
+    from benchmarks import record
+
+    before = record.load_average()
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        started = contestants(Path(name), tiny)
+        raw: dict[str, list[dict[str, float]]] = {label: [] for label in started}
+        for number in range(repeats + 1):  # the first fills caches
+            for label, how in started.items():
+                seconds = start(*how)
+                if number:
+                    raw[label].append({stage: round(x, 3) for stage, x in seconds.items()})
+            print(f"start {number} of {repeats} done", file=sys.stderr, flush=True)
+    medians = {
+        label: {stage: round(statistics.median(r[stage] for r in rows), 2) for stage in rows[0]}
+        for label, rows in raw.items()
+    }
+    text = table(medians)
+    print(text)
+    if not tiny:
+        after = record.load_average()
+        path = record.write(
+            "startup_cpu",
+            {
+                "unit": "seconds",
+                "stages": STAGES,
+                "prompt_tokens": PROMPT,
+                "machine": record.machine() | {"load_before": before, "load_after": after},
+                "versions": record.versions("jax", "jaxlib", "flax", "torch", "transformers"),
+                "medians": medians,
+                "starts": raw,
+            },
+        )
+        path.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["start"]:
+        be_started(*sys.argv[2:])
+    else:
+        import tyro
+
+        tyro.cli(measure)
