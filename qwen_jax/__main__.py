@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -84,6 +86,7 @@ def run(command: Callable[[], object]) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    sys.unraisablehook = _interrupt_again
     try:
         command()
     except BrokenPipeError:  # whoever read the answer has enough; Python would flush into the pipe
@@ -94,6 +97,15 @@ def run(command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _interrupt_again(lost: Any) -> None:
+    """Python drops a Ctrl-C that meets a callback of the garbage collector, and jax has one."""
+    if lost.exc_type is KeyboardInterrupt:
+        again = lambda: os.kill(os.getpid(), signal.SIGINT)
+        threading.Timer(0.05, again).start()  # by then the callback is over
+    else:
+        sys.__unraisablehook__(lost)
 
 
 if __name__ == "__main__":

@@ -184,15 +184,19 @@ def test_an_end_with_the_last_token_is_a_stop(talker, small):
         assert (len(answer.tokens), answer.finish_reason) == (most, reason)
 
 
+def test_logprobs_are_for_those_who_ask(talker):
+    asks, other = complete(talker, [[5], [5]], [Sampling(temperature=0, logprobs=0), GREEDY])
+    assert len(asks.logprobs) == len(asks.tokens)
+    assert asks.top_logprobs == [{}] * len(asks.tokens)
+    assert other.logprobs == other.top_logprobs == []
+
+
 def test_logprobs_are_those_of_the_logits(talker):
     warm = Sampling(temperature=50, logprobs=3, ignore_eos=True)
-    wishes = [Sampling(temperature=0, logprobs=5), warm, GREEDY]
-    prompts = [[5, 6], [9], [8]]
-    answers = complete(talker, prompts, wishes, max_new_tokens=NEW, seed=4)
-    for prompt, answer, wish in zip(prompts, answers, wishes, strict=True):
-        if wish.logprobs is None:
-            assert answer.logprobs == answer.top_logprobs == []
-            continue
+    wishes, prompts = [Sampling(temperature=0, logprobs=5), warm], [[5, 6], [9]]
+    for prompt, answer, wish in zip(
+        prompts, complete(talker, prompts, wishes, seed=4), wishes, strict=True
+    ):
         scores = logits(talker, [*prompt, *answer.tokens])[0, len(prompt) - 1 : -1]
         wanted = np.asarray(jax.nn.log_softmax(scores))
         chosen = wanted[range(NEW), answer.tokens]

@@ -13,7 +13,6 @@ from tests.qwen_jax.networks import GREEDY
 from tests.qwen_jax.parrot import converted, parrot, with_defaults
 
 SAID = "We🙂 quick brown fox"
-LOOPS = "!"  # a parrot goes on with it for ever
 WARM = Sampling(temperature=2.0)
 ROWS = [[5, 6, 7], list(range(40, 55)), [9]]
 NEW = 32  # new tokens of most answers here, so that few programs are compiled
@@ -41,10 +40,8 @@ def compilations():
             names.append(str(details.get("fun_name")))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield names
-    finally:
-        inside = False
+    yield names
+    inside = False
 
 
 # --- what comes back -----------------------------------------------------------------------------
@@ -85,8 +82,7 @@ def test_arrays_are_prompts(talker, small):
     ids = small.encode("fox\n")
     row = generate(talker, ids)
     for array in (np.asarray(ids, np.uint16), jnp.asarray(ids)):
-        assert generate(talker, array) == row
-        assert generate(talker, array[None]) == [row]
+        assert [generate(talker, array)] == generate(talker, array[None]) == [row]
         assert generate(talker, [array, ids]) == [row, row]
 
 
@@ -146,28 +142,26 @@ def test_the_training_length_is_a_warning(talker, monkeypatch):
         ("ic", "We🙂 qu"),  # in one token
         ("🙂", "We"),  # four tokens of a byte each
         (["fox", "own"], "We🙂 quick br"),
-        ("fix", SAID),
         ("fox!", SAID),
     ],
 )
-def test_stop_strings_are_cut(talker, stop, text):
+def test_stop_strings_are_cut(talker, small, stop, text):
+    """From the text; of the ids, the token that completes one is the last."""
     assert generate(talker, "\n", stop=stop) == text
     assert "".join(stream(talker, "\n", stop=stop)) == text
     wished = (stop,) if isinstance(stop, str) else tuple(stop)
     assert generate(talker, "\n", Sampling(temperature=0, stop=wished)) == text
     both = generate(talker, "\n", Sampling(temperature=0, stop=("never",)), stop=stop)
     assert both == text
-
-
-def test_a_stop_string_ends_the_ids_with_the_token_that_completes_it(talker, small):
-    assert generate(talker, small.encode("\n"), stop="ow") == small.encode("We🙂 quick brow")
+    if stop == "ic":
+        assert generate(talker, small.encode("\n"), stop=stop) == small.encode("We🙂 quick")
 
 
 def test_a_stop_string_ends_its_row_alone(talker):
     """The host hears of it every 16 tokens; the other row goes on for longer."""
-    assert generate(talker, ["\n", LOOPS], stop="quick") == ["We🙂 ", LOOPS * NEW]
+    assert generate(talker, ["\n", "!"], stop="quick") == ["We🙂 ", "!" * NEW]
     wishes = [GREEDY, Sampling(temperature=0, stop=("!!!",))]
-    assert generate(talker, ["\n", LOOPS], wishes) == [SAID, ""]
+    assert generate(talker, ["\n", "!"], wishes) == [SAID, ""]
 
 
 def test_stop_strings_need_a_tokenizer(base):
@@ -224,7 +218,7 @@ def test_nothing_compiles_again(talker):
     with compilations() as first:
         jax.jit(lambda x: x + 1)(1)
     assert first  # the counter counts
-    ask("fox", max_new_tokens=20, seed=1, stop="ck")
+    ask("fox", max_new_tokens=20, seed=1, stop=["ck", "!!"])
     ask("fox", sampling=GREEDY, max_new_tokens=20, seed=1)
     list(stream(talker, "fox", max_new_tokens=16))
     with compilations() as more:
@@ -303,8 +297,3 @@ def test_impossible_budgets(base, count):
 def test_impossible_wishes(talker, how, message):
     with pytest.raises(ValueError, match=message):
         generate(talker, ["a", "b"], **how)
-
-
-def test_unknown_keywords_are_named(talker):
-    with pytest.raises(TypeError, match="max_tokens"):
-        generate(talker, "a", max_tokens=5)

@@ -1,21 +1,28 @@
 """The command line and the demo: what they print where, and how they end."""
 
+import gc
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
 
+import convert
+from qwen_jax import Sampling, demo
 from qwen_jax import __main__ as command
-from qwen_jax import demo
+from qwen_jax.completion import Completion
+from tests.qwen_jax.parrot import parrot
 
 ROOT = Path(__file__).parents[2]
-NOISE = ("Traceback", "Error", "Exception", "Warning")
+QUERY = "What can I do with qwen_jax?"  # the demo's second, with 48 tokens and seed 1
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +66,13 @@ def test_two_demos_at_once(demos):
 
 def test_an_answer(start, demos):
     """The prompt as an argument or on standard input; the answer, and beside it how it came."""
-    how = ("--max-new-tokens", "5", "--seed", "1")
-    runs = [start("-m", "qwen_jax", "demo", *given, *how) for given in (["猫?"], [])]
-    (code, out, error), other = finish(runs[0]), finish(runs[1], "猫?\n")
+    how = ("--max-new-tokens", "48", "--seed", "1")
+    code, out, error = finish(start("-m", "qwen_jax", "demo", QUERY, *how))
     assert code == 0, error
-    assert out.endswith("\n")
-    assert out.strip()
-    assert error.startswith("[5 tokens, finished by length: the first after ")
+    assert out == demos[0][1].partition(f"User: {QUERY}\nQwen: ")[2]
+    assert error.startswith("[48 tokens, finished by length: the first after ")
     assert error.count("\n") == 1
-    assert other[:2] == (code, out)
+    assert finish(start("-m", "qwen_jax", "demo", *how), f"{QUERY}\n")[:2] == (0, out)
 
 
 def test_a_fault_is_one_line(start):
@@ -78,10 +83,10 @@ def test_a_fault_is_one_line(start):
 
 
 def test_a_reader_who_has_enough(start, demos):
-    run = start("-m", "qwen_jax", "demo", "hi", "--max-new-tokens", "40")
-    run.stdout.close()
-    error = run.stderr.read().decode()
-    assert (run.wait(100), error) == (1, "")
+    with start("-m", "qwen_jax", "demo", QUERY, "--max-new-tokens", "48") as run:
+        run.stdout.close()
+        error = run.stderr.read().decode()
+    assert (run.returncode, error) == (1, "")
 
 
 def test_an_interrupted_answer(start, demos):
@@ -93,11 +98,12 @@ def test_an_interrupted_answer(start, demos):
     assert (code, error) == (130, "\ninterrupted\n")
 
 
-# --- in this process -------------------------------------------------------------------------------
+# --- in this process ---------------------------------------------------------------------------
 @pytest.fixture
 def fault(monkeypatch, capsys) -> Callable[..., str]:
     """fault(...): the one line with which the same call of `main` ends."""
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
     def run(*arguments, **how) -> str:
         with pytest.raises(SystemExit) as caught:
@@ -156,21 +162,55 @@ def test_options_reach_the_model(monkeypatch, base, small, capsys):
     assert capsys.readouterr().out == "yes\nyes\n"
 
 
-def test_the_demo_of_another_user_who_was_faster(tmp_path, monkeypatch):
-    """The folder appears while this process converts."""
+def test_another_process_converts_the_demo_faster(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def work(arguments, **how):
-        made = Path(arguments[-1])
-        made.mkdir()
-        (made / "ours").touch()
-        digest = next(tmp_path.glob("qwen_jax")) / names[0]
-        digest.mkdir()
-        (digest / "theirs").touch()
+    def convert_demo(arguments, **how):
+        (Path(arguments[-1]) / "ours").mkdir(parents=True)
         return subprocess.CompletedProcess(arguments, 0)
 
-    names = [demo_name(tmp_path, monkeypatch)]
-    monkeypatch.setattr(subprocess, "run", work)
+    def convert_late(arguments, **how):
+        (folder / "theirs").mkdir(parents=True)
+        return convert_demo(arguments)
+
+    monkeypatch.setattr(subprocess, "run", convert_demo)
     folder = demo.native_folder()
+    shutil.rmtree(folder)
+    monkeypatch.setattr(subprocess, "run", convert_late)
+    assert demo.native_folder() == folder
     assert [file.name for file in folder.iterdir()] == ["theirs"]
     assert [file.name for file in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_demo_that_cannot_be_converted_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    failed = subprocess.CompletedProcess([], 1, stderr="error: the disk is full\n")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **how: failed)
+    with pytest.raises(OSError, match="demo checkpoint cannot be converted: error: the disk is"):
+        demo.native_folder()
+    assert list((tmp_path / "qwen_jax").iterdir()) == []
+
+
+def test_an_interrupt_lost_in_a_callback_comes_again(monkeypatch):
+    """jax has a callback of the garbage collector, where Python cannot raise."""
+
+    def callback(phase, info):
+        if lost:
+            lost.pop()
+            raise KeyboardInterrupt
+
+    def work():
+        lost.append(True)
+        gc.collect()
+        time.sleep(10)
+
+    lost: list[bool] = []
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    gc.callbacks.append(callback)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            command.run(work)
+    finally:
+        gc.callbacks.remove(callback)
+    assert caught.value.code == 130
