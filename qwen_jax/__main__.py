@@ -83,8 +83,9 @@ def show(answers: Iterator[Completion]) -> None:
 
 def run(command: Callable[[], object]) -> None:
     """A program's whole life: compiled code is kept for the next one, faults are one line."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "qwen_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     sys.unraisablehook = _interrupt_again
     try:
@@ -92,7 +93,7 @@ def run(command: Callable[[], object]) -> None:
     except BrokenPipeError:  # whoever read the answer has enough; Python would flush into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:  # the last: out of memory
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from qwen_jax.native import VERSION
+
 CHECKPOINT = Path(__file__).parent / "demo_checkpoint"
 
 
@@ -15,7 +17,7 @@ def native_folder() -> Path:
 
     A process of its own converts it, so that this one may already be part of a run of several.
     """
-    hash = hashlib.sha256()
+    hash = hashlib.sha256(str(VERSION).encode())  # of the format it is converted to
     for file in sorted(CHECKPOINT.iterdir()):
         hash.update(file.name.encode() + file.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen_jax"

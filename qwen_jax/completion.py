@@ -22,7 +22,8 @@ from qwen_jax.weights import Weights, flatten
 
 MAX_NEW_TOKENS = 512  # where neither the caller nor generation_config.json says, as the original
 _MOST = 2**30  # new tokens that 32 bits can count, with a prompt
-_PER_CALL = 16  # tokens between two looks of the host, when it streams or watches for stop strings
+_PER_LOOK = 16  # tokens between two looks of the host, when it streams or watches for stop strings
+_PER_CALL = 256  # most tokens of one call at any rate, so that Ctrl-C is heard
 
 
 @dataclass
@@ -84,11 +85,8 @@ def grow(
         row.push(output, 0)
     watch = watch or any(row.wish.stop for row in rows)
     count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
-    count = min(_PER_CALL, count) if watch else count
+    count = min(count, _PER_LOOK if watch else _PER_CALL)
     while True:
-        for slot, row in enumerate(rows):
-            if row.cut:
-                state, row.cut = decode.release(weights, state, slot), False
         yield [row.answer for row in rows]
         if all(row.answer.finish_reason for row in rows):
             return
@@ -133,7 +131,6 @@ class _Row:
             )
         self.wish, self.settings, self.budget = wish, settings, budget
         self.answer = Completion()
-        self.cut = False  # ended by a stop string, which the device does not know
         self._text = TextStream(tokenizer) if tokenizer else None
         self._stops = StopStrings(wish.stop)
 
@@ -153,8 +150,8 @@ class _Row:
             if self._text is not None:
                 text, stopped = self._stops.push(self._text.push([token]))
                 answer.text += text
-                if stopped:
-                    answer.finish_reason, self.cut = "stop", bool(output.active[slot])
+                if stopped:  # the device does not know, and goes on until all answers are done
+                    answer.finish_reason = "stop"
                     return
         if not output.active[slot]:
             answer.finish_reason = "length" if self._ran_out() else "stop"
