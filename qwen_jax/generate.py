@@ -13,7 +13,7 @@ from qwen_jax.model import Qwen
 from qwen_jax.sampling import Sampling
 from qwen_jax.tokenizer import Tokenizer
 
-History = list[tuple[str, str]]
+Turns = list[tuple[str, str]]  # (query, reply), oldest first
 
 
 @overload
@@ -74,7 +74,7 @@ def chat(
     system: str | None = None,
     sampling: Sampling | None = None,
     **how: Any,
-) -> tuple[str, History]:
+) -> tuple[str, Turns]:
     """Answer a user: the reply, and the history to pass in next time.
 
     history: earlier (query, reply) turns; what does not fit a v1 checkpoint's window is left out

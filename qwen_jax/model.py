@@ -33,7 +33,11 @@ class Linear(nnx.Module):
     bias: Array | None = nnx.data()
 
     def __call__(self, x: Array) -> Array:
-        y = matmul(x, self.kernel).astype(x.dtype)
+        return self.float32(x).astype(x.dtype)
+
+    def float32(self, x: Array) -> Array:
+        """The same before it is rounded to x's type."""
+        y = matmul(x, self.kernel)
         return y if self.bias is None else y + self.bias
 
 
@@ -126,7 +130,7 @@ class Qwen(nnx.Module):
 
     def logits(self, x: Array) -> Array:
         """Hidden states [... D] -> float32 [... V]."""
-        return matmul(x, self.embed) if self.head is None else matmul(x, self.head.kernel)
+        return matmul(x, self.embed) if self.head is None else self.head.float32(x)
 
 
 def matmul(x: Array, kernel: Array) -> Array:

@@ -35,6 +35,7 @@ V1 = Config(
 GROUPED = Config(
     **vars(V1) | {"kv_heads": 4, "tied": True, "ntk_length": None, "logn_length": None}
 )
+NORMED = Config(**vars(GROUPED) | {"qkv_bias": False, "qk_norm": True})
 
 
 def lower(config: Config, platform: str, cache_dtype=jnp.bfloat16, slots=2) -> tuple[str, str]:
@@ -53,7 +54,7 @@ def rows(program: str) -> set[int]:
 
 
 @pytest.mark.parametrize("cache_dtype", ["bfloat16", "int8"])
-@pytest.mark.parametrize("config", [V1, GROUPED], ids=["v1", "grouped"])
+@pytest.mark.parametrize("config", [V1, GROUPED, NORMED], ids=["v1", "grouped", "normed"])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_lowers(platform, config, cache_dtype):
     step, prefill = lower(config, platform, cache_dtype)
