@@ -46,7 +46,7 @@ if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing here needs an accelerator, or should hold one
     logging.disable()  # orbax logs the tracebacks of what it raises
     try:
-        tyro.cli(main)
+        tyro.cli(main, prog="python -m convert")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

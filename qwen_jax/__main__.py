@@ -21,8 +21,8 @@ Number = Literal["float32", "bfloat16", "float16"]
 
 
 def main(
-    folder: Annotated[str, tyro.conf.Positional],
-    prompt: Annotated[str | None, tyro.conf.Positional] = None,
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    prompt: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = None,
     system: str | None = None,
     complete: bool = False,
     max_new_tokens: int | None = None,
@@ -110,4 +110,4 @@ def _interrupt_again(lost: Any) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: tyro.cli(main))
+    run(lambda: tyro.cli(main, prog="python -m qwen_jax"))
