@@ -22,7 +22,7 @@ Number = Literal["float32", "bfloat16", "float16"]
 
 def main(
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
-    prompt: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = None,
+    prompt: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")] = None,
     system: str | None = None,
     complete: bool = False,
     max_new_tokens: int | None = None,
