@@ -21,6 +21,7 @@ from qwen_jax.config import Config
 from qwen_jax.hf_config import to_hf
 from qwen_jax.sharding import make_mesh, shardings
 from tests.convert.small import QWEN2, QWEN3, V1, assert_holds, assert_same_params, random_params
+from tests.processes import joining
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 EIGHT_HEADS = QWEN2 | {"num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 64}
@@ -229,16 +230,9 @@ def test_demo(tmp_path, monkeypatch):
     assert load("demo").assets.folder == kept
 
 
-PROCESS = """
-import sys
-import jax
-rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-address = f"127.0.0.1:{port}"
-jax.distributed.initialize(address, 2, rank, coordinator_bind_address=address,
-                           initialization_timeout=60, heartbeat_timeout_seconds=10)
+PROCESS = (
+    joining(devices=2)
+    + """
 import numpy as np
 from qwen_jax.checkpoint import load, save
 params = load(folder + "/whole")
@@ -253,6 +247,7 @@ for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=Tr
         np.testing.assert_array_equal(np.asarray(a.data), np.asarray(b.data))
 print("good", rank)
 """
+)
 
 
 def test_two_processes(tmp_path):

@@ -19,6 +19,7 @@ from qwen_jax.completion import Completion, complete
 from qwen_jax.generate import stream_chat
 from qwen_jax.sharding import make_mesh
 from qwen_jax.tokenizer import Tokenizer
+from tests.processes import joining
 from tests.qwen_jax.networks import GREEDY
 from tests.qwen_jax.parrot import parrot, with_assets, with_defaults
 from tests.qwen_jax.test_chatml import TEMPLATE, with_template
@@ -210,16 +211,10 @@ def test_logprobs_are_those_of_the_logits(talker):
 
 
 # --- several processes ---------------------------------------------------------------------------
-PROCESS = """
-import json, sys
-import jax
-rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 1)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-address = f"127.0.0.1:{port}"
-jax.distributed.initialize(address, 2, rank, coordinator_bind_address=address,
-                           initialization_timeout=60, heartbeat_timeout_seconds=10)
+PROCESS = (
+    joining(devices=1)
+    + """
+import json
 from qwen_jax import Sampling, generate, load
 params = load(folder)
 assert params.embed.sharding.mesh.size == 2
@@ -230,6 +225,7 @@ answers = [
 ]
 print("answers", json.dumps(answers))
 """
+)
 
 
 def test_two_processes(golden, tmp_path):
