@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from qwen_jax import decode
 from qwen_jax.sampling import Sampling
 from qwen_jax.sharding import make_mesh, mesh_of, shardings, spec
+from tests.processes import joining
 from tests.qwen_jax.networks import GREEDY, QWEN2, V1, assemble, distance, finish, prefill, settings
 from tests.reference import random_checkpoint
 
@@ -153,25 +154,13 @@ def test_mesh_of():
 
 
 # --- several processes -------------------------------------------------------------------------
-PROCESS = """
-import sys
-import jax
-world, rank, port = map(int, sys.argv[1:])
-jax.config.update("jax_num_cpu_devices", 4 // world)
-if world > 1:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    address = f"127.0.0.1:{port}"
-    jax.distributed.initialize(
-        address,
-        world,
-        rank,
-        coordinator_bind_address=address,
-        initialization_timeout=60,
-        heartbeat_timeout_seconds=10,
-    )
+PROCESS = (
+    joining(devices=2)
+    + """
 import tests.qwen_jax.test_sharding as case
 print("tokens", case.tokens_of_a_process())
 """
+)
 
 
 def tokens_of_a_process():
@@ -198,7 +187,7 @@ def test_two_processes():
     run = functools.partial(
         subprocess.Popen, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
     )
-    processes = [run([sys.executable, "-c", PROCESS, "2", str(rank), port]) for rank in range(2)]
+    processes = [run([sys.executable, "-c", PROCESS, str(rank), port, "."]) for rank in range(2)]
     try:
         outputs = [process.communicate(timeout=90)[0] for process in processes]
     finally:
