@@ -1,0 +1,108 @@
+"""Low-rank adapters in a linear layer's place (LoRA, arXiv 2106.09685).
+
+An adapter on disk is a PEFT folder; `peft` reads and writes those.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from qwen_jax.model import Linear, Qwen, matmul
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some of a fused layer's outputs: start to stop of each of `runs` equal runs of rows."""
+
+    runs: int
+    start: int
+    stop: int
+
+
+@nnx.dataclass
+class Delta(nnx.Module):
+    """y = scale * b @ a @ dropout(x): what an adapter adds to one projection."""
+
+    a: Array = nnx.data()  # [R in]
+    b: Array = nnx.data()  # [out R], the outputs in our order
+    key: Array | None = nnx.data()  # draws this step's dropout; None: nothing is dropped
+    rows: Rows | None = nnx.static()  # where in a fused layer the outputs belong; None: all of it
+    scale: float = nnx.static()
+    dropout: float = nnx.static()
+
+    def __call__(self, x: Array) -> Array:
+        """x [... in] -> float32 [... out]."""
+        inner = matmul(dropout(x, self.dropout, self.key), self.a.astype(x.dtype))
+        return self.scale * matmul(inner.astype(x.dtype), self.b.astype(x.dtype))
+
+    def weight(self) -> Array:
+        """float32 [out in], what it adds to a kernel's rows."""
+        return self.scale * jnp.dot(
+            self.b.astype(jnp.float32), self.a.astype(jnp.float32), precision="highest"
+        )
+
+
+@nnx.dataclass
+class LoraLinear(nnx.Module):
+    """A linear layer and what adapters add to it. A fused layer may have one for each part."""
+
+    base: Any  # Linear, or another precision's layer
+    deltas: tuple[Delta, ...] = nnx.data()
+
+    def __call__(self, x: Array) -> Array:
+        return self.float32(x).astype(x.dtype)
+
+    def float32(self, x: Array) -> Array:
+        y = self.base.float32(x)
+        for delta in self.deltas:
+            y = y + spread(delta(x), delta.rows, y.shape[-1])
+        return y
+
+    def fused(self) -> Linear:
+        """One layer that does the same, in the base's dtype, rounded once."""
+        kernel = self.base.kernel.astype(jnp.float32)
+        for delta in self.deltas:
+            kernel = kernel + spread(delta.weight().T, delta.rows, kernel.shape[0]).T
+        return Linear(kernel.astype(self.base.kernel.dtype), self.base.bias)
+
+
+def spread(y: Array, rows: Rows | None, size: int) -> Array:
+    """y [... out] at its places among `size` outputs, zeros at the others."""
+    if rows is None:
+        return y
+    run = size // rows.runs
+    y = y.reshape(*y.shape[:-1], rows.runs, rows.stop - rows.start)
+    y = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(rows.start, run - rows.stop)])
+    return y.reshape(*y.shape[:-2], size)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Each number zero with probability `rate`, to 1/65536, the others enlarged to make up."""
+    if key is None or rate == 0:
+        return x
+    drawn = jax.random.bits(key, x.shape, jnp.uint16)
+    return jnp.where(drawn < round(rate * 2**16), 0, x / (1 - rate)).astype(x.dtype)
+
+
+def map_linears(change: Callable[[str, Any], Any], params: Qwen) -> Qwen:
+    """params with change(name, layer) for every linear layer of its blocks.
+
+    name: "blocks.0.attn.qkv"; of stacked blocks "blocks.attn.qkv".
+    """
+    is_linear = lambda x: hasattr(x, "float32")
+
+    def visit(path: Any, x: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return change(name, x) if is_linear(x) and name.startswith("blocks") else x
+
+    return jax.tree_util.tree_map_with_path(visit, params, is_leaf=is_linear)
+
+
+def fuse(params: Qwen) -> Qwen:
+    """A plain network that does what params does with its adapters."""
+    return map_linears(lambda _, x: x.fused() if isinstance(x, LoraLinear) else x, params)
