@@ -1,0 +1,193 @@
+"""Products of activations with integer weights: a recipe for each platform and number of rows.
+
+A weight is scale * (code - zero), with a scale and a zero for every `size` inputs of an output.
+Its codes lie in one of two orders: whole rows, codes [out in] with scales and zeros [out groups],
+which a GPU reads best; or groups apart, [groups out size] and [groups out], which TPUs and CPUs
+do. Every recipe takes both. No recipe makes an expanded copy of the codes in memory.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# The programs that use these products want it: XLA's GPU compiler then scales groups of codes
+# inside the matrix product; without it, all weights are rebuilt as floats at every step.
+COMPILER_OPTIONS: dict[str, Any] = {
+    "xla_gpu_experimental_enable_subchannel_dequantisation_fusion": True
+}
+_FEW = {"cpu": 4, "tpu": 64}  # rows up to which groups are multiplied first and scaled afterwards
+_BLOCKS = 16  # of outputs, where codes of whole rows are widened on a CPU
+_STEP = 254  # a piece of an activation is at most 127 steps, its rest half a step, either way
+
+
+@jax.custom_vjp
+def product(x: Array, codes: Array, scales: Array, zeros: Array | None) -> Array:
+    """x [M in] -> float32 [M out]. The weights are constants: only x has a gradient."""
+    x, codes = jax.lax.optimization_barrier((x, codes))  # or loops would widen the codes outside
+    y = jax.lax.platform_dependent(x, codes, scales, cpu=_on_cpu, tpu=_on_tpu, default=_on_gpu)
+    if zeros is None:
+        return y
+    return y - _highest(group_sums(x, groups(codes, scales)), _offsets(codes, scales, zeros))
+
+
+def whole(codes: Array) -> Array:
+    """Codes in either order -> [out in]."""
+    if codes.ndim == 2:
+        return codes
+    return codes.swapaxes(0, 1).reshape(codes.shape[1], -1)
+
+
+def apart(codes: Array, groups: int) -> Array:
+    """Codes in either order -> [groups out size]."""
+    if codes.ndim == 3:
+        return codes
+    return codes.reshape(codes.shape[0], groups, -1).swapaxes(0, 1)
+
+
+def groups(codes: Array, scales: Array) -> int:
+    return scales.shape[1] if codes.ndim == 2 else scales.shape[0]
+
+
+def group_sums(x: Array, groups: int) -> Array:
+    """[M in] -> float32 [M groups]."""
+    return x.astype(jnp.float32).reshape(x.shape[0], groups, -1).sum(-1)
+
+
+def weight(codes: Array, scales: Array, zeros: Array | None, dtype: Any) -> Array:
+    """The weights [out in] as floats; each is one rounding from exact, in float32 exact."""
+    wide = jnp.float32
+    scales, zeros = by_output(codes, scales), None if zeros is None else by_output(codes, zeros)
+    out, count = scales.shape
+    made = whole(codes).reshape(out, count, -1).astype(wide)
+    made = (made if zeros is None else made - zeros[..., None].astype(wide)) * scales[
+        ..., None
+    ].astype(wide)
+    return made.reshape(out, -1).astype(dtype)
+
+
+def by_output(codes: Array, numbers: Array) -> Array:
+    """Scales or zeros that lie as the codes do -> [out groups]."""
+    return numbers if codes.ndim == 2 else numbers.T
+
+
+def _by_group(codes: Array, numbers: Array) -> Array:
+    return numbers if codes.ndim == 3 else numbers.T
+
+
+# --- by platform ------------------------------------------------------------------------------
+def _on_gpu(x: Array, codes: Array, scales: Array) -> Array:
+    """One Triton product that reads integers and scales."""
+    codes, scales = whole(codes), by_output(codes, scales)
+    if scales.shape[1] == 1:
+        return _dot(x, codes.astype(x.dtype)) * scales[:, 0].astype(jnp.float32)
+    size = codes.shape[1] // scales.shape[1]
+    return _dot(x, codes.astype(x.dtype) * jnp.repeat(scales.astype(x.dtype), size, axis=1))
+
+
+def _on_tpu(x: Array, codes: Array, scales: Array) -> Array:
+    """A product for each group, then its scales; of many rows, one product that scales first.
+
+    Both keep the codes' conversion inside the product. Eight rows fill a register.
+    """
+    codes, scales = apart(codes, groups(codes, scales)), _by_group(codes, scales)
+    count, rows = len(codes), x.shape[0]
+    x = jnp.pad(x, ((0, max(0, 8 - rows)), (0, 0)))
+    grouped = x.reshape(x.shape[0], count, -1)
+    if count > 1 and rows > _FEW["tpu"]:
+        scaled = codes.astype(x.dtype) * scales[..., None].astype(x.dtype)
+        return jnp.einsum("mgi,goi->mo", grouped, scaled, preferred_element_type=jnp.float32)
+    parts = jnp.einsum(
+        "mgi,goi->gmo", grouped, codes.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+    return (parts * scales[:, None].astype(jnp.float32)).sum(0)[:rows]
+
+
+def _on_cpu(x: Array, codes: Array, scales: Array) -> Array:
+    """Integers against integers, the only fast product of int8 there is; floats of many rows."""
+    codes, scales = apart(codes, groups(codes, scales)), _by_group(codes, scales)
+    codes, scales = codes.astype(jnp.int8), scales.astype(jnp.float32)
+    if x.shape[0] <= _FEW["cpu"]:
+        return _in_pieces(x, codes, scales)
+    if len(codes) == 1:
+        return _by_blocks(x, codes[0]) * scales[0]
+
+    def add(y: Array, group: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        x, codes, scales = group
+        return y + _dot(x, codes.astype(x.dtype)) * scales, None
+
+    grouped = x.reshape(x.shape[0], len(codes), -1).swapaxes(0, 1)
+    start = jnp.zeros((x.shape[0], codes.shape[1]), jnp.float32)
+    return jax.lax.scan(add, start, (grouped, codes, scales))[0]
+
+
+def _in_pieces(x: Array, codes: Array, scales: Array) -> Array:
+    """Each activation as three int8 digits, as exact as float32, whose products are exact."""
+    x = x.astype(jnp.float32)
+    unit = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+    rest, pieces = x / jnp.where(unit == 0, 1, unit), []
+    for _ in range(3):
+        pieces.append(jnp.round(rest))
+        rest = (rest - pieces[-1]) * _STEP
+    digits = jnp.stack(pieces).astype(jnp.int8)  # [3 M in]
+    digits = digits.reshape(-1, len(codes), codes.shape[2])
+    over_size = (((2,), (2,)), ((0,), (1,)))  # codes come first: the other way is not fast
+    y = jax.lax.dot_general(codes, digits, over_size, preferred_element_type=jnp.int32)
+    y = (y * scales[..., None]).sum(0).reshape(-1, 3, x.shape[0])
+    y = y[:, 0] + (y[:, 1] + y[:, 2] / _STEP) / _STEP
+    return (y * unit[:, 0]).T
+
+
+def _by_blocks(x: Array, codes: Array) -> Array:
+    """The product with codes [out in], some outputs at a time."""
+    out = codes.shape[0]
+    count = next(n for n in range(_BLOCKS, 0, -1) if out % n == 0)
+    blocks = codes.reshape(count, out // count, -1)
+    y = jax.lax.map(lambda block: _dot(x, block.astype(x.dtype)), blocks)  # [blocks M out]
+    return y.swapaxes(0, 1).reshape(x.shape[0], out)
+
+
+def _dot(x: Array, kernel: Array) -> Array:
+    over_in = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, kernel, over_in, preferred_element_type=jnp.float32)
+
+
+def _highest(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y, precision="highest")
+
+
+def _offsets(codes: Array, scales: Array, zeros: Array) -> Array:
+    """scale * zero, float32 [groups out]: what a group's sum of activations is multiplied by."""
+    return _by_group(codes, scales.astype(jnp.float32) * zeros.astype(jnp.float32))
+
+
+# --- the gradient -----------------------------------------------------------------------------
+def _forward(x: Array, codes: Array, scales: Array, zeros: Array | None):
+    like_x = jnp.zeros((0,), x.dtype)
+    return product(x, codes, scales, zeros), (like_x, codes, scales, zeros)
+
+
+def _backward(kept, dy: Array):
+    """What is kept between the two is integers; dy [M out] -> dx [M in]."""
+    like_x, codes, scales, zeros = kept
+    dtype = like_x.dtype
+    if codes.ndim == 2:
+        count = scales.shape[1]
+        scaled = codes.astype(dtype) * jnp.repeat(
+            scales.astype(dtype), codes.shape[1] // count, axis=1
+        )
+        dx = jnp.matmul(dy.astype(dtype), scaled, preferred_element_type=jnp.float32)
+    else:
+        count = len(codes)
+        scaled = codes.astype(dtype) * scales[..., None].astype(dtype)
+        dx = jnp.einsum(
+            "mo,goi->mgi", dy.astype(dtype), scaled, preferred_element_type=jnp.float32
+        ).reshape(len(dy), -1)
+    if zeros is not None:
+        offset = _highest(dy, _offsets(codes, scales, zeros).T)
+        dx = dx - jnp.repeat(offset, dx.shape[1] // count, axis=1)
+    return dx.astype(dtype), None, None, None
+
+
+product.defvjp(_forward, _backward)
