@@ -28,10 +28,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import convert
-from convert.shard import write_header
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
 from qwen_jax.names import parts
+from qwen_jax.shard import write_header
 
 RESULTS = Path(__file__).parent / "results" / "load.json"
 

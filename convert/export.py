@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,23 @@ import numpy as np
 from convert.huggingface import TIED
 from convert.native import check_room
 from convert.progress import Progress
-from convert.shard import NAMES, Shard, write, write_header
 from convert.source import INDEX
-from qwen_jax import native
+from qwen_jax import adapters, native, peft
 from qwen_jax.config import Config
 from qwen_jax.names import Part, parts
 from qwen_jax.native import Manifest
+from qwen_jax.shard import NAMES, Shard, write, write_header
 
 LARGEST_SHARD = 5_000_000_000  # bytes, where there is no original to follow
 
 
-def to_hf(native_folder: str | Path, out: str | Path) -> Path:
+Change = Callable[[str, np.ndarray], np.ndarray]  # a leaf's name and what it holds -> the same
+
+
+def to_hf(native_folder: str | Path, out: str | Path, adapter: str | Path | None = None) -> Path:
     """Write a native checkpoint as safetensors with the original's shards and files.
 
+    adapter: a folder in PEFT's format to merge into the weights.
     out: must not exist; it is written as `<out>.partial` and renamed when it is whole.
     Raises FileNotFoundError or ValueError with everything that is wrong, or OSError.
     """
@@ -35,6 +40,9 @@ def to_hf(native_folder: str | Path, out: str | Path) -> Path:
     config = Config.from_hf(native.read_json(folder / "config.json"))
     if problems := manifest.problems(folder, config):
         raise ValueError("\n  ".join([f"{folder} cannot be converted:", *problems]))
+    change: Change = lambda _, leaf: leaf
+    if adapter is not None:
+        change = adapters.merger(peft.read(adapter), config, manifest.model_type)
     table = _parts(manifest, config)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -44,7 +52,7 @@ def to_hf(native_folder: str | Path, out: str | Path) -> Path:
         partial.mkdir()
         for name in manifest.files:
             shutil.copyfile(folder / name, partial / name)
-        _write_tensors(folder, manifest, table, partial)
+        _write_tensors(folder, manifest, table, change, partial)
         partial.rename(out)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -86,7 +94,9 @@ def _plan(manifest: Manifest, table: dict[str, Part]) -> dict[str, dict[str, Any
     }
 
 
-def _write_tensors(folder: Path, manifest: Manifest, table: dict[str, Part], partial: Path) -> None:
+def _write_tensors(
+    folder: Path, manifest: Manifest, table: dict[str, Part], change: Change, partial: Path
+) -> None:
     """Every piece is read once and its tensors go to their places in all the files."""
     shards = manifest.shards or _plan(manifest, table)
     files: dict[str, Shard] = {}  # by tensor
@@ -100,18 +110,20 @@ def _write_tensors(folder: Path, manifest: Manifest, table: dict[str, Part], par
     pieces = native.by_piece(manifest.leaves)
     progress = Progress(f"writing {partial.with_suffix('')}", len(pieces))
     for piece, leaves in pieces.items():
-        _write_piece(native.read_piece(folder, piece, leaves), table, files)
+        _write_piece(native.read_piece(folder, piece, leaves), table, change, files)
         progress.advance(native.size(leaves))
     progress.finish()
 
 
 def _write_piece(
-    leaves: dict[str, np.ndarray], table: dict[str, Part], files: dict[str, Shard]
+    leaves: dict[str, np.ndarray], table: dict[str, Part], change: Change, files: dict[str, Shard]
 ) -> None:
     """In a function, so that one piece is forgotten before the next is read."""
-    for tensor, part in table.items():
-        if part.leaf in leaves:
-            leaf = leaves[part.leaf]
+    for name in [*leaves]:
+        leaf = change(name, leaves.pop(name))
+        for tensor, part in table.items():
+            if part.leaf != name:
+                continue
             view, _ = part.views(leaf, np.empty(part.shape, leaf.dtype))
             write(files[tensor], tensor, view)
 

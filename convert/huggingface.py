@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from convert.shard import Shard, read_shard
 from convert.source import INDEX, QUANTISED
 from qwen_jax.checkpoint import read_defaults, vocabulary_problems
 from qwen_jax.config import Config
 from qwen_jax.names import Part, is_harmless, parts
 from qwen_jax.native import DTYPES, MANIFEST, abstract_leaves, mismatches, read_json
+from qwen_jax.shard import Shard, read_shard
 from qwen_jax.tokenizer import Tokenizer
 
 TIED = "lm_head.weight"  # some checkpoints store it although it repeats the embedding

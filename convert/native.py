@@ -10,11 +10,11 @@ import numpy as np
 from convert import huggingface
 from convert.huggingface import Checkpoint, is_same
 from convert.progress import Progress, gigabytes
-from convert.shard import NAMES
 from convert.source import INDEX, SIDE_FILES, default_out, locate
 from qwen_jax import native
 from qwen_jax.names import is_harmless
 from qwen_jax.native import DTYPES, Manifest
+from qwen_jax.shard import NAMES
 
 STATE = "conversion.json"  # in an unfinished folder: what it is made from
 

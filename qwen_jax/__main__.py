@@ -23,6 +23,7 @@ Number = Literal["float32", "bfloat16", "float16"]
 def main(
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     prompt: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")] = None,
+    adapter: str | None = None,
     system: str | None = None,
     complete: bool = False,
     max_new_tokens: int | None = None,
@@ -36,6 +37,7 @@ def main(
     Args:
         folder: What `python -m convert` wrote, or "demo".
         prompt: The question; by default, what comes on standard input.
+        adapter: A folder in PEFT's format, made for this model.
         system: The system prompt, where the model takes one.
         complete: Continue the prompt as plain text, as base models always do.
         max_new_tokens: The longest answer; by default, the checkpoint's.
@@ -49,7 +51,7 @@ def main(
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt:
         raise ValueError("the prompt is empty; give one as an argument or on standard input")
-    params = load(folder, dtype=dtype, cache_dtype=cache_dtype)
+    params = load(folder, dtype=dtype, cache_dtype=cache_dtype, adapter=adapter)
     sampling = params.assets.defaults.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)

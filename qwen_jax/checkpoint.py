@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from qwen_jax import hf_config, native
+from qwen_jax import adapters, hf_config, native, peft
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.defaults import Defaults
 from qwen_jax.model import Qwen, build
 from qwen_jax.native import Manifest
+from qwen_jax.reader import report
 from qwen_jax.sharding import make_mesh, shardings
 from qwen_jax.tokenizer import Tokenizer
 
@@ -34,7 +35,11 @@ class Assets:
 
 
 def load(
-    folder: str | Path, mesh: Mesh | None = None, dtype: Any = None, cache_dtype: Any = None
+    folder: str | Path,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    cache_dtype: Any = None,
+    adapter: str | Path | None = None,
 ) -> Qwen:
     """The parameters in a native checkpoint, each array restored straight to its shards.
 
@@ -42,6 +47,7 @@ def load(
     mesh: default, one over all devices of all processes. In a run of several processes all call
         this alike, and each reads its own shards.
     dtype: of every parameter; default, as stored. cache_dtype: of the caches generation makes.
+    adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
     if folder == "demo":
@@ -49,6 +55,9 @@ def load(
     folder = Path(folder)
     manifest = Manifest.read(folder)
     config, assets = _read_assets(folder, manifest, cache_dtype)
+    added = None if adapter is None else peft.read(adapter)
+    if added is not None:
+        adapters.check(added, config, assets.model_type)
     places = _places(config, mesh)
     wanted = {
         name: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=places[name])
@@ -59,7 +68,8 @@ def load(
         arrays |= native.read_piece(folder, piece, leaves)
     structure = jax.tree.structure(build(config, lambda shape, axes, kind: 0))
     params = jax.tree.unflatten(structure, [arrays[name] for name in places])
-    return dataclasses.replace(params, assets=assets)
+    params = dataclasses.replace(params, assets=assets)
+    return params if added is None else adapters.add(params, added)
 
 
 def _read_assets(folder: Path, manifest: Manifest, cache_dtype: Any) -> tuple[Config, Assets]:
@@ -113,10 +123,8 @@ def save(params: Qwen, folder: str | Path) -> None:
         raise FileExistsError(f"{folder} exists; choose another folder, or delete it first")
     leaves = native.named_leaves(params)
     wanted = {name: leaf.shape for name, leaf in native.abstract_leaves(params.config).items()}
-    if problems := native.mismatches(wanted, {name: leaf.shape for name, leaf in leaves.items()}):
-        raise ValueError(
-            "only whole networks are saved (fuse adapters first):\n  " + "\n  ".join(problems)
-        )
+    problems = native.mismatches(wanted, {name: leaf.shape for name, leaf in leaves.items()})
+    report("only whole networks are saved (fuse adapters first)", problems)
     partial = folder.with_name(folder.name + ".partial")
     writer = jax.process_index() == 0
     try:

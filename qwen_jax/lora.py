@@ -3,6 +3,8 @@
 An adapter on disk is a PEFT folder; `peft` reads and writes those.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
-from qwen_jax.model import Linear, Qwen, matmul
+from qwen_jax.model import LINEAR, Linear, Qwen, matmul
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,14 @@ class Delta(nnx.Module):
 
     a: Array = nnx.data()  # [R in]
     b: Array = nnx.data()  # [out R], the outputs in our order
-    key: Array | None = nnx.data()  # draws this step's dropout; None: nothing is dropped
+    keys: Array | None = nnx.data()  # [B] draw this step's dropout; None: nothing is dropped
     rows: Rows | None = nnx.static()  # where in a fused layer the outputs belong; None: all of it
     scale: float = nnx.static()
     dropout: float = nnx.static()
 
     def __call__(self, x: Array) -> Array:
         """x [... in] -> float32 [... out]."""
-        inner = matmul(dropout(x, self.dropout, self.key), self.a.astype(x.dtype))
+        inner = matmul(dropout(x, self.dropout, self.keys), self.a.astype(x.dtype))
         return self.scale * matmul(inner.astype(x.dtype), self.b.astype(x.dtype))
 
     def weight(self) -> Array:
@@ -55,7 +58,7 @@ class LoraLinear(nnx.Module):
     deltas: tuple[Delta, ...] = nnx.data()
 
     def __call__(self, x: Array) -> Array:
-        return self.float32(x).astype(x.dtype)
+        return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
 
     def float32(self, x: Array) -> Array:
         y = self.base.float32(x)
@@ -81,11 +84,11 @@ def spread(y: Array, rows: Rows | None, size: int) -> Array:
     return y.reshape(*y.shape[:-2], size)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Each number zero with probability `rate`, to 1/65536, the others enlarged to make up."""
-    if key is None or rate == 0:
+def dropout(x: Array, rate: float, keys: Array | None) -> Array:
+    """Each number of x [B ...] zero with probability `rate`, to 1/65536, the others enlarged."""
+    if keys is None or rate == 0:
         return x
-    drawn = jax.random.bits(key, x.shape, jnp.uint16)
+    drawn = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys)
     return jnp.where(drawn < round(rate * 2**16), 0, x / (1 - rate)).astype(x.dtype)
 
 
@@ -105,4 +108,29 @@ def map_linears(change: Callable[[str, Any], Any], params: Qwen) -> Qwen:
 
 def fuse(params: Qwen) -> Qwen:
     """A plain network that does what params does with its adapters."""
-    return map_linears(lambda _, x: x.fused() if isinstance(x, LoraLinear) else x, params)
+    fused = jax.jit(LoraLinear.fused)  # else every step of it would hold a float32 kernel
+    return map_linears(lambda _, x: fused(x) if isinstance(x, LoraLinear) else x, params)
+
+
+def with_dropout(params: Qwen, keys: Array) -> Qwen:
+    """params whose adapters drop what jax.random `keys` say, one for each row [B] of the input.
+
+    A row's draw depends on its key alone, not on the rows beside it.
+    """
+    deltas: list[Delta] = []
+    map_linears(lambda _, layer: deltas.extend(getattr(layer, "deltas", ())), params)
+    counts = [len(delta.a) if delta.a.ndim == 3 else 1 for delta in deltas]  # stacked: [L R in]
+    own = jax.vmap(jax.random.split, (0, None), 1)(keys, sum(counts))  # [deltas and layers, B]
+    ends = itertools.accumulate(counts)
+    drawn = iter(own[end - count : end] for count, end in zip(counts, ends, strict=True))
+
+    def draw(delta: Delta) -> Delta:
+        rows = next(drawn)
+        return dataclasses.replace(delta, keys=rows if delta.a.ndim == 3 else rows[0])
+
+    def change(_: str, layer: Any) -> Any:
+        if not isinstance(layer, LoraLinear):
+            return layer
+        return dataclasses.replace(layer, deltas=tuple(map(draw, layer.deltas)))
+
+    return map_linears(change, params)

@@ -14,9 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax import rope
 from qwen_jax.config import Config
+
+
+LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
 
 
 class AttentionCache(Protocol):
@@ -33,7 +37,7 @@ class Linear(nnx.Module):
     bias: Array | None = nnx.data()
 
     def __call__(self, x: Array) -> Array:
-        return self.float32(x).astype(x.dtype)
+        return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
 
     def float32(self, x: Array) -> Array:
         """The same before it is rounded to x's type."""
@@ -133,12 +137,18 @@ class Qwen(nnx.Module):
         return matmul(x, self.embed) if self.head is None else self.head.float32(x)
 
 
+@jax.custom_vjp
 def matmul(x: Array, kernel: Array) -> Array:
     """x [... in] with kernel [out in] -> float32 [... out].
 
     Few rows are padded to as many as XLA's fast path takes: one row of bf16 is 12 times slower
     than two on a CPU, where float32 has a path for one; on a TPU eight rows fill a register.
+    Gradients are products in the inputs' types too, which the float32 result would not give.
     """
+    return _matmul(x, kernel)
+
+
+def _matmul(x: Array, kernel: Array) -> Array:
     rows = x.reshape(-1, x.shape[-1])
     if rows.shape[0] >= 8:
         y = _product(rows, kernel)
@@ -146,6 +156,23 @@ def matmul(x: Array, kernel: Array) -> Array:
         cpu = _padded(1 if x.dtype == jnp.float32 else 2)
         y = jax.lax.platform_dependent(rows, kernel, cpu=cpu, tpu=_padded(8), default=_product)
     return y.reshape(*x.shape[:-1], kernel.shape[0])
+
+
+def _matmul_forward(x: Array, kernel: Array):
+    return _matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(inputs: tuple[Array, Array], gradient: Array):
+    x, kernel = inputs
+    g = gradient.reshape(-1, kernel.shape[0]).astype(x.dtype)
+    exact = {"preferred_element_type": jnp.float32}
+    dx = jax.lax.dot_general(g, kernel, (((1,), (0,)), ((), ())), **exact)
+    rows = x.reshape(-1, x.shape[-1])
+    dkernel = jax.lax.dot_general(g, rows, (((0,), (0,)), ((), ())), **exact)
+    return dx.reshape(x.shape).astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _product(x: Array, kernel: Array) -> Array:

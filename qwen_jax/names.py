@@ -14,6 +14,7 @@ import numpy as np
 
 from qwen_jax.config import Config
 
+HEAD = "lm_head.weight"
 Views = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -25,6 +26,13 @@ class Part:
     shape: tuple[int, ...]
     leaf: str
     views: Views
+
+    def rows(self, size: int) -> np.ndarray:
+        """For each row of the tensor, its place among the leaf's `size` rows."""
+        place = np.empty((self.shape[0], 1), int)
+        leaf, tensor = self.views(np.arange(size)[:, None], place)
+        tensor[...] = leaf
+        return place[:, 0]
 
 
 def parts(config: Config, model_type: str) -> Iterator[Part]:
@@ -106,7 +114,7 @@ _V1 = [
     ("transformer.h.{i}.mlp.w1.weight", _BLOCK + "mlp.up.kernel", "up", _whole),
     ("transformer.h.{i}.mlp.c_proj.weight", _BLOCK + "mlp.down.kernel", "down", _whole),
     ("transformer.ln_f.weight", "norm.scale", "norm", _whole),
-    ("lm_head.weight", "head.kernel", "vocab", _whole),
+    (HEAD, "head.kernel", "vocab", _whole),
 ]
 _LAYER = "model.layers.{i}."
 _LATER = [
@@ -126,5 +134,5 @@ _LATER = [
     (_LAYER + "mlp.up_proj.weight", _BLOCK + "mlp.up.kernel", "up", _whole),
     (_LAYER + "mlp.down_proj.weight", _BLOCK + "mlp.down.kernel", "down", _whole),
     ("model.norm.weight", "norm.scale", "norm", _whole),
-    ("lm_head.weight", "head.kernel", "vocab", _whole),
+    (HEAD, "head.kernel", "vocab", _whole),
 ]

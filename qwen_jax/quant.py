@@ -11,9 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.integer_matmul import apart, by_output, groups, product, weight, whole
-from qwen_jax.model import Linear
+from qwen_jax.model import LINEAR, Linear
 
 
 @nnx.dataclass
@@ -28,7 +29,7 @@ class QuantLinear(nnx.Module):
     bits: int = nnx.static()  # of the codes' values, whatever type holds them
 
     def __call__(self, x: Array) -> Array:
-        return self.float32(x).astype(x.dtype)
+        return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
 
     def float32(self, x: Array) -> Array:
         """The same before it is rounded to x's type."""

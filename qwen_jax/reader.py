@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 _MISSING = object()
+SHOWN = 20  # problems
 
 
 class Reader:
@@ -73,3 +74,10 @@ class Reader:
             )
         if self.problems:
             raise ValueError(f"{self.file} cannot be read: " + "; ".join(self.problems))
+
+
+def report(title: str, problems: list[str]) -> None:
+    """Raise ValueError with the problems, if there are any."""
+    if problems:
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise ValueError("\n  ".join([f"{title}:", *problems[:SHOWN], *more]))

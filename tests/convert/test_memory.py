@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert.shard import write_header
 from qwen_jax.config import Config
 from qwen_jax.names import parts
+from qwen_jax.shard import write_header
 
 LIMIT_S = 900
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from convert.shard import LONGEST_HEADER, parse_header, read_shard, write, write_header
+from qwen_jax.shard import LONGEST_HEADER, parse_header, read_shard, write, write_header
 
 GOOD = {
     "b": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},

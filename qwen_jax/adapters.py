@@ -1,0 +1,272 @@
+"""Adapters in our network: added beside its layers, taken out again, merged into its weights.
+
+`peft` reads and writes them by Hugging Face's names; here each finds its layer, and its rows their
+places, however our layers are fused.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen_jax import hf_config, native
+from qwen_jax.config import Config
+from qwen_jax.lora import Delta, LoraLinear, Rows, map_linears
+from qwen_jax.model import Linear, Qwen
+from qwen_jax.names import HEAD, Part, parts
+from qwen_jax.peft import Adapter, module_of
+from qwen_jax.peft_config import Settings, ends
+from qwen_jax.reader import report
+from qwen_jax.sharding import mesh_of, shardings
+
+V1_TARGETS = ("c_attn", "c_proj", "w1", "w2")
+LATER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one of Hugging Face's tensors is in our network."""
+
+    leaf: str  # "blocks.0.attn.qkv.kernel"
+    shape: tuple[int, ...]
+    order: Any  # ours = theirs[order]: indices, or a slice of everything
+    rows: Rows | None  # the leaf's rows that it fills; None: all
+
+    @property
+    def layer(self) -> str | None:
+        """The linear layer of a block whose kernel this is."""
+        layer, _, kind = self.leaf.rpartition(".")
+        return layer if kind == "kernel" and layer.startswith("blocks.") else None
+
+
+def places(config: Config, model_type: str) -> dict[str, Place]:
+    """For every tensor of a Hugging Face checkpoint, in the order of the network.
+
+    A head that repeats the embedding is there too: PEFT trains and stores it beside it.
+    """
+    sizes = {name: leaf.shape[0] for name, leaf in native.abstract_leaves(config).items()}
+
+    def place(part: Part) -> Place:
+        rows = part.rows(sizes[part.leaf])
+        order, count, start = rows.argsort(), len(rows), int(rows.min())
+        runs = config.kv_heads  # of a fused layer's rows
+        cut = None if count == sizes[part.leaf] else Rows(runs, start, start + count // runs)
+        same = (order == np.arange(count)).all()
+        return Place(part.leaf, part.shape, slice(None) if same else order, cut)
+
+    table = {part.tensor: place(part) for part in parts(config, model_type)}
+    return table if HEAD in table else table | {HEAD: next(iter(table.values()))}
+
+
+def model_type_of(params: Qwen) -> str:
+    """As in config.json: of the checkpoint that was loaded, or what its features amount to."""
+    if params.assets is not None:
+        return str(params.assets.model_type)
+    return str(hf_config.to_hf(params.config)["model_type"])
+
+
+# --- does it fit ------------------------------------------------------------------------------
+def check(adapter: Adapter, config: Config, model_type: str) -> None:
+    """Raise ValueError with everything in which an adapter does not fit a network."""
+    base = f" (made for {adapter.settings.base})" if adapter.settings.base else ""
+    title = f"the adapter{base} does not fit this network, a {model_type} of {config.layers} layers"
+    report(title, list(_misfits(adapter, config, places(config, model_type))))
+
+
+def _misfits(adapter: Adapter, config: Config, table: dict[str, Place]) -> Iterator[str]:
+    for module, (a, b) in adapter.deltas.items():
+        place = table.get(module + ".weight")
+        if place is None or place.layer is None:
+            yield f"{module} is no linear layer of its blocks"
+        elif (b.shape[0], a.shape[1]) != place.shape:
+            yield f"{module} is [{b.shape[0]}, {a.shape[1]}], the layer is {list(place.shape)}"
+    for tensor, array in adapter.saved.items():
+        place = table.get(tensor)
+        if place is None:
+            yield f"{tensor} is no tensor of it"
+        elif array.shape != place.shape:
+            yield f"{tensor} is {list(array.shape)}, the network's is {list(place.shape)}"
+        elif place.rows is not None:
+            yield f"{tensor} is whole, which only works for layers that we do not fuse"
+    twins = _twins(table)
+    given = [adapter.saved[tensor] for tensor in twins if tensor in adapter.saved]
+    if given and not (len(given) == len(twins) and all(np.array_equal(given[0], x) for x in given)):
+        yield f"{' and '.join(twins)} are one array here, the adapter makes them differ"
+
+
+def _twins(table: dict[str, Place]) -> list[str]:
+    """The names of the embedding: that of the head as well, where the two are tied."""
+    return [tensor for tensor, place in table.items() if place.leaf == "embed"]
+
+
+# --- in and out -------------------------------------------------------------------------------
+def add(params: Qwen, adapter: Adapter, dtype: Any = None, model_type: str | None = None) -> Qwen:
+    """params with an adapter's matrices beside its layers, on the devices where those lie.
+
+    dtype: of all that the adapter holds; default, the embedding's. model_type: as in config.json;
+    default, that of the checkpoint. Raises ValueError if it does not fit.
+    """
+    config, model_type = params.config, model_type or model_type_of(params)
+    assert isinstance(params.blocks, tuple), "only blocks that are not stacked are adapted"
+    check(adapter, config, model_type)
+    dtype, mesh = np.dtype(dtype or params.embed.dtype), mesh_of(params)
+    where = native.named_leaves(shardings(config, mesh)) if mesh else {}
+
+    def put(array: Any, leaf: str, axes: Callable[..., Any]) -> Array:
+        place = NamedSharding(mesh, P(*axes(*where[leaf].spec))) if mesh else params.embed.sharding
+        host = np.asarray(array)
+        cut = lambda index: np.array(host[index], dtype)  # a copy: the file may be written again
+        return jax.make_array_from_callback(host.shape, place, cut)
+
+    saved, deltas = _ours(adapter, places(config, model_type), put)
+    leaves = native.named_leaves(params)
+    if missing := sorted(saved.keys() - leaves.keys()):
+        raise ValueError(f"the adapter has whole {missing}, which this network keeps otherwise")
+
+    def wrap(name: str, layer: Any) -> Any:
+        if name not in deltas:
+            return layer
+        if isinstance(layer, LoraLinear):
+            raise ValueError(f"{name} has an adapter already; fuse it first, or load without it")
+        return LoraLinear(layer, deltas[name])
+
+    whole = [saved.get(name, leaf) for name, leaf in leaves.items()]
+    return map_linears(wrap, jax.tree.unflatten(jax.tree.structure(params), whole))
+
+
+Put = Callable[[Any, str, Callable[..., Any]], Any]
+
+
+def _ours(
+    adapter: Adapter, table: dict[str, Place], put: Put
+) -> tuple[dict[str, Any], dict[str, tuple[Delta, ...]]]:
+    """An adapter that fits, by our names: whole leaves, and each layer's deltas.
+
+    put(array, leaf, axes) makes an array that lies along axes(*those of the leaf).
+    """
+    settings = adapter.settings
+    saved: dict[str, Any] = {}
+    deltas: dict[str, tuple[Delta, ...]] = {}
+    for tensor, place in table.items():
+        leaf, module = place.leaf, module_of(tensor)
+        if tensor in adapter.saved and leaf not in saved:
+            saved[leaf] = put(adapter.saved[tensor][place.order], leaf, lambda *axes: axes)
+        elif place.layer and module in adapter.deltas:
+            a, b = adapter.deltas[module]
+            delta = Delta(
+                a=put(a, leaf, lambda out, inp: (None, inp)),
+                b=put(b[place.order], leaf, lambda out, inp: (out, None)),
+                keys=None,
+                rows=place.rows,
+                scale=settings.scale_of(module),
+                dropout=settings.dropout,
+            )
+            deltas[place.layer] = (*deltas.get(place.layer, ()), delta)
+    return saved, deltas
+
+
+def extract(params: Qwen, settings: Settings, model_type: str | None = None) -> Adapter:
+    """What `add` put into params, or training made of it. Every process of a run calls this."""
+    found: dict[tuple[str, Rows | None], Delta] = {}
+
+    def collect(name: str, layer: Any) -> Any:
+        for delta in layer.deltas if isinstance(layer, LoraLinear) else ():
+            found[name, delta.rows] = delta
+        return layer
+
+    map_linears(collect, params)
+    leaves = native.named_leaves(params)
+    deltas, saved = {}, {}
+    for tensor, place in places(params.config, model_type or model_type_of(params)).items():
+        module = module_of(tensor)
+        if settings.saves(module):
+            saved[tensor] = _theirs(leaves[place.leaf], place)
+        elif place.layer and (place.layer, place.rows) in found:
+            delta = found[place.layer, place.rows]
+            deltas[module] = _host(delta.a), _theirs(delta.b, place)
+    return Adapter(settings, deltas, saved)
+
+
+def _theirs(array: Array, place: Place) -> np.ndarray:
+    ours = _host(array)
+    made = np.empty_like(ours)
+    made[place.order] = ours
+    return made
+
+
+def _host(array: Array) -> np.ndarray:
+    if not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def fresh(params: Qwen, settings: Settings, key: Array, model_type: str | None = None) -> Adapter:
+    """An adapter to train, which changes nothing yet: A uniform within 1/sqrt(in), B zero.
+
+    So PEFT starts one. It holds no whole tensors: those of modules_to_save are the base's at first.
+    Raises ValueError if the settings name what is not there.
+    """
+    table = places(params.config, model_type or model_type_of(params))
+    modules = {module_of(tensor): place for tensor, place in table.items() if place.layer}
+    _expect(settings.targets, modules, "targets")
+    _expect(settings.modules_to_save, set(map(module_of, table)), "modules_to_save")
+    twins = tuple(map(module_of, _twins(table)))
+    if any(map(settings.saves, twins)):  # both of a tied pair are stored
+        more = (twin for twin in twins if not settings.saves(twin))
+        settings = dataclasses.replace(settings, modules_to_save=(*settings.modules_to_save, *more))
+    deltas = {}
+    for number, (module, place) in enumerate(modules.items()):
+        if settings.adapts(module):
+            (out, inp), rank = place.shape, settings.rank_of(module)
+            own = jax.random.fold_in(key, number)
+            a = jax.random.uniform(own, (rank, inp), minval=-(inp**-0.5), maxval=inp**-0.5)
+            deltas[module] = a, jnp.zeros((out, rank))
+    if not deltas:
+        raise ValueError(f"targets {settings.targets!r} match no linear layer")
+    return Adapter(settings, deltas, {})
+
+
+def _expect(names: tuple[str, ...] | str, modules: Collection[str], what: str) -> None:
+    """Every name must be a module's, or its end."""
+    unknown = [n for n in names if not any(ends(n, module) for module in modules)]
+    if unknown and not isinstance(names, str):
+        known = sorted({module.rpartition(".")[2] for module in modules})
+        raise ValueError(f"{what} {unknown} are not in this network; it has {', '.join(known)}")
+
+
+# --- merging ----------------------------------------------------------------------------------
+def merger(
+    adapter: Adapter, config: Config, model_type: str
+) -> Callable[[str, np.ndarray], np.ndarray]:
+    """A function (leaf's name, array) -> the array with the adapter in it, rounded once.
+
+    It needs memory for one leaf at a time. Raises ValueError if the adapter does not fit.
+    """
+    check(adapter, config, model_type)
+    saved, deltas = _ours(adapter, places(config, model_type), lambda array, *_: array)
+
+    def merged(name: str, leaf: np.ndarray) -> np.ndarray:
+        layer, _, kind = name.rpartition(".")
+        if name in saved:
+            with np.errstate(over="ignore"):
+                made = saved[name].astype(leaf.dtype)
+        elif kind == "kernel" and layer in deltas:
+            adapted = LoraLinear(Linear(jnp.asarray(leaf), None), deltas[layer])
+            made = np.asarray(jax.jit(LoraLinear.fused)(adapted).kernel)
+        else:
+            return leaf
+        with np.errstate(invalid="ignore"):  # a NaN is the least and the largest
+            bounds = made.min(), made.max()
+        if not np.isfinite(bounds).all():
+            raise ValueError(f"{name} with the adapter is not finite in {leaf.dtype.name}")
+        return made
+
+    return merged
