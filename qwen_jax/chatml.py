@@ -56,14 +56,14 @@ def prompt_ids(
             break
         turns = turn + turns
     user = _segment(tokenizer, "user", query)
-    opening = [*_control(tokenizer, IM_START), *tokenizer.encode("assistant")]
+    opening = [*control(tokenizer, IM_START), *tokenizer.encode("assistant")]
     return start + turns + newline + user + newline + opening + newline
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: str = "chatml") -> list[int]:
     """The ids that end an answer; a sampler stops at any of them."""
     _check_format(chat_format)
-    return _control(tokenizer, *STOPS[chat_format])
+    return control(tokenizer, *STOPS[chat_format])
 
 
 def reply_text(tokenizer: Tokenizer, ids: Iterable[int], chat_format: str = "chatml") -> str:
@@ -95,7 +95,7 @@ def render(
     assistant said. Without one (v1), the messages are a `prompt_ids` call, and max_window_size is
     its history window. Raises ValueError for whatever the template or the format cannot express.
     """
-    messages = [_checked(message) for message in messages]
+    messages = [checked(message) for message in messages]
     if not messages:
         raise ValueError("got no messages, wanted at least one from the user")
     for name, value in template_arguments.items():
@@ -109,7 +109,7 @@ def render(
         if max_window_size is not None:
             raise ValueError("max_window_size is for checkpoints without a chat template")
         asked["add_generation_prompt"] = add_generation_prompt
-        return _render_template(tokenizer, tokenizer.chat_template, messages, asked)
+        return [id for _, ids in pieces(tokenizer, messages, asked) for id in ids]
     if asked or not add_generation_prompt:
         wanted = ", ".join(asked) or "add_generation_prompt=False"
         raise ValueError(f"{wanted} needs a chat template, and this checkpoint has none")
@@ -122,7 +122,8 @@ def _check_format(chat_format: str) -> None:
         raise ValueError(f"got chat_format {chat_format!r}, wanted one of {', '.join(STOPS)}")
 
 
-def _control(tokenizer: Tokenizer, *names: str) -> list[int]:
+def control(tokenizer: Tokenizer, *names: str) -> list[int]:
+    """The ids of control tokens. Raises ValueError for those that the vocabulary lacks."""
     if missing := [name for name in names if name not in tokenizer.specials]:
         raise ValueError(f"this vocabulary has no {', '.join(missing)}; ChatML needs them")
     return [tokenizer.specials[name] for name in names]
@@ -130,12 +131,12 @@ def _control(tokenizer: Tokenizer, *names: str) -> list[int]:
 
 def _segment(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
     """<|im_start|>role\ncontent<|im_end|>, each part encoded by itself as the original does."""
-    start, end = _control(tokenizer, IM_START, IM_END)
+    start, end = control(tokenizer, IM_START, IM_END)
     texts = tokenizer.encode(role) + tokenizer.encode("\n") + tokenizer.encode(content)
     return [start, *texts, end]
 
 
-def _checked(message: Mapping[str, Any]) -> dict[str, Any]:
+def checked(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message with a role that templates know and content that is a string."""
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
@@ -162,17 +163,17 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, 
     return said[-1], history, DEFAULT_SYSTEM if system is None else system
 
 
-def _render_template(
-    tokenizer: Tokenizer,
-    source: str,
-    messages: Sequence[Mapping[str, Any]],
-    asked: Mapping[str, Any],
-) -> list[int]:
-    """Render with the control tokens in strings disguised, divide at the others, encode the rest.
+def pieces(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]
+) -> list[tuple[str, list[int]]]:
+    """The rendered template in pieces: a control token's name and id, or a text and its ids.
 
     A template returns one string, in which a typed `<|im_end|>` would look like its own. So each
-    character that may begin a control token is first swapped for a private one that occurs nowhere.
+    character that may begin a control token is first swapped for a private one that occurs nowhere;
+    the texts keep those, the ids do not.
     """
+    source = tokenizer.chat_template
+    assert source is not None
     begins, markup = _beginnings(tokenizer.specials), "|".join(map(re.escape, tokenizer.markup))
     said = f"(?!{markup})(?:{begins})" if markup else begins  # the model wrote its own markup
     used = set(json.dumps([source, messages, asked], ensure_ascii=False))
@@ -186,15 +187,15 @@ def _render_template(
         for message in messages
     ]
     variables = _disguise(asked, begins, masks) | {"messages": disguised}
-    text = _run(source, tokenizer.names, variables)
     originals = {ord(mask): first for first, mask in masks.items()}
-    ids: list[int] = []
-    for piece in split(text, tokenizer.specials):
+
+    def ids(piece: str) -> list[int]:
         if piece in tokenizer.specials:
-            ids.append(tokenizer.specials[piece])
-        else:
-            ids += tokenizer.encode(piece.translate(originals))
-    return ids
+            return [tokenizer.specials[piece]]
+        return tokenizer.encode(piece.translate(originals))
+
+    text = _run(source, tokenizer.names, variables)
+    return [(piece, ids(piece)) for piece in split(text, tokenizer.specials) if piece]
 
 
 def _beginnings(names: Iterable[str]) -> str:

@@ -1,0 +1,85 @@
+"""Records to ids and labels: the original's, and answers alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.vocabulary import read
+from train.examples import encode
+from train.formats import Conversation, Document, parse
+from train.loss import IGNORED
+
+GOLDEN = Path(__file__).parents[1] / "golden/text/finetune_preprocess.json"
+CASES = json.loads(GOLDEN.read_text("utf-8"))
+CHAT = Conversation(
+    [
+        {"role": "user", "content": "the dog"},
+        {"role": "assistant", "content": "a fox"},
+        {"role": "user", "content": "and"},
+        {"role": "assistant", "content": "世界"},
+    ]
+)
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+)
+
+
+@pytest.fixture(scope="session")
+def later(small_folder) -> Tokenizer:
+    return Tokenizer(dataclasses.replace(read(small_folder), chat_template=TEMPLATE))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ids_and_labels_are_the_original_ones(real, case):
+    record = parse({"conversations": case["conversations"]}, "conversations")
+    ids, labels = (whole[: case["max_len"]] for whole in encode(record, real, case["system"]))
+    padding = case["max_len"] - len(ids)
+    assert [*ids, *[real.end_of_text] * padding] == case["input_ids"]
+    assert [*labels, *[IGNORED] * padding] == case["labels"]
+    assert (ids.dtype, labels.dtype) == (np.int32, np.int32)
+
+
+def learnt(tokenizer, record, **options):
+    ids, labels = encode(record, tokenizer, **options)
+    assert set(labels[labels != ids]) <= {IGNORED}
+    return tokenizer.decode(ids[labels == ids])
+
+
+def test_answers_alone(small, later):
+    for tokenizer in (small, later):
+        assert learnt(tokenizer, CHAT, loss_on="assistant") == "a fox<|im_end|>\n世界<|im_end|>\n"
+
+
+def test_answers_and_the_marks_of_every_turn(small, later):
+    turns = "<|im_start|><|im_end|>\n<|im_start|>a fox<|im_end|>\n"
+    turns += "<|im_start|><|im_end|>\n<|im_start|>世界<|im_end|>\n"
+    assert learnt(later, CHAT) == turns
+    assert learnt(small, CHAT) == "<|im_start|><|im_end|>\n" + turns  # and the system's
+
+
+def test_the_system_of_a_conversation_that_brings_none(small, later):
+    own = Conversation([{"role": "system", "content": "own"}, *CHAT.messages])
+    for tokenizer in (small, later):
+        wanted = encode(own, tokenizer)[0].tolist()
+        assert encode(CHAT, tokenizer, "own")[0].tolist() == wanted
+        assert encode(own, tokenizer, "other")[0].tolist() == wanted
+        assert encode(CHAT, tokenizer, "other")[0].tolist() != wanted
+
+
+def test_tools_reach_the_template(small_folder):
+    source = "{{ tools[0].name }}" + TEMPLATE
+    tokenizer = Tokenizer(dataclasses.replace(read(small_folder), chat_template=source))
+    ids, _ = encode(Conversation(CHAT.messages, [{"name": "weather"}]), tokenizer)
+    assert tokenizer.decode(ids).startswith("weather<|im_start|>")
+
+
+@pytest.mark.parametrize("loss_on", ["turns", "assistant"])
+def test_of_a_document_all_is_learnt(small, loss_on):
+    text = "The fox <|im_end|> 世界"
+    ids, labels = encode(Document(text), small, "unused", loss_on)
+    assert ids.tolist() == labels.tolist() == [*small.encode(text), small.end_of_text]

@@ -1,0 +1,29 @@
+"""What is wrong with a user's data: all of it counted, the first of it shown, in one error."""
+
+from collections.abc import Sequence
+
+SHOWN = 20
+
+
+class Faults:
+    """Lines in the order of the data, each with its file, place and field."""
+
+    def __init__(self, shown: Sequence[str] = (), count: int = 0):
+        self.shown, self.count = list(shown), count
+
+    def add(self, *lines: str) -> None:
+        self.join(Faults(lines, len(lines)))
+
+    def join(self, other: "Faults") -> None:
+        """Those of `other` come behind these."""
+        self.shown = [*self.shown, *other.shown][:SHOWN]
+        self.count += other.count
+
+    def stop(self) -> None:
+        """Raise ValueError if there is any."""
+        if self.count:
+            noun = "fault" if self.count == 1 else "faults"
+            more = self.count - len(self.shown)
+            rest = [f"and {more} more"] if more else []
+            found = f"{self.count} {noun} in the data, nothing was trained:"
+            raise ValueError("\n  ".join([found, *self.shown, *rest]))

@@ -1,0 +1,111 @@
+"""Where each record of a data file lies, so that one can be read without the others."""
+
+import json
+import mmap
+import re
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from train.formats import recognise
+from train.strict import decode
+
+SUFFIXES = (".json", ".jsonl", ".txt")
+UTF8_MARK, UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+BLANKS = re.compile(r"[ \t\r\n]*")
+CONTENT = re.compile(rb"[^ \t\r\n]")
+ENDS = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # finds no other fault
+
+
+@dataclass(frozen=True)
+class Index:
+    """places: [records, 3] of the first byte, the byte behind the last, and the line.
+
+    form: one text, lines of JSON, or one list of JSON.
+    format: what the first record is, as `formats.recognise` says; None where it cannot tell.
+    """
+
+    path: Path
+    places: np.ndarray
+    form: Literal["text", "lines", "list"]
+    format: str | None
+
+
+def index(path: Path) -> Index:
+    """Told apart by content, but for .txt. Raises ValueError for a file without records."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"got a name in {path.suffix!r}, wanted {', '.join(SUFFIXES)}")
+    with path.open("rb") as stream:
+        if stream.read(2) in UTF16_MARKS:
+            raise ValueError("got UTF-16, wanted UTF-8")
+        if not path.stat().st_size:
+            raise ValueError("the file is empty")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            start = len(UTF8_MARK) if data[:3] == UTF8_MARK else 0
+            opening = CONTENT.search(data, start)
+            if opening is None:
+                raise ValueError("the file is empty")
+            if path.suffix == ".txt":
+                return Index(path, np.array([[start, len(data), 1]]), "text", "text")
+            form: Literal["lines", "list"] = "list" if opening[0] == b"[" else "lines"
+            places = _items(data, start) if form == "list" else _lines(data, start)
+            first = data[places[0] : places[1]]
+    return Index(path, np.array(places, np.int64).reshape(-1, 3), form, _format(first))
+
+
+def _format(first: bytes) -> str | None:
+    try:
+        return recognise(decode(first))
+    except ValueError:
+        return None
+
+
+def _lines(data: mmap.mmap, start: int) -> "array[int]":
+    places, line = array("q"), 0
+    while start < len(data):
+        line += 1
+        found = data.find(b"\n", start)
+        stop = len(data) if found < 0 else found
+        if CONTENT.search(data, start, stop):
+            places.extend((start, stop, line))
+        start = stop + 1
+    return places
+
+
+def _items(data: mmap.mmap, start: int) -> "array[int]":
+    try:
+        text = data[start:].decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {start + error.start} is not UTF-8") from None
+    places, line, seen = array("q"), 1, 0
+    at = text.index("[") + 1
+    try:
+        while True:
+            at = _content(text, at)
+            end = ENDS.raw_decode(text, at)[1]
+            start += len(text[seen:at].encode())
+            line += text.count("\n", seen, at)
+            places.extend((start, start + len(text[at:end].encode()), line))
+            seen, at = at, _content(text, end)
+            if text[at : at + 1] != ",":
+                break
+            at += 1
+        if text[at : at + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+        if (at := _content(text, at + 1)) < len(text):
+            raise json.JSONDecodeError("Something behind the list", text, at)
+    except json.JSONDecodeError as error:
+        if text[at:] and not places and text[at] == "]":
+            raise ValueError("got an empty list, wanted records") from None
+        raise ValueError(f"line {error.lineno} is not JSON: {error.msg}") from None
+    except RecursionError:
+        raise ValueError(f"the item behind line {line} is nested too deeply") from None
+    return places
+
+
+def _content(text: str, at: int) -> int:
+    """Where the blanks end."""
+    return BLANKS.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing too
