@@ -7,8 +7,9 @@ Each runs in a process of its own; those of GPUs and TPUs are `python -m benchma
 import subprocess
 import sys
 
-PARTS = ("load", "startup", "speed")
+PARTS = ("load", "startup", "speed", "finetune")
 TINY = {"startup": ("--tiny", "--repeats", "1"), "speed": ("--tiny", "--rounds", "2")}
+TINY["finetune"] = ("--tiny", "--rounds", "2")
 
 
 def main(arguments: list[str]) -> int:

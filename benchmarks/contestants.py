@@ -208,11 +208,11 @@ def _best(run: Callable[[], object], repeats: int = 5) -> float:
 KINDS: dict[str, type] = {"qwen_jax": Ours, "transformers": Transformers, "llama.cpp": LlamaCpp}
 
 
-def serve(name: str, model: str, dtype: str) -> None:
+def serve(kinds: dict[str, type], name: str, model: str, dtype: str) -> None:
     """Answer until the input ends. What libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    contestant = KINDS[name](model, dtype)
+    contestant = kinds[name](model, dtype)
     print(json.dumps({"ready": True}), file=answers)
     rested = time.process_time()
     for line in sys.stdin:
@@ -229,4 +229,4 @@ def serve(name: str, model: str, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    serve(KINDS, *sys.argv[1:])

@@ -17,12 +17,12 @@ PAUSE = 0.3  # seconds between two contestants: thread pools spin a while after 
 class Runner(AbstractContextManager["Runner"]):
     """One contestant's process; `runner.ask("generate", ids=..., count=...)`."""
 
-    def __init__(self, name: str, model: Path, dtype: str):
+    def __init__(self, name: str, model: Path, dtype: str, module: str = "benchmarks.contestants"):
         self.label = f"{name} {dtype}"
         self.busy = self.idle = 0.0  # core seconds of the latest request, and before it
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.contestants", name, str(model), dtype],
+            [sys.executable, "-m", module, name, str(model), dtype],
             cwd=Path(__file__).parents[1],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "TRANSFORMERS_VERBOSITY": "error"},
             stdin=subprocess.PIPE,

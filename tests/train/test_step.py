@@ -1,0 +1,152 @@
+"""A step of training: its gradients, its update, what stays as it is, where it runs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qwen_jax.config import Config
+from qwen_jax.names import parts
+from qwen_jax.native import named_leaves
+from qwen_jax.sharding import make_mesh, shardings
+from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble
+from tests.reference import random_checkpoint, reference_logits
+from tests.train.networks import batch, losses, random_samples, run, trainer, with_adapters
+from train.loss import IGNORED
+from train.network import unstack
+from train.step import Recipe
+
+TWO = {"num_hidden_layers": 2}
+FIRST = V1 | TWO | {"seq_length": 512}  # the long-text rules are off in training
+FAMILIES = [FIRST, QWEN2 | TWO, QWEN3 | TWO]
+LIVELY = Recipe(steps=20, learning_rate=3e-3, warmup=0.1, remat="none")
+
+
+def reference_loss(hf, tensors, samples) -> float:
+    """Mean over the targets, in float64 NumPy, each sample by itself."""
+    total = count = 0
+    for ids, labels in samples:
+        logits = reference_logits(hf, tensors, ids)[:-1]
+        scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        learnt = labels[1:] != IGNORED
+        total -= scores[learnt, labels[1:][learnt]].sum()
+        count += learnt.sum()
+    return total / count
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("hf", FAMILIES, ids=["v1", "qwen2", "qwen3"])
+def test_gradients_of_the_reference(hf, remat):
+    """Each tensor's gradient along a random direction, against a difference of float64 losses."""
+    tensors = random_checkpoint(hf, seed=1)
+    samples = random_samples([11, 7, 14], 96)
+    network = trainer(assemble(hf, tensors), Recipe(steps=1, learning_rate=0, remat=remat))
+    rows = jax.tree.map(lambda x: x[0], batch(samples, [[0, 1], [2]], 24))
+    find = jax.jit(jax.value_and_grad(network._loss, has_aux=True))
+    (loss, count), gradient = find(network.start().trained, {}, rows)
+    assert float(loss / count) == pytest.approx(reference_loss(hf, tensors, samples), rel=1e-5)
+    leaves = named_leaves(unstack(network.params(gradient)))
+    random = np.random.default_rng(0)
+    for part in parts(Config.from_hf(hf), hf["model_type"]):
+        tensor, way = tensors[part.tensor].astype(np.float64), random.normal(size=part.shape)
+        ends = [
+            reference_loss(hf, tensors | {part.tensor: tensor + step * way}, samples)
+            for step in (1e-4, -1e-4)
+        ]
+        got, way = part.views(np.asarray(leaves[part.leaf] / count), way)
+        assert abs(np.vdot(got, way) - (ends[0] - ends[1]) / 2e-4) < 1e-4 * np.linalg.norm(got), (
+            part.tensor
+        )
+
+
+def test_packing_and_dividing_change_nothing():
+    """The update is the same for rows packed or not, at once or one after another."""
+    params = assemble(FIRST, random_checkpoint(FIRST, 1))
+    samples = random_samples([9, 5, 12, 3, 8, 6, 10, 2], 96)
+    single = [[n] for n in range(8)]
+    ways = [(single, 1), (single, 4), (single, 8), ([[0, 1, 3], [2, 4], [5, 6], [7]], 2)]
+    runs = [run(trainer(params, LIVELY), [batch(samples, way[0], 24, way[1])] * 2) for way in ways]
+    (state, seen), *others = runs
+    for other, metrics in others:
+        np.testing.assert_allclose(losses(metrics), losses(seen), rtol=1e-6)
+        assert metrics[0].targets == seen[0].targets
+        assert metrics[0].tokens == 55
+        for name, leaf in state.trained.items():
+            np.testing.assert_allclose(other.trained[name], leaf, atol=2e-6, err_msg=name)
+
+
+def test_dropout_is_drawn_per_row():
+    """However rows are divided, the same numbers are dropped; another step drops others."""
+    params = with_adapters(assemble(FIRST, random_checkpoint(FIRST, 1)), dropout=0.3)
+    samples = random_samples([9] * 4, 96)
+    still = Recipe(steps=9, learning_rate=0.0)
+    curves = []
+    for divided in (1, 2, 4):
+        rows = batch(samples, [[0], [1], [2], [3]], 12, divided)
+        curves.append(losses(run(trainer(params, still, adapters_only=True), [rows] * 3)[1]))
+    np.testing.assert_allclose(curves[1:], [curves[0]] * 2, rtol=1e-6)
+    assert len(set(curves[0])) == 3
+    network = trainer(params, still, adapters_only=True)
+    total, count = network.score(network.start(), rows)
+    assert abs(float(total / count) - curves[0]).min() > 1e-4
+
+
+def test_only_what_is_trained_changes():
+    params = with_adapters(assemble(FIRST, random_checkpoint(FIRST, 1)))
+    network = trainer(params, LIVELY, adapters_only=True)
+    before = {name: np.array(leaf) for name, leaf in network.frozen.items()}
+    first = jax.tree.map(np.array, network.start().trained)
+    state, seen = run(network, [batch(random_samples([12], 96), [[0]], 12)] * 20)
+    assert losses(seen)[-1] < 0.9 * losses(seen)[0]
+    assert state.trained.keys() == {n for n in network.names if ".deltas." in n}
+    assert not any(np.array_equal(first[name], state.trained[name]) for name in first)
+    for name, leaf in before.items():
+        np.testing.assert_array_equal(network.frozen[name], leaf)
+
+
+def test_a_step_without_a_finite_gradient_is_skipped():
+    network = trainer(assemble(FIRST, random_checkpoint(FIRST, 1)), LIVELY)
+    good = batch(random_samples([12], 96), [[0]], 12)
+    state, _ = run(network, [good] * 2)
+    ruined = dataclasses.replace(
+        state, trained=state.trained | {"norm.scale": state.trained["norm.scale"] * jnp.inf}
+    )
+    kept = jax.tree.map(np.array, ruined)
+    for times in (1, 2):
+        ruined, metrics = network.step(ruined, good)
+        assert int(metrics.skipped) == times
+        assert not np.isfinite(metrics.loss)
+    jax.tree.map(np.testing.assert_array_equal, ruined.trained, kept.trained)
+    jax.tree.map(np.testing.assert_array_equal, ruined.optimizer, kept.optimizer)
+    assert int(ruined.step) == 4
+    mended = dataclasses.replace(
+        ruined, trained=ruined.trained | {"norm.scale": jnp.ones(32, jnp.float32)}
+    )
+    _, metrics = network.step(mended, good)
+    assert int(metrics.skipped) == 0
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}], ids=str)
+def test_meshes_give_the_curve_of_one_device(sizes):
+    """Twenty steps of adapters with dropout, packed rows, two parts a step."""
+    hf = FIRST | {"vocab_size": 128, "intermediate_size": 128}
+    params = assemble(hf, random_checkpoint(hf, 1))
+    samples = random_samples([9, 5, 12, 3] * 8, 128)
+    rows = batch(samples, [[4 * i, 4 * i + 1] for i in range(8)] * 2, 16, parts=2)
+    curve = losses(run(trainer(with_adapters(params, dropout=0.1), LIVELY, True), [rows] * 20)[1])
+    mesh = make_mesh(**({"data": 1, "fsdp": 1, "tensor": 1} | sizes))
+    params = jax.device_put(params, shardings(params.config, mesh))
+    placed = with_adapters(params, dropout=0.1)
+    network = trainer(jax.device_put(placed, adapter_places(placed, mesh)), LIVELY, True)
+    _, seen = run(network, [rows] * 20)
+    np.testing.assert_allclose(losses(seen), curve, rtol=1e-5)
+
+
+def adapter_places(params, mesh):
+    """Adapters whole on every device; the network where it is."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    place = lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole
+    return jax.tree.map(place, params)

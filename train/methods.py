@@ -1,0 +1,112 @@
+"""What is trained: everything, low-rank adapters, or adapters over quantised weights.
+
+A method replaces linear layers and names the leaves that learn; the step is the same for all.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax import adapters, checkpoint, peft
+from qwen_jax.adapters import model_type_of
+from qwen_jax.lora import map_linears
+from qwen_jax.model import Qwen
+from qwen_jax.native import named_leaves
+from qwen_jax.peft import Adapter
+from qwen_jax.peft_config import Settings as AdapterSettings
+from qwen_jax.quant import arrange, quantize
+from train.network import stack, unstack
+from train.settings import Settings
+
+EMBEDDINGS = ("wte", "lm_head")  # what the original trains whole beside the adapters of a v1 base
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network ready to train, with stacked blocks, and the names of the leaves that learn."""
+
+    params: Qwen
+    trained: frozenset[str]
+    adapter: AdapterSettings | None  # of the adapter that is made; None: everything is trained
+
+
+def prepare(params: Qwen, settings: Settings) -> Prepared:
+    """params: as `load` gives them; their arrays are used up.
+
+    Raises ValueError if the settings name layers that are not there, or an adapter does not fit.
+    """
+    if settings.method == "full":
+        params = stack(params)
+        return Prepared(params, frozenset(named_leaves(params)), None)
+    adapter = _adapter(params, settings)
+    if settings.method == "qlora":
+        params = _quantized(params, settings.bits, settings.group_size)
+    params = stack(adapters.add(params, adapter, jnp.float32))
+    whole = _whole(params, adapter.settings)
+    trained = {name for name in named_leaves(params) if ".deltas." in name or name in whole}
+    return Prepared(params, frozenset(trained), adapter.settings)
+
+
+def export(params: Qwen, adapter: AdapterSettings | None, out: Path) -> Path:
+    """Write what was trained into `out`: "adapter", as PEFT does, or "model", a native checkpoint.
+
+    params: the trained network with stacked blocks. Every process of a run calls this. Returns the
+    folder, which must not exist before.
+    """
+    params = unstack(params)
+    if adapter is None:
+        checkpoint.save(params, out / "model")
+        return out / "model"
+    peft.write(adapters.extract(params, adapter), out / "adapter")
+    return out / "adapter"
+
+
+def _adapter(params: Qwen, settings: Settings) -> Adapter:
+    """The one to start from, or a fresh one."""
+    if settings.adapter is not None:
+        return peft.read(settings.adapter)
+    usual = adapters.V1_TARGETS if model_type_of(params) == "qwen" else adapters.LATER_TARGETS
+    wanted = AdapterSettings(
+        rank=settings.rank,
+        alpha=settings.alpha,
+        targets=settings.targets or usual,
+        dropout=settings.dropout,
+        rslora=settings.rslora,
+        modules_to_save=tuple(_modules_to_save(params, settings)),
+        base=settings.model,
+    )
+    return adapters.fresh(params, wanted, jax.random.key(settings.seed))
+
+
+def _modules_to_save(params: Qwen, settings: Settings) -> Iterator[str]:
+    if settings.modules_to_save == ("auto",):
+        base = params.assets is not None and params.assets.defaults.chat_format == "raw"
+        if model_type_of(params) == "qwen" and base and settings.method == "lora":
+            yield from EMBEDDINGS
+    elif settings.modules_to_save != ("none",):
+        yield from settings.modules_to_save
+
+
+def _whole(params: Qwen, adapter: AdapterSettings) -> set[str]:
+    """The leaves of a stacked network that an adapter holds in full."""
+    places = adapters.places(params.config, model_type_of(params))
+    leaves = {p.leaf for tensor, p in places.items() if adapter.saves(peft.module_of(tensor))}
+    return {re.sub(r"^blocks\.\d+", "blocks", leaf) for leaf in leaves}
+
+
+def _quantized(params: Qwen, bits: int, group: int) -> Qwen:
+    """Every linear layer of the blocks in `bits`, layer after layer; full ones are freed."""
+    platform = next(iter(params.embed.devices())).platform
+    convert = jax.jit(lambda layer: arrange(quantize(layer, bits, group, False), platform))
+
+    def change(_: str, layer: Any) -> Any:
+        made = jax.block_until_ready(convert(layer))
+        layer.kernel.delete()
+        return made
+
+    return map_linears(change, params)

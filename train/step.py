@@ -1,0 +1,230 @@
+"""One step of training: a batch in, a better state out. The only jitted training functions."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen_jax.lora import with_dropout
+from qwen_jax.model import Qwen
+from qwen_jax.native import named_leaves
+from qwen_jax.sharding import RULES, mesh_of, spec
+from train.loss import IGNORED, chunks, cross_entropy
+from train.network import Remat, hidden
+
+Leaves = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """The arrays of one step, int32 [A B T]: A times B rows of T tokens make one update."""
+
+    tokens: Array
+    targets: Array  # the token that follows, or IGNORED
+    positions: Array  # from 0 in every sample
+    segments: Array  # 1, 2, ... the samples of a row, 0 padding
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What training changes. `trained` holds float32 masters by the name of their leaf."""
+
+    trained: Leaves
+    optimizer: Any
+    step: Array  # int32, updates asked for
+    skipped: Array  # int32, of them those that were not made, in a row
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Metrics:
+    """Of one step, float32 scalars."""
+
+    loss: Array  # mean over the targets
+    targets: Array  # their number
+    tokens: Array  # those that are not padding
+    gradient_norm: Array  # before clipping
+    learning_rate: Array
+    skipped: Array  # steps in a row, this one the last, whose gradient was not finite
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of an optimisation; the defaults are the original's."""
+
+    steps: int
+    learning_rate: float
+    schedule: str = "cosine"
+    warmup: float = 0.01  # of the steps
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1  # of matrices; norms and biases are left alone
+    clip: float = 1.0  # the largest norm of a step's gradient
+    remat: Remat = "full"
+    seed: int = 42
+
+    def rate(self, step: Array) -> Array:
+        """Linear from 0, then a half cosine to 0 or constant, as transformers counts the steps."""
+        rise = -(-self.warmup * self.steps // 1)
+        start = step / max(1.0, rise)
+        if self.schedule == "constant":
+            return self.learning_rate * jnp.minimum(start, 1.0)
+        part = (step - rise) / max(1.0, self.steps - rise)
+        fall = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
+        return self.learning_rate * jnp.where(step < rise, start, fall)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.adamw(
+                self.rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay,
+                mask=lambda trained: {name: _decays(name) for name in trained},
+            ),
+        )  # fmt: skip
+
+
+def _decays(name: str) -> bool:
+    return not name.endswith((".bias", ".scale"))
+
+
+class Trainer:
+    """A network divided into what is trained and what is not, and the step that both go through.
+
+    params: with stacked blocks; ShapeDtypeStructs to compile for devices that are not there.
+    trained: names of leaves; the others keep their dtype and get no gradient.
+    dtype: of the computation.
+    """
+
+    def __init__(self, params: Qwen, trained: Iterable[str], recipe: Recipe, dtype: Any):
+        leaves, wanted = named_leaves(params), set(trained)
+        self.recipe, self.mesh, self.dtype = recipe, mesh_of(params), dtype
+        self.names, self.tree = tuple(leaves), jax.tree.structure(params)
+        self.frozen = {name: x for name, x in leaves.items() if name not in wanted}
+        self._trained = {name: x for name, x in leaves.items() if name in wanted}
+        self.optimizer = recipe.optimizer()
+        self.places = None if self.mesh is None else self._places(self.mesh)
+        out = None if self.places is None else (self.places, None)
+        self._step = jax.jit(self._update, donate_argnums=0, out_shardings=out)
+        self._score = jax.jit(self._losses)
+
+    def start(self) -> TrainState:
+        """Masters as the network has them; an optimizer that has seen nothing."""
+        make = jax.jit(self._start, out_shardings=self.places)
+        return make(self._trained)
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The old state is used up. Returns at once: reading a metric waits for the device."""
+        return self._step(state, self.frozen, batch)
+
+    def score(self, state: TrainState, batch: Batch) -> tuple[Array, Array]:
+        """The sum of a batch's losses without dropout, and the number of its targets."""
+        return self._score(state.trained, self.frozen, batch)
+
+    def params(self, trained: Leaves, frozen: Leaves | None = None) -> Qwen:
+        """The network with these leaves in it, its blocks stacked."""
+        leaves = (self.frozen if frozen is None else frozen) | trained
+        return jax.tree.unflatten(self.tree, [leaves[name] for name in self.names])
+
+    def abstract(self, rows: tuple[int, int, int]) -> tuple[TrainState, Leaves, Batch]:
+        """The arguments of a step on batches [A B T] as shapes with places, for a compiler."""
+        state = jax.eval_shape(self._start, self._trained)
+        if self.places is not None:
+            put = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+            state = jax.tree.map(put, state, self.places)
+        one = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=self.batch_place())
+        return state, self.frozen, Batch(one, one, one, one)
+
+    def lower(self, rows: tuple[int, int, int]) -> jax.stages.Lowered:
+        return self._step.lower(*self.abstract(rows))
+
+    def batch_place(self) -> NamedSharding | None:
+        """Where the arrays of a batch go: rows over the devices, None for the only device."""
+        return None if self.mesh is None else NamedSharding(self.mesh, P(None, RULES["slot"]))
+
+    def _start(self, trained: Leaves) -> TrainState:
+        masters = {name: x.astype(jnp.float32) for name, x in trained.items()}
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(masters, self.optimizer.init(masters), zero, zero)
+
+    def _places(self, mesh: Mesh) -> TrainState:
+        """Optimizer moments lie where their masters do, counters everywhere."""
+        where = {name: x.sharding for name, x in self._trained.items()}
+        whole = NamedSharding(mesh, P())
+        state = jax.eval_shape(self._start, self._trained)
+        moments = optax.tree.map_params(
+            self.optimizer, lambda _, place: place, state.optimizer, where,
+            transform_non_params=lambda _: whole,
+        )  # fmt: skip
+        return TrainState(where, moments, whole, whole)
+
+    def _losses(self, trained: Leaves, frozen: Leaves, batch: Batch) -> tuple[Array, Array]:
+        add = lambda sums, rows: (jax.tree.map(jnp.add, sums, self._loss(trained, frozen, rows)), 0)
+        return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), batch)[0]
+
+    def _update(
+        self, state: TrainState, frozen: Leaves, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(self.recipe.seed), state.step)
+        numbers = jnp.arange(batch.tokens[..., 0].size).reshape(batch.tokens.shape[:2])
+        zeros = jax.tree.map(jnp.zeros_like, state.trained), jnp.zeros(()), jnp.zeros(())
+
+        def accumulate(sums: Any, given: tuple[Batch, Array]) -> tuple[Any, None]:
+            rows, numbers = given
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+            find = jax.value_and_grad(self._loss, has_aux=True)
+            (loss, count), gradient = find(state.trained, frozen, rows, keys)
+            return jax.tree.map(jnp.add, sums, (gradient, loss, count)), None
+
+        (gradient, loss, targets), _ = jax.lax.scan(accumulate, zeros, (batch, numbers))
+        mean = 1 / jnp.maximum(targets, 1)
+        gradient = jax.tree.map(lambda g: g * mean, gradient)
+        norm = optax.tree.norm(gradient)
+        sound = jnp.isfinite(norm) & jnp.isfinite(loss)
+        changes, optimizer = self.optimizer.update(gradient, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, changes)
+        trained, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            (trained, optimizer),
+            (state.trained, state.optimizer),
+        )
+        skipped = jnp.where(sound, 0, state.skipped + 1)
+        metrics = Metrics(
+            loss=loss * mean,
+            targets=targets,
+            tokens=jnp.sum(batch.segments > 0).astype(jnp.float32),
+            gradient_norm=norm,
+            learning_rate=self.recipe.rate(state.step),
+            skipped=skipped,
+        )
+        return TrainState(trained, optimizer, state.step + 1, skipped), metrics
+
+    def _loss(
+        self, trained: Leaves, frozen: Leaves, rows: Batch, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Summed over rows [B T], and the number of targets; keys [B] draw each row's dropout."""
+        trained = {name: x.astype(self.dtype) for name, x in trained.items()}
+        params = self.params(trained, frozen)
+        if keys is not None:
+            params = with_dropout(params, keys)
+        x = hidden(params, rows.tokens, rows.positions, rows.segments, self.recipe.remat, self.mesh)
+        head = self._whole(params.embed if params.head is None else params.head.kernel)
+        devices = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        pieces = chunks(len(x) // devices, x.shape[1])
+        loss = cross_entropy(head, x, rows.targets, pieces)
+        return loss, jnp.sum(rows.targets != IGNORED).astype(jnp.float32)
+
+    def _whole(self, head: Array) -> Array:
+        """All of its width on every device, once: the loss's loop would ask for it again."""
+        if self.mesh is None:
+            return head
+        place = spec(self.mesh, ("vocab", None), head.shape)
+        return jax.lax.with_sharding_constraint(head, NamedSharding(self.mesh, place))
