@@ -20,7 +20,7 @@ AHEAD = 16  # batches made before they are asked for
 
 
 @dataclass(frozen=True)
-class Batch:
+class HostBatch:
     """One step, int32 [A B T]: A times B rows of T tokens.
 
     targets: the label of the next token of the same sample, IGNORED behind its last.
@@ -82,7 +82,7 @@ class Batches:
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> HostBatch:
         if not 0 <= step < self.steps:
             raise IndexError(f"got step {step} of {self.steps}")
         shape = (self._accumulation, len(self.rows), self._samples.length)
@@ -99,7 +99,7 @@ class Batches:
                 positions[part, place, start:end] = np.arange(len(ids))
                 segments[part, place, start:end] = segment
                 names.append(self._samples.name(sample))
-        return Batch(tokens, targets, positions, segments, tuple(names))
+        return HostBatch(tokens, targets, positions, segments, tuple(names))
 
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)
@@ -122,7 +122,7 @@ class Batches:
         return starts
 
 
-class BatchIterator(Iterator[Batch]):
+class BatchIterator(Iterator[HostBatch]):
     """Batches in turn. Its state is a few bytes of JSON; set to one, it goes on exactly there."""
 
     def __init__(self, batches: Batches):
@@ -131,7 +131,7 @@ class BatchIterator(Iterator[Batch]):
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD)
         self._inner = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         return next(self._inner)
 
     def get_state(self) -> dict[str, Any]:

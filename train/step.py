@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import optax  # type: ignore[import-untyped]
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -140,7 +140,7 @@ class Trainer:
         if self.places is not None:
             put = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
             state = jax.tree.map(put, state, self.places)
-        one = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=self.batch_place())
+        one: Any = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=self.batch_place())
         return state, self.frozen, Batch(one, one, one, one)
 
     def lower(self, rows: tuple[int, int, int]) -> jax.stages.Lowered:
@@ -158,7 +158,7 @@ class Trainer:
     def _places(self, mesh: Mesh) -> TrainState:
         """Optimizer moments lie where their masters do, counters everywhere."""
         where = {name: x.sharding for name, x in self._trained.items()}
-        whole = NamedSharding(mesh, P())
+        whole: Any = NamedSharding(mesh, P())
         state = jax.eval_shape(self._start, self._trained)
         moments = optax.tree.map_params(
             self.optimizer, lambda _, place: place, state.optimizer, where,
