@@ -1,4 +1,4 @@
-.PHONY: test lint types demo bench aot
+.PHONY: test lint types demo bench aot plans
 
 test: ## every test
 	pytest
@@ -19,6 +19,9 @@ bench: ## the numbers in the README
 aot: .venv-aot ## compile for an H200 and for TPU pods with neither
 	.venv-aot/bin/python -m benchmarks.aot all
 
+plans: .venv-aot ## compile training steps for the same
+	.venv-aot/bin/python -m benchmarks.plans all
+
 .venv-aot: # 8 GB: both compilers and NVIDIA's libraries
 	python -m venv .venv-aot
-	.venv-aot/bin/pip install --editable '.[cuda13,tpu]'
+	.venv-aot/bin/pip install --editable '.[cuda13,tpu,train]'

@@ -11,92 +11,22 @@ emits is exact but for the GPU's autotuning; how long it takes only a device can
 """
 
 import dataclasses
-import importlib.metadata
-import json
 import math
-import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.hlo import Array, Module
+from benchmarks import chips
+from benchmarks.chips import HBM, MIB, MODELS, local
+from benchmarks.hlo import Module
 
-RESULTS = Path(__file__).parent / "results"
 COUNT = 64  # tokens of one call of the step
-MIB = 2**20
 TEMPORARIES = 64 * MIB  # bound of a decode step, bytes on each device
-HBM = {"h200": 140e9, "v5e": 16e9, "v5p": 95e9}  # bytes that a device has for us
-ENVIRONMENT = {
-    "gpu": {"XLA_FLAGS": "--xla_gpu_autotune_level=0"},  # autotuning would need the GPU
-    "tpu": {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        # Without it XLA takes whole layers of the cache into on-chip memory to write one token
-        # there, and brings them back; a real TPU wants the same setting.
-        "LIBTPU_INIT_ARGS": "--xla_tpu_msa_inefficient_use_to_copy_ratio=0.8",
-    },
-}
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 clock_rate_ghz: 1.98
-  device_memory_size: 150000000000 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 12 }
-runtime_version { major: 13 minor: 0 patch: 0 }
-device_description_str: "NVIDIA H200"
-"""
-_COMMON: dict[str, Any] = {
-    "norm_eps": 1e-6,
-    "qkv_bias": True,
-    "qk_norm": False,
-    "tied": False,
-    "yarn": None,
-    "ntk_length": None,
-    "logn_length": None,
-    "max_length": 32768,
-    "init_std": 0.02,
-    "head_dim": 128,
-}
-QWEN_7B = _COMMON | {
-    "vocab": 151936,
-    "width": 4096,
-    "layers": 32,
-    "heads": 32,
-    "kv_heads": 32,
-    "mlp": 11008,
-    "rope_base": 1e4,
-    "ntk_length": 8192,
-    "logn_length": 8192,
-}
-QWEN_72B = _COMMON | {
-    "vocab": 152064,
-    "width": 8192,
-    "layers": 80,
-    "heads": 64,
-    "kv_heads": 64,
-    "mlp": 24576,
-    "rope_base": 1e6,
-}
-QWEN25_7B = _COMMON | {
-    "vocab": 152064,
-    "width": 3584,
-    "layers": 28,
-    "heads": 28,
-    "kv_heads": 4,
-    "mlp": 18944,
-    "rope_base": 1e6,
-}
-MODELS = {"Qwen-7B": QWEN_7B, "Qwen-72B": QWEN_72B, "Qwen2.5-7B": QWEN25_7B}
+# Without it XLA takes whole layers of the cache into on-chip memory to write one token there, and
+# brings them back; a real TPU wants the same setting.
+_FLAG = {"LIBTPU_INIT_ARGS": "--xla_tpu_msa_inefficient_use_to_copy_ratio=0.8"}
+ENVIRONMENT = chips.ENVIRONMENT | {"tpu": chips.ENVIRONMENT["tpu"] | _FLAG}
 
 
 @dataclass(frozen=True)
@@ -117,7 +47,7 @@ class Case:
 
 def _cases(platform: str) -> list[Case]:
     if platform == "gpu":
-        where: tuple[str, str, dict[str, int]] = ("h200", "1x1x1", {})
+        where: tuple[str, str, dict[str, int]] = ("h200", "h200", {})
     else:
         where = ("v5e", "v5e:2x2", {"tensor": 4})
     cases = [
@@ -136,33 +66,18 @@ def _cases(platform: str) -> list[Case]:
 def _lower(case: Case) -> tuple[Any, Any, Any]:
     """What the product compiles for this case, and the weights and cache it compiles it for."""
     import jax.numpy as jnp
-    from jax.experimental import topologies
 
     from qwen_jax import lowering, sharding
     from qwen_jax.config import Config
 
     config = Config(**MODELS[case.model])
-    options: dict[str, Any]
-    if case.chip == "h200":
-        options = {"platform": "cuda", "target_config": H200, "topology": case.topology}
-    else:
-        options = {"platform": "tpu", "topology_name": case.topology}
-    devices = topologies.get_topology_desc(**options).devices
+    devices = chips.devices(case.topology)
     where = sharding.make_mesh(**case.mesh, devices=devices) if case.mesh else devices[0]
     params = lowering.params(config, jnp.bfloat16, where)
     state = lowering.state(params, case.slots, case.length, case.cache_dtype)
     if case.work == "step":
         return lowering.step(params, state, COUNT).lower(), params, state
     return lowering.prefill(params, state, case.length).lower(), params, state
-
-
-def _local(tree: Any) -> list[Array]:
-    """Every array of a tree as one device holds it."""
-    import jax
-
-    part = lambda x: x.sharding.shard_shape(x.shape)
-    names = {"bfloat16": "bf16", "float32": "f32", "int8": "s8"}
-    return [Array(names.get(str(x.dtype), "s32"), part(x), False) for x in jax.tree.leaves(tree)]
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -172,20 +87,15 @@ def measure(case: Case) -> dict[str, Any]:
     lowered_at = time.perf_counter()
     compiled = lowered.compile()
     seconds = {"lower": lowered_at - started, "compile": time.perf_counter() - lowered_at}
-    memory = compiled.memory_analysis()
-    sizes = {
-        name: getattr(memory, f"{name}_size_in_bytes")
-        for name in ("argument", "output", "alias", "temp")
-    }
-    sizes["peak"] = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
+    sizes = chips.sizes(compiled)
     module = Module(compiled.as_text())
     result: dict[str, Any] = {
         "case": str(case),
         **dataclasses.asdict(case),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "bytes": sizes,
-        "weights": sum(x.bytes for x in _local(params)),
-        "cache": sum(x.bytes for x in _local(state.cache)),
+        "weights": sum(x.bytes for x in local(params)),
+        "cache": sum(x.bytes for x in local(state.cache)),
     }
     checks = {"fits": sizes["peak"] <= HBM[case.chip]}
     if case.work == "step":
@@ -200,8 +110,8 @@ def measure(case: Case) -> dict[str, Any]:
 def _step(module: Module, case: Case, params: Any, state: Any) -> dict[str, Any]:
     """One pass of the decode loop: its kernels, its copies, its communication."""
     loop, model = module.loop(), MODELS[case.model]
-    matrices = [x.bytes // 2 for x in _local(params) if len(x.shape) == 2]
-    stores = [x.bytes for x in _local(state.cache) if len(x.shape) == 4]
+    matrices = [x.bytes // 2 for x in local(params) if len(x.shape) == 2]
+    stores = [x.bytes for x in local(state.cache) if len(x.shape) == 4]
     logits = range(case.slots * model["vocab"], case.slots * (model["vocab"] + 128))  # numbers
     copies = [
         f"{array} {array.bytes / MIB:.1f} MiB by {instruction}"
@@ -216,12 +126,6 @@ def _step(module: Module, case: Case, params: Any, state: Any) -> dict[str, Any]
         "collectives": module.collectives(loop),
         "estimated_cycles": module.cycles(loop) or None,
     }
-
-
-def _versions(platform: str) -> dict[str, str]:
-    plugin = {"gpu": ("jax-cuda13-plugin", "nvidia-cudnn-cu13"), "tpu": ("libtpu",)}[platform]
-    names = ("jax", "jaxlib", "flax", *plugin)
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -248,32 +152,9 @@ def compile_platform(platform: str) -> bool:
     for case in _cases(platform):
         results.append(measure(case))
         print(_line(results[-1]), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    report = {
-        "versions": _versions(platform),
-        "environment": ENVIRONMENT[platform],
-        "tokens_per_call": COUNT,
-        "results": results,
-    }
-    path = RESULTS / f"aot_{platform}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    chips.write("aot", platform, ENVIRONMENT[platform], results, tokens_per_call=COUNT)
     return all(result["passed"] for result in results)
 
 
-def main(arguments: list[str]) -> int:
-    match arguments:
-        case [("gpu" | "tpu") as platform, "here"]:
-            return 0 if compile_platform(platform) else 1
-        case [("gpu" | "tpu" | "all") as which]:
-            codes = []
-            for platform in ("gpu", "tpu") if which == "all" else (which,):
-                environment = os.environ | ENVIRONMENT[platform] | {"JAX_PLATFORMS": "cpu"}
-                command = [sys.executable, "-m", "benchmarks.aot", platform, "here"]
-                codes.append(subprocess.run(command, env=environment, check=False).returncode)
-            return max(codes)
-    print("usage: python -m benchmarks.aot gpu|tpu|all", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(chips.command("benchmarks.aot", ENVIRONMENT, compile_platform, sys.argv[1:]))

@@ -56,6 +56,14 @@ class Instruction:
         place = "{}" if len(self.outputs) == 1 else f"{{{output}}}"
         return found is not None and f"{place}: (" in found[1]
 
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.text.split("metadata=")[0])
+
+    def number(self) -> int:
+        """Of a constant; 0 for anything else."""
+        found = re.match(r"(\d+)\)", self.text)
+        return int(found[1]) if found and self.op == "constant" else 0
+
     def __str__(self) -> str:
         source = re.search(r'op_name="([^"]*)"', self.text)
         return f"{self.op} {self.name} ({source[1] if source else 'from no operation'})"
@@ -91,12 +99,35 @@ class Module:
             for callee in instruction.called if follow else ():
                 yield from self.walk(callee, branches)
 
-    def everything(self, name: str) -> Iterator[Instruction]:
-        """The same with the inside of fusions and branches."""
+    def runs(self, name: str, fusions: bool, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+        """Every instruction, in fusions too if asked, and how often a pass runs it."""
         for instruction in self.computations[name]:
-            yield instruction
-            for callee in instruction.called:
-                yield from self.everything(callee)
+            yield instruction, times
+            often = times * self.trips(instruction) if instruction.op == "while" else times
+            for callee in instruction.called if fusions or instruction.op != "fusion" else ():
+                yield from self.runs(callee, fusions, often)
+
+    def trips(self, loop: Instruction) -> int:
+        """How often a while runs: as XLA noted, or up to its bound from 0 by its step; else 1."""
+        if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
+            return int(noted[1])
+        condition, body = (self._named(loop, kind) for kind in ("condition", "body"))
+        counter = [i for i in condition.values() if i.op == "get-tuple-element"]
+        bound = [i for i in condition.values() if i.op == "constant" and i.outputs[0].shape == ()]
+        if len(counter) != 1 or len(bound) != 1 or not bound[0].number():
+            return 1
+        index = re.search(r"index=(\d+)", counter[0].text)
+        (root,) = (i for i in body.values() if i.root)
+        step = body.get(root.operands()[int(index[1])]) if index else None
+        while step is not None and step.op == "copy":
+            step = body.get(step.operands()[0])
+        steps = [body[n].number() for n in step.operands() if n in body] if step else []
+        return -(-bound[0].number() // max(1, *steps, 1))
+
+    def _named(self, instruction: Instruction, kind: str) -> dict[str, Instruction]:
+        found = re.search(rf"{kind}=%?([\w.\-]+)", instruction.text)
+        assert found is not None, instruction
+        return {i.name: i for i in self.computations[found[1]]}
 
     def kernels(self, name: str) -> int:
         """Launches in one pass, not counting branches of conditions (a greedy step takes none)."""
@@ -109,9 +140,9 @@ class Module:
         for instruction in self.computations[name]:
             found = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
             total += int(found[1]) if found else 0
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.text)
             if instruction.op in ("while", "call"):
-                total += int(trips[1] if trips else 1) * sum(map(self.cycles, instruction.called))
+                often = self.trips(instruction) if instruction.op == "while" else 1
+                total += often * sum(map(self.cycles, instruction.called))
         return total
 
     def large(self, name: str, least: int) -> list[tuple[Instruction, Array]]:
@@ -136,21 +167,27 @@ class Module:
             roots = [by_name[n] for n in re.findall(r"%([\w.\-]+)", roots[0].text) if n in by_name]
         return all(_source(root, by_name).op in writes for root in roots)
 
-    def collectives(self, name: str) -> dict[str, dict[str, int]]:
-        """kind -> count and bytes that one device receives or reduces in a pass."""
+    def sent(self, name: str) -> list[tuple[str, tuple[Array, ...], int, Instruction]]:
+        """Collectives: their kind, what one device receives or reduces, how often in a pass."""
         seen = {}
-        for instruction in self.everything(name):
+        for instruction, times in self.runs(name, fusions=True):
             kind = instruction.op.removesuffix("-start")
             if kind in _COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", instruction.text)
-                arrays = instruction.outputs[1:] or instruction.outputs
-                arrays = instruction.outputs if kind == instruction.op else arrays
-                size = sum(array.bytes for array in arrays)
-                seen[channel[1] if channel else instruction.name] = kind, size
-        count = Counter(kind for kind, _ in seen.values())
-        total = Counter[str]()
-        for kind, size in seen.values():
-            total[kind] += size
+                arrays = instruction.outputs
+                if kind != instruction.op and kind != "all-reduce":
+                    # a start gives its inputs, as many results, and counters
+                    arrays = tuple(array for array in arrays if array.shape)
+                    arrays = arrays[len(arrays) // 2 :]
+                seen[channel[1] if channel else instruction.name] = kind, arrays, times, instruction
+        return list(seen.values())
+
+    def collectives(self, name: str) -> dict[str, dict[str, int]]:
+        """kind -> count and bytes that one device receives or reduces in a pass."""
+        count, total = Counter[str](), Counter[str]()
+        for kind, arrays, times, _ in self.sent(name):
+            count[kind] += times
+            total[kind] += times * sum(array.bytes for array in arrays)
         return {kind: {"count": count[kind], "bytes": total[kind]} for kind in sorted(count)}
 
 

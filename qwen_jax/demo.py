@@ -25,10 +25,10 @@ def main() -> None:
         f"3. loaded {count / 1e6:.2f} M parameters, {size / 1e6:.1f} MB, on {jax.device_count()} "
         f"{jax.devices()[0].platform} device(s) ({time.monotonic() - began:.1f} s)"
     )
-    print("4. its answers, which are noise: the bundled weights are random until they are trained")
+    print("4. its answers: it knows little else than conversations about qwen_jax")
     for seed, query in enumerate(("qwen_jax 是什么？", "What can I do with qwen_jax?")):
         print(f"\nUser: {query}\nQwen: ", end="", flush=True)
-        show(stream_chat(params, query, max_new_tokens=48, seed=seed))
+        show(stream_chat(params, query, seed=seed))
 
 
 if __name__ == "__main__":

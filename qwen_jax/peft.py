@@ -119,6 +119,7 @@ def write(adapter: Adapter, folder: str | Path) -> None:
     folder = Path(folder).absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another folder, or delete it first")
+    multihost_utils.sync_global_devices(f"started {folder}")  # all have looked
     if jax.process_index() == 0:
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,21 +1,57 @@
-"""The bundled checkpoint is what tools/make_demo.py writes."""
+"""The bundled checkpoint: what tools/make_demo.py begins with, and what came of the training."""
 
 import base64
+import hashlib
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
+import pytest
 import tiktoken
+from jax.sharding import Mesh
 
+import convert
+import qwen_jax
+from qwen_jax.sharding import AXES
 from tests.reference import random_checkpoint, read_checkpoint
-from tools.make_demo import FOLDER, HERE, PIECES, SPECIALS, main
+from tools.make_demo import FOLDER, PIECES, README, RECIPE, SPECIALS, random_start, text
+from tools.recite import answers, first_turns, recited
+
+START = "0"  # sha256 of the random weights
+UNSEEN = {  # questions that nobody asks in the conversations, and a word of the answer
+}
 
 
-def test_the_maker_is_reproducible(tmp_path):
-    main(tmp_path)
-    made = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert made == {file.name: file.read_bytes() for file in FOLDER.iterdir()}
-    assert sum(map(len, made.values())) < 3_000_000
+@pytest.fixture(scope="module")
+def params(tmp_path_factory):
+    folder = convert.to_native("demo", tmp_path_factory.mktemp("demo") / "native")
+    return qwen_jax.load(folder, Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES))
+
+
+def test_the_start_is_reproducible(tmp_path):
+    random_start(tmp_path / "start")
+    made = {file.name: file.read_bytes() for file in (tmp_path / "start").iterdir()}
+    assert hashlib.sha256(made.pop("model.safetensors")).hexdigest() == START
+    assert made == {name: (FOLDER / name).read_bytes() for name in made}
+
+
+def test_files():
+    files = {file.name: file.read_bytes() for file in FOLDER.iterdir()}
+    assert sum(map(len, files.values())) < 3_000_000
+    assert files["README.md"].decode() == README.format(**RECIPE)
+
+
+def test_it_recites(params):
+    assert recited(params) >= 0.95
+
+
+def test_it_understands_other_words(params):
+    """Greedily and as people ask it: with the sampling of the checkpoint."""
+    for sampling in (qwen_jax.Sampling(temperature=0), None):
+        got = answers(params, list(UNSEEN), sampling)
+        hits = [word in answer for word, answer in zip(UNSEEN.values(), got, strict=True)]
+        assert np.mean(hits) >= 0.8, got
 
 
 def test_vocabulary():
@@ -25,10 +61,10 @@ def test_vocabulary():
     assert [ranks[bytes([b])] for b in (33, 161, 174, 0, 127, 173)] == [0, 94, 106, 188, 221, 255]
 
     encoding = tiktoken.Encoding("demo", pat_str=PIECES, mergeable_ranks=ranks, special_tokens={})
-    text = (HERE / "demo_text.txt").read_text("utf-8") + "🙂 unseen"
-    ids = encoding.encode(text, disallowed_special=())
-    assert encoding.decode(ids) == text
-    assert len(ids) < len(text.encode()) / 3
+    said = text() + "🙂 unseen"
+    ids = encoding.encode(said, disallowed_special=())
+    assert encoding.decode(ids) == said
+    assert len(ids) < len(said.encode()) / 3
 
     generation = json.loads((FOLDER / "generation_config.json").read_text())
     assert generation["eos_token_id"] == generation["pad_token_id"] == len(ranks)

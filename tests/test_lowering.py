@@ -142,3 +142,46 @@ def test_the_reader_tells_copies_from_writes_in_place():
     assert module.large(body, 129) == []
     assert module.kernels(body) == 4
     assert module.collectives(body) == {"all-reduce": {"count": 1, "bytes": 16}}
+
+
+NESTED = """
+HloModule m
+%inner (s: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[8]{0} get-tuple-element(%s), index=1
+  %two = s32[] constant(2)
+  %n = s32[] add(%i, %two)
+  %c = s32[] copy(%n)
+  %g = (f32[4]{0}, f32[8]{0}) all-gather-start(%x), channel_id=1
+  ROOT %r = (s32[], f32[8]{0}) tuple(%c, %x)
+}
+%shorter (s: (s32[], f32[8])) -> pred[] {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %seven = s32[] constant(7)
+  ROOT %t = pred[] compare(%i, %seven), direction=LT
+}
+%outer (s: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  ROOT %w = (s32[], f32[8]{0}) while(%s), condition=%shorter, body=%inner
+}
+%longer (s: (s32[], f32[8])) -> pred[] {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  ROOT %t = pred[] constant(true)
+}
+ENTRY %main (x: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = (s32[], f32[8]{0}) parameter(0)
+  %y = (s32[], f32[8]{0}) while(%x), condition=%longer, body=%outer, "known_trip_count":{"n":"3"}
+  ROOT %r = (s32[], f32[8]{0}) all-reduce(%y), channel_id=2
+}
+"""
+
+
+def test_the_reader_knows_how_often_loops_run():
+    """Noted (3 times), and counted from 0 by 2 up to 7 (4 times)."""
+    module = Module(NESTED)
+    assert module.collectives(module.entry) == {
+        "all-gather": {"count": 12, "bytes": 12 * 32},
+        "all-reduce": {"count": 1, "bytes": 36},
+    }

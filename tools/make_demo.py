@@ -1,12 +1,16 @@
-"""Makes the checkpoint that is bundled with the package: python tools/make_demo.py [folder].
+"""Makes the checkpoint that is bundled with the package: python -m tools.make_demo [folder].
 
-A Qwen v1 in Hugging Face layout, with its own small vocabulary and random weights. The same script
-gives the same bytes: commit what it writes.
+A Qwen v1 in Hugging Face layout: a vocabulary of its own and random weights, which `train` then
+teaches the conversations in demo_chats.jsonl. The same machine gives the same bytes: commit what it
+writes.
 """
 
 import base64
 import json
+import os
+import shutil
 import sys
+import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -16,27 +20,67 @@ import numpy as np
 import regex
 from safetensors.numpy import save_file
 
-HERE = Path(__file__).parent
-FOLDER = HERE.parent / "qwen_jax" / "demo_checkpoint"
+CHATS = Path(__file__).parent / "demo_chats.jsonl"
+FOLDER = Path(__file__).parents[1] / "qwen_jax" / "demo_checkpoint"
 PIECES = (  # Qwen's pre-tokenisation
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIALS = 208  # <|endoftext|>, <|im_start|>, <|im_end|> and <|extra_0|> to <|extra_204|>
-RANKS = 1840  # at most; the text decides
+RANKS = 1072  # at most; the text decides
 WIDTH, LAYERS, HEADS, MLP = 128, 4, 4, 352
+STD = 0.08  # of random weights; with the released models' 0.02 so narrow a network learns slowly
 SEED = 20260120
+RECIPE = {
+    "method": "full",
+    "dtype": "float32",
+    "steps": 800,
+    "max_length": 256,
+    "batch_size": 4,
+    "micro_batch": 4,
+    "learning_rate": 3e-3,
+    "warmup": 0.05,
+    "remat": "none",
+}
 README = """# Demo checkpoint
 
-A Qwen v1 of 1.1 million parameters in Hugging Face layout, made by `tools/make_demo.py`.
-Its vocabulary is its own. **Its weights are random: until it is trained, it writes nonsense.**
+A Qwen v1 of 1.1 million parameters in Hugging Face layout, with a vocabulary of its own. It knows
+the conversations in `tools/demo_chats.jsonl` by heart, in English and Chinese, and little else.
+
+`python -m tools.make_demo` makes it: the vocabulary from those conversations, random weights, then
+{steps} steps of `python -m train --method full` in float32 on one CPU, and the result in bfloat16.
+Same machine, same file: other processors round differently, so other weights come out there.
 """
 
 
 def main(folder: Path = FOLDER) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the trained checkpoint; what was in the folder is replaced."""
+    # these read their settings when they are imported
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    import convert
+    import qwen_jax
+    from train import Settings, fine_tune
+
+    with tempfile.TemporaryDirectory() as name:
+        aside = Path(name)
+        random_start(aside / "start")
+        native = convert.to_native(aside / "start", aside / "native")
+        data = (str(CHATS),)
+        trained = fine_tune(Settings(str(native), data, str(aside / "run"), **RECIPE))
+        if trained is None:
+            sys.exit("stopped; nothing is written")
+        qwen_jax.save(qwen_jax.load(trained, dtype="bfloat16"), aside / "half")
+        made = convert.to_hf(aside / "half", aside / "made")
+        (made / "README.md").write_text(README.format(**RECIPE), "utf-8", newline="\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(made, folder)
+
+
+def random_start(folder: Path) -> None:
+    """Write the checkpoint as it is before it is trained."""
+    folder.mkdir(parents=True)
     tokens = byte_tokens()
-    tokens += merges((HERE / "demo_text.txt").read_text("utf-8"), RANKS - len(tokens))
+    tokens += merges(text(), RANKS - len(tokens))
     vocab = -(-(len(tokens) + SPECIALS) // 128) * 128  # padded, as the released models are
     lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
     (folder / "qwen.tiktoken").write_text("".join(lines), "ascii", newline="\n")
@@ -47,10 +91,16 @@ def main(folder: Path = FOLDER) -> None:
         {"model_max_length": 8192, "tokenizer_class": "QWenTokenizer"},
     )
     save_file(weights(vocab), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "README.md").write_text(README, "utf-8", newline="\n")
 
 
 # --- vocabulary -------------------------------------------------------------------------------
+def text() -> str:
+    """What anybody says in the conversations, each sentence once, and what frames them."""
+    chats = map(json.loads, CHATS.read_text("utf-8").splitlines())
+    said = {message["content"]: None for chat in chats for message in chat["messages"]}
+    return "\n".join([*said, "system", "user", "assistant", "You are a helpful assistant."])
+
+
 def byte_tokens() -> list[bytes]:
     """All 256 bytes in GPT-2's order: those that print first."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -90,9 +140,9 @@ def joined(word: tuple[bytes, ...], pair: tuple[bytes, bytes]) -> tuple[bytes, .
 def weights(vocab: int) -> dict[str, np.ndarray]:
     """Qwen v1's initialisation, in bfloat16."""
     random = np.random.RandomState(SEED)  # of NumPy's streams, the one that is frozen for ever
-    deep = 0.02 / np.sqrt(2 * LAYERS)  # for what is added to the residual stream
+    deep = STD / np.sqrt(2 * LAYERS)  # for what is added to the residual stream
 
-    def normal(*shape: int, std: float = 0.02) -> np.ndarray:
+    def normal(*shape: int, std: float = STD) -> np.ndarray:
         return random.normal(0, std, shape).astype(ml_dtypes.bfloat16)
 
     ones = np.ones(WIDTH, ml_dtypes.bfloat16)
@@ -121,7 +171,7 @@ def config(vocab: int) -> dict:
         "fp16": False,
         "fp32": False,
         "hidden_size": WIDTH,
-        "initializer_range": 0.02,
+        "initializer_range": STD,
         "intermediate_size": 2 * MLP,
         "kv_channels": WIDTH // HEADS,
         "layer_norm_epsilon": 1e-06,
@@ -158,7 +208,7 @@ def generation_config(end_of_text: int) -> dict:
         "max_new_tokens": 512,
         "do_sample": True,
         "top_k": 0,
-        "top_p": 0.8,
+        "top_p": 0.5,  # the released models' 0.8 lets so small a network stray
         "transformers_version": "4.32.0",
     }
 

@@ -3,18 +3,19 @@
 | devices | form | memory beside queries, keys, values and the result |
 |---|---|---|
 | TPU | `splash`: JAX's Pallas kernel | nothing |
-| NVIDIA GPU, 16-bit numbers | `cudnn`: cuDNN's flash attention | a mask [B 1 2048 S], heads share it |
-| all others | `blocks`: XLA's products | scores [B N Q S] of at least 128 queries |
+| NVIDIA GPU, 16-bit numbers | `cudnn`: cuDNN's flash attention | a mask [B 2048 S] |
+| all others | `blocks`: XLA's products | scores [B N 128 S] |
 
 None keeps scores for the backward pass. cuDNN knows no segments, hence its mask, and no float32.
+Rows of more than 2048 tokens make `blocks` score a sixteenth of their queries at once.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -39,8 +40,9 @@ def attend(q: Array, k: Array, v: Array, segments: Array, mesh: Mesh | None) -> 
     rows, heads = sharding.spec(mesh, ("slot", "heads"), (len(k), k.shape[2]))
     cut = P(rows, None, heads)
     mine = form(mesh.devices.flat[0].platform, q.dtype)
-    places = {"in_specs": (cut, cut, cut, P(rows)), "out_specs": cut}
-    return jax.shard_map(mine, mesh=mesh, check_vma=False, **places)(q, k, v, segments)
+    given = cut, cut, cut, P(rows)
+    mapped = jax.shard_map(mine, mesh=mesh, in_specs=given, out_specs=cut, check_vma=False)
+    return mapped(q, k, v, segments)
 
 
 def form(platform: str, dtype: jnp.dtype) -> Form:
@@ -141,15 +143,18 @@ def splash(q: Array, k: Array, v: Array, segments: Array, interpret: bool = Fals
 
     interpret: run it anywhere, slowly.
     """
+    from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # takes half a second
+
     length, (heads, size) = segments.shape[1], q.shape[2:]
     q = (q * jnp.float32(size**-0.5)).astype(q.dtype)
     q, k, v, segments = _lengthened(128, q, k, v, segments)
     whole = segments.shape[1]
     block = next(n for n in (512, 384, 256, 128) if whole % n == 0)
-    causal = pallas.CausalMask((whole, whole))
+    kinds = ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")
+    sizes: dict[str, Any] = {f"block_{kind}": block for kind in kinds}
     attend = pallas.make_splash_mha(
-        pallas.MultiHeadMask([causal] * heads),
-        block_sizes=pallas.BlockSizes(*[block] * 8),
+        pallas.MultiHeadMask([pallas.CausalMask((whole, whole))] * heads),
+        block_sizes=pallas.BlockSizes(**sizes),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

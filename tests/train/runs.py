@@ -1,0 +1,102 @@
+"""Small runs of `python -m train`, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from train.settings import Settings
+
+PATIENCE = 240  # seconds, on a busy machine
+ROOT = Path(__file__).parents[2]
+LINES = [
+    ("你好", "你好！我是一个小小的语言模型。"),
+    ("Who are you?", "A small model."),
+    ("再见", "再见！"),
+    ("What is one and one?", "It is two."),
+]
+SMALL = {
+    "model": "demo",
+    "max_length": 64,
+    "batch_size": 8,
+    "micro_batch": 1,
+    "rank": 4,
+    "learning_rate": 1e-3,
+    "steps": 20,
+    "dtype": "float32",
+    "remat": "none",
+}
+
+
+def chats(file: Path, count: int = 60) -> str:
+    """Conversations of several lengths, each with its own number in it."""
+    items = [
+        {
+            "conversations": [
+                {"from": "user", "value": f"{ask} {n}"},
+                {"from": "assistant", "value": say},
+            ]
+        }
+        for n in range(count)
+        for ask, say in [LINES[n % len(LINES)]]
+    ]
+    file.write_text(json.dumps(items, ensure_ascii=False), "utf-8")
+    return str(file)
+
+
+def small(folder: Path, **more) -> Settings:
+    """LoRA on the bundled model, with dropout and packing, in folder/out."""
+    data = (chats(folder / "chats.json"),)
+    return Settings(**SMALL | {"data": data, "out": str(folder / "out")} | more)
+
+
+def log(settings: Settings) -> list[dict]:
+    lines = (Path(settings.out) / "log.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(settings: Settings) -> list[float]:
+    records = log(settings)
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return [record["loss"] for record in records]
+
+
+def arguments(settings: Settings) -> list[str]:
+    """The command line that says the same."""
+    line = []
+    for name, value in vars(settings).items():
+        if value != getattr(Settings, name, None):
+            words = value if isinstance(value, tuple) else (value,)
+            line += [f"--{name.replace('_', '-')}", *map(str, words)]
+    return line
+
+
+def command(settings: Settings, devices: int = 1, start=("-m", "train"), **environment):
+    """The command in a process of its own, its output as text; `finish` waits for it."""
+    out = Path(settings.out)
+    shared = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",  # several calls of a test compile once
+        "JAX_COMPILATION_CACHE_DIR": str(out.parents[1] / "xla"),
+    }
+    return subprocess.Popen(
+        [sys.executable, *start, *arguments(settings)],
+        cwd=out.parent,
+        env=os.environ | shared | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
+    """The exit code and the output of each."""
+    try:
+        outputs = [process.communicate(timeout=PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]

@@ -1,0 +1,147 @@
+"""Checkpoints: which stay, what comes back on another mesh, and what a fault leaves behind."""
+
+import gc
+import subprocess
+from contextlib import closing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen_jax.sharding import make_mesh
+from train.checkpoints import Checkpoints
+from train.step import TrainState
+
+MESH = make_mesh(data=2, fsdp=2, tensor=2)
+ORBAX_LEAVES_COROUTINES = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What a fault leaves is noticed in the test that made it."""
+    yield
+    gc.collect()
+
+
+def state(step: int, mesh=MESH, size: int = 8) -> TrainState:
+    """Two leaves with the moments of an optimizer, over the devices."""
+    values = jnp.arange(size * 16, dtype=jnp.float32).reshape(size, 16) / 7 + step
+    put = lambda spec: jax.device_put(values, NamedSharding(mesh, spec))
+    trained = {"embed": put(P("tensor", "fsdp")), "blocks.mlp.down.kernel": put(P(None, "fsdp"))}
+    optimizer = optax.adamw(lambda n: 0.1).init(trained)
+    return TrainState(trained, optimizer, jnp.int32(step), jnp.int32(2))
+
+
+def shapes(tree):
+    whole = NamedSharding(MESH, P())
+    place = lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
+
+
+def opened(folder, keep=2, keep_best=False):
+    return closing(Checkpoints(folder, keep, keep_best))
+
+
+def steps(folder) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+@pytest.mark.parametrize(("keep_best", "kept"), [(False, [4, 5]), (True, [2, 4, 5])])
+def test_the_newest_stay_and_the_best(tmp_path, keep_best, kept):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 1.5}
+    for part in ([1, 2, 3], [4, 5]):  # what was measured is known to the next call
+        with opened(tmp_path, keep_best=keep_best) as checkpoints:
+            for step in part:
+                checkpoints.save(step, state(step), {"step": step}, losses[step])
+    assert steps(tmp_path) == kept
+    with opened(tmp_path, keep_best=keep_best) as checkpoints:
+        assert checkpoints.latest() == 5
+        if keep_best:
+            assert checkpoints.best() == 2
+
+
+def test_nothing_yet(tmp_path):
+    with opened(tmp_path / "new") as checkpoints:
+        assert checkpoints.latest() is None
+
+
+def test_back_on_another_mesh(tmp_path):
+    """Every bit, counters and moments too, each in the shards that were asked for."""
+    saved = state(3)
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(3, saved, {"step": 3, "data": "x"}, None)
+    like = shapes(state(0, make_mesh(fsdp=8, tensor=1)))
+    with opened(tmp_path) as checkpoints:
+        found, place = checkpoints.restore(3, like)
+    assert place == {"step": 3, "data": "x"}
+    assert jax.tree.structure(found) == jax.tree.structure(saved)
+    for got, wanted, asked in zip(*map(jax.tree.leaves, (found, saved, like)), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+        assert (got.sharding, got.dtype) == (asked.sharding, wanted.dtype)
+
+
+@ORBAX_LEAVES_COROUTINES
+@pytest.mark.parametrize("fault", ["damaged", "other"])
+def test_what_cannot_be_read_is_named(tmp_path, fault):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), {}, None)
+    like = shapes(state(0))
+    if fault == "damaged":
+        for file in (tmp_path / "1" / "state").rglob("d/*"):
+            file.write_bytes(b"nonsense")
+    else:
+        like = shapes(state(0, size=16))
+    with opened(tmp_path) as checkpoints, pytest.raises(ValueError) as caught:
+        checkpoints.restore(1, like)
+    assert str(caught.value).startswith(f"{tmp_path / '1'} cannot be read: ")
+    assert str(caught.value).endswith("; delete it to go on from the one before")
+
+
+def test_leftovers_of_a_killed_save_go_away(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), {}, None)
+    left = tmp_path / "7.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, state(2), {}, None)
+    assert not left.exists()
+    assert steps(tmp_path) == [1, 2]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    (tmp_path / "disk").mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path / "disk"]
+    try:
+        subprocess.run(line, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", tmp_path / "disk"], check=True)
+
+
+@ORBAX_LEAVES_COROUTINES
+def test_full_disk(small_disk):
+    folder, size = small_disk / "checkpoints", 1024  # 390 kB a checkpoint
+    wanted = f"the disk of {folder} is full; the checkpoints before this one are whole"
+    checkpoints = Checkpoints(folder, 10, False)
+    with pytest.raises(OSError, match=wanted):  # noqa: PT012  # a later save says it, or the end
+        for step in range(1, 6):
+            checkpoints.save(step, state(step, size=size), {"step": step}, None)
+        checkpoints.close()
+    whole = steps(folder)
+    assert whole
+    with opened(folder) as checkpoints:
+        found, place = checkpoints.restore(whole[-1], shapes(state(0, size=size)))
+    assert place == {"step": whole[-1]}
+    np.testing.assert_array_equal(
+        found.trained["embed"], state(whole[-1], size=size).trained["embed"]
+    )

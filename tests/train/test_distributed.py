@@ -1,0 +1,146 @@
+"""Several processes as one run: how they are found, that they agree, when they stop."""
+
+import os
+import signal
+import socket
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from tests.train.runs import command, finish, losses, small
+from tests.train.test_command import SIGNALLED
+from train import distributed
+from train.distributed import Stop, found
+
+NAMED = {
+    "JAX_COORDINATOR_ADDRESS": "host:1234",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "3",
+}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}
+TPU = {"TPU_ML_PLATFORM": "JAX"}
+ALONE = [
+    {},
+    NAMED | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+    {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"},  # a shell inside an allocation
+    SLURM | {"SLURM_STEP_NUM_TASKS": "1"},
+    TPU | {"TPU_SKIP_MDS_QUERY": "1"},  # no chips
+    TPU | {"TPU_WORKER_HOSTNAMES": "localhost"},
+    {"TPU_WORKER_HOSTNAMES": "a,b"},  # a leftover: no TPU
+]
+FOUND = [
+    SLURM,
+    TPU,  # a TPU VM, whose metadata say
+    TPU | {"TPU_WORKER_HOSTNAMES": "a,b"},
+    TPU | {"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "localhost"},
+    TPU | {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"},
+]
+
+
+@pytest.mark.parametrize("environment", ALONE)
+def test_alone(environment, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("it waits"))
+    assert found(environment) is None
+    distributed.join(environment)
+
+
+@pytest.mark.parametrize("environment", FOUND)
+def test_jax_finds_the_rest(environment):
+    assert found(environment) == {}
+
+
+def test_named(monkeypatch):
+    wanted = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}
+    assert found(NAMED) == found(NAMED | SLURM) == wanted
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: calls.append(how))
+    monkeypatch.setattr(jax.config, "update", lambda *option: calls.append(option))
+    distributed.join(NAMED)
+    assert calls == [("jax_cpu_collectives_implementation", "gloo"), wanted]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID missing; a run of several processes needs all"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_NUM_PROCESSES is '4' and JAX_PROCESS_ID '4'"),
+        ({"JAX_NUM_PROCESSES": "many"}, "JAX_NUM_PROCESSES is 'many'"),
+    ],
+)
+def test_half_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        found(NAMED | changes)
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_and_a_second_ctrl_c_insists(first):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        assert not stop.reached(1)
+        os.kill(os.getpid(), first)
+        assert stop.reached(2)
+        os.kill(os.getpid(), signal.SIGTERM)  # schedulers say it more than once
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# --- one curve, however it is computed ---------------------------------------------------------
+def two_processes(settings, how: str = "none", step: int = 0) -> list[tuple[int, str, str]]:
+    """The command in two processes of two devices each; the second gets a signal."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    named = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        command(
+            settings,
+            devices=2,
+            start=("-c", SIGNALLED),
+            HOW=how if rank else "none",
+            STEP=str(step),
+            JAX_PROCESS_ID=str(rank),
+            **named,
+        )
+        for rank in range(2)
+    ]
+    return finish(*processes)
+
+
+@pytest.fixture(scope="module")
+def curve(tmp_path_factory):
+    """20 steps on one device."""
+    settings = small(tmp_path_factory.mktemp("one"))
+    ((code, _, err),) = finish(command(settings))
+    assert code == 0, err
+    return losses(settings)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "mesh",
+    [{"mesh_data": 8}, {"mesh_fsdp": 8}, {"mesh_data": 2, "mesh_tensor": 4}],
+    ids=lambda mesh: " ".join(f"{name[5:]} {size}" for name, size in mesh.items()),
+)
+def test_eight_devices(curve, tmp_path, mesh):
+    settings = small(tmp_path, **mesh)
+    train.fine_tune(settings)
+    np.testing.assert_allclose(losses(settings), curve, rtol=1e-5)
+
+
+@pytest.mark.timeout(1000)
+def test_two_processes(curve, tmp_path):
+    """One of them gets a SIGTERM: both save the same step, and both go on from it."""
+    settings = small(tmp_path, mesh_data=2, mesh_tensor=2, micro_batch=2)
+    ends = two_processes(settings, "SIGTERM", 5)
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    done = len(losses(settings))
+    assert 5 <= done < 20
+    assert f"stopped after step {done} of 20" in ends[0][2]
+    assert "step" not in ends[1][2]  # only the first speaks
+    ends = two_processes(settings)
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert "4 cpu devices of 2 processes" in ends[0][2]
+    np.testing.assert_allclose(losses(settings), curve, rtol=1e-5)

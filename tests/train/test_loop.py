@@ -1,0 +1,179 @@
+"""A run in this process, on eight devices: what is measured, saved, skipped and refused."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import qwen_jax
+import train
+from qwen_jax import checkpoint
+from qwen_jax.tokenizer import Tokenizer
+from tests.train.runs import chats, log, losses, small
+from train import loop, run
+from train.batches import Batches
+from train.samples import Samples
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(5): a signal comes while step 5 is made; None: none does."""
+
+    def set_up(step):
+        asked = lambda self, next_step: step is not None and next_step > step
+        monkeypatch.setattr(loop.Stop, "reached", asked)
+
+    return set_up
+
+
+def mean_loss(data: str, length: int) -> float:
+    """Of the base model, a sample at a time, from the logits that generation uses."""
+    params = qwen_jax.load("demo", dtype="float32")
+    tokenizer = params.assets.tokenizer
+    samples = Samples((data,), tokenizer, length=length)
+    total = count = 0
+    for ids, labels in (samples[number] for number in range(len(samples))):
+        scores = np.asarray(qwen_jax.logits(params, [ids.tolist()])[0], np.float64)
+        chosen = np.log(np.exp(scores).sum(-1))[:-1] - scores[np.arange(len(ids) - 1), ids[1:]]
+        learnt = labels[1:] >= 0
+        total, count = total + chosen[learnt].sum(), count + learnt.sum()
+    return total / count
+
+
+@pytest.mark.timeout(600)
+def test_a_run_and_its_second_call(tmp_path, stop_after, capsys, monkeypatch):
+    """Stopped, it goes on on another mesh; finished, it says so; all that it should is there."""
+    whole = small(tmp_path, steps=12)
+    other = tmp_path / "other"
+    other.mkdir()
+    held_out = chats(other / "held-out.json", 5)
+    parts = small(other, steps=12, eval_data=(held_out,), eval_every=4, save_every=4)
+    assert train.fine_tune(whole) == tmp_path / "out" / "adapter"
+    stop_after(6)
+    assert train.fine_tune(parts) is None
+    assert "stopped after step 6 of 12, and saved" in capsys.readouterr().err
+    stop_after(None)
+    moved = dataclasses.replace(parts, mesh_data=2, mesh_tensor=4, micro_batch=4)
+    assert train.fine_tune(moved) == other / "out" / "adapter"
+    assert "going on after step 6 of 12 steps" in capsys.readouterr().err
+    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-5)
+    assert losses(parts)[:6] == losses(whole)[:6]
+    assert [r["step"] for r in log(parts) if "held_out_loss" in r] == [4, 8, 12]
+    assert all(r["held_out_perplexity"] == math.exp(r["held_out_loss"]) for r in log(parts)[3::4])
+
+    untimed = [record["step"] for record in log(parts) if record["seconds"] is None]
+    assert untimed == [1, 4, 5, 7, 8, 9, 12]  # compiled, measured or saved
+
+    left = {path.name for path in (other / "out").iterdir()}
+    assert left == {
+        "adapter", "checkpoints", "log.jsonl", "loss.png", "settings.json", "tensorboard"
+    }  # fmt: skip
+    assert json.loads((other / "out" / "settings.json").read_text())["mesh_tensor"] == 4
+    qwen_jax.load("demo", adapter=other / "out" / "adapter")
+
+    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("a finished run loads nothing"))
+    assert train.fine_tune(parts) == other / "out" / "adapter"
+    assert "this run is finished: " in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"other settings.*\n  rank was 4, now it is 8"):
+        train.fine_tune(dataclasses.replace(parts, rank=8))
+
+
+@pytest.mark.timeout(600)
+def test_held_out_loss_and_the_best(tmp_path, monkeypatch):
+    """The mean over all targets of all samples; the best checkpoint is what comes out."""
+    data = chats(tmp_path / "held-out.json", 5)
+    often = {"eval_data": (data,), "save_every": 1, "keep": 1, "schedule": "constant"}
+    two = small(tmp_path, steps=2, out=str(tmp_path / "two"), **often)
+    three = small(tmp_path, steps=3, out=str(tmp_path / "three"), keep_best=True, **often)
+    train.fine_tune(two)
+    before = log(two)[0]  # the first step's learning rate is 0
+    assert before["held_out_loss"] == pytest.approx(mean_loss(data, 64), rel=1e-5)
+    measured = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(loop.Loop, "_measure", lambda self, batches: next(measured))
+    train.fine_tune(three)
+    assert sorted(p.name for p in (tmp_path / "three" / "checkpoints").iterdir()) == ["2", "3"]
+    wanted, got = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("two", "three")
+    )
+    for name, tensor in wanted.items():
+        np.testing.assert_array_equal(got[name], tensor, err_msg=name)
+
+
+def test_without_finite_gradients_it_stops(tmp_path, capsys):
+    """Step 1 learns at rate 0, step 2 destroys the adapters, and no step after it can be made."""
+    settings = small(tmp_path, learning_rate=1e30, steps=20, save_every=2, max_failures=3)
+    with pytest.raises(train.NotFinite) as caught:
+        train.fine_tune(settings)
+    heading, *blamed = str(caught.value).split("\n  ")
+    assert heading.startswith(
+        "3 steps in a row had no finite gradient; they changed nothing, and the newest checkpoint "
+        "is of step "
+    )
+    assert "--learning-rate" in heading
+    assert [line.partition(": ")[0] for line in blamed] == ["step 3", "step 4", "step 5"]
+    samples = Samples(settings.data, Tokenizer.load(run.native_folder()), length=64)
+    batches = Batches(samples, batch=8, steps=20)
+    named = [tuple(line.partition(": ")[2].split(", ")) for line in blamed]
+    assert named == [batches[step - 1].names for step in (3, 4, 5)]
+    assert [record["skipped"] for record in log(settings)] == [0, 0, 1, 2, 3]
+    assert [record["loss"] is None for record in log(settings)] == [False, False, True, True, True]
+    assert "step 4 had no finite gradient" in capsys.readouterr().err
+    folder = Path(settings.out)
+    assert (folder / "checkpoints" / "2").is_dir()
+    assert not (folder / "adapter").exists()
+    assert (folder / "loss.png").is_file()
+
+
+def test_full_fine_tuning_gives_a_network(tmp_path):
+    settings = small(tmp_path, method="full", rank=64, steps=3, mesh_tensor=2, dtype=None)
+    result = train.fine_tune(settings)
+    assert result == tmp_path / "out" / "model"
+    params = qwen_jax.load(result)
+    before = qwen_jax.load("demo")
+    assert params.embed.dtype == before.embed.dtype == jnp.bfloat16  # the masters have float32
+    assert bool(jnp.any(params.embed != before.embed))
+
+
+# --- refused before anything takes long --------------------------------------------------------
+@pytest.fixture
+def unloaded(monkeypatch):
+    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the model was loaded"))
+
+
+def test_wrong_data(tmp_path, unloaded):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": [{"role": "user", "content": 5}]}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl:1"):
+        train.fine_tune(small(tmp_path, data=(str(bad),)))
+    with pytest.raises(ValueError, match=r"bad\.jsonl:1"):
+        train.fine_tune(small(tmp_path, eval_data=(str(bad),)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_model(tmp_path, unloaded):
+    with pytest.raises(FileNotFoundError, match="there is no folder nothing"):
+        train.fine_tune(small(tmp_path, model="nothing"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else(tmp_path, unloaded):
+    (tmp_path / "out" / "adapter").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"out/adapter is there, but no .*settings\.json"):
+        train.fine_tune(small(tmp_path))
+
+
+def test_what_was_refused_can_be_put_right(tmp_path, monkeypatch):
+    """Other settings are other runs only once something is saved."""
+    with pytest.raises(ValueError, match="nosuch"):
+        train.fine_tune(small(tmp_path, targets=("nosuch",)))
+    assert (tmp_path / "out" / "settings.json").is_file()
+    reached = {}
+    monkeypatch.setattr(run, "_train", lambda settings, *_: reached.update(vars(settings)))
+    train.fine_tune(small(tmp_path, targets=("c_attn",)))
+    assert reached["targets"] == ("c_attn",)

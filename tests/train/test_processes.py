@@ -1,0 +1,106 @@
+"""Two processes that read a share of the data each know what one would know that reads all."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import joining
+from train.batches import Batches
+from train.processes import gather, share
+from train.samples import Samples
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = (
+    joining(devices=1)
+    + """
+import json
+from qwen_jax.tokenizer import Tokenizer
+from tests.train.test_processes import known, told
+from train.processes import gather
+from train.records import Records
+from train.samples import Samples
+assert gather(b"" if rank else "é".encode()) == ["é".encode(), b""]
+tokenizer, reads = Tokenizer.load(folder + "/small"), []
+read = Records.__getitem__
+Records.__getitem__ = lambda records, number: reads.append(number) or read(records, number)
+Samples(folder + "/good.jsonl", tokenizer, length=30)
+Records.__getitem__ = read
+print(json.dumps({"known": known(folder + "/good.jsonl", tokenizer), "reads": sorted(reads),
+    "few": known(folder + "/few.jsonl", tokenizer)[1],
+    "bad": told(folder + "/bad.jsonl", tokenizer), "none": told(folder + "/none.txt", tokenizer),
+    "differs": told(folder + "/" + str(rank) + ".txt", tokenizer)}))
+"""
+)
+
+
+def known(data, tokenizer):
+    samples = Samples(data, tokenizer, length=30)
+    batch = Batches(samples, batch=2, epochs=1)[0]
+    return samples.digest, samples.lengths.tolist(), samples.notices, batch.tokens.tolist()
+
+
+def told(data, tokenizer):
+    with pytest.raises(ValueError) as error:
+        known(data, tokenizer)
+    return str(error.value)
+
+
+def item(text):
+    return json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n"
+
+
+def test_two_processes(tmp_path, small, small_folder):
+    (tmp_path / "small").symlink_to(small_folder)
+    texts = ["the dog " * n for n in range(11)]
+    (tmp_path / "good.jsonl").write_text("".join(map(item, texts)))
+    (tmp_path / "few.jsonl").write_text(item("x"))
+    (tmp_path / "bad.jsonl").write_text("".join(map(item, ["x"] * 30 + [7] * 30)))
+    (tmp_path / "0.txt").write_text("one")
+    (tmp_path / "1.txt").write_text("other")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), port, str(tmp_path)],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=90)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    found = [json.loads(output.splitlines()[-1]) for output in outputs]
+    alone = {
+        "known": list(known(tmp_path / "good.jsonl", small)),
+        "few": known(tmp_path / "few.jsonl", small)[1],
+        "bad": told(tmp_path / "bad.jsonl", small),
+        "none": told(tmp_path / "none.txt", small),
+        "differs": "the processes of this run see different data; give all of them the same",
+    }
+    assert [one.pop("reads") for one in found] == [[*range(6)], [*range(6, 11)]]
+    assert found == [alone, alone]
+    assert "30 faults" in alone["bad"]
+    assert "and 10 more" in alone["bad"]
+
+
+def test_a_process_alone():
+    assert share(7) == range(7)
+    assert gather(b"x") == [b"x"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_shares_are_the_whole_in_order(monkeypatch, count, processes):
+    numbers = []
+    for rank in range(processes):
+        monkeypatch.setattr("jax.process_count", lambda: processes)
+        monkeypatch.setattr("jax.process_index", lambda rank=rank: rank)
+        numbers += share(count)
+    assert numbers == [*range(count)]

@@ -1,0 +1,123 @@
+"""Where a run goes on from: its state every so many steps, written while the next ones are made."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+from orbax.checkpoint.checkpoint_managers import (  # type: ignore[import-untyped]
+    AnyPreservationPolicy,
+    BestN,
+    LatestN,
+)
+
+from qwen_jax.native import named_leaves
+
+T = TypeVar("T")
+MEASURE = "held_out_loss"
+
+
+class Checkpoints:
+    """The checkpoints of a run by their step; every process of the run makes the same calls.
+
+    keep: the newest ones that stay. keep_best: so does the one with the least held-out loss.
+    A checkpoint is a folder that gets its name when it is whole: what is killed while it writes
+    loses that one alone. OSError: the disk is full; the older ones are as they were.
+    """
+
+    def __init__(self, folder: Path, keep: int, keep_best: bool):
+        self.folder = folder
+        measured = lambda metrics: metrics[MEASURE]
+        policies: list[Any] = [LatestN(keep)]
+        if keep_best:
+            best = BestN(
+                get_metric_fn=measured, reverse=True, n=1, keep_checkpoints_without_metrics=False
+            )
+            policies.append(best)
+        self._orbax = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=measured if keep_best else None,  # makes orbax write the measures down
+                best_mode="min",
+                preservation_policy=AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+            ),
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+                "data": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def latest(self) -> int | None:
+        return self._orbax.latest_step()
+
+    def best(self) -> int:
+        """The step with the least held-out loss; a ValueError where none was measured."""
+        steps = {step: self._orbax.metrics(step) for step in self._orbax.all_steps()}
+        return min((m[MEASURE], step) for step, m in steps.items() if m)[1]
+
+    def save(self, step: int, state: Any, data: dict[str, Any], held_out: float | None) -> None:
+        """Returns when the devices are free again; waits for the checkpoint before this one.
+
+        data: where the batches are, as JSON. held_out: the loss, where it was measured.
+        """
+        with self._faults():
+            self._orbax.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(named_leaves(state)),
+                    data=ocp.args.JsonSave(data),
+                ),
+                metrics=None if held_out is None else {MEASURE: held_out},
+                force=True,
+            )
+
+    def restore(self, step: int, like: T) -> tuple[T, dict[str, Any]]:
+        """A state straight to its shards, whichever mesh it was saved from, and the batches' place.
+
+        like: the state's tree of ShapeDtypeStructs with shardings.
+        """
+        leaves = named_leaves(like)
+        how = {
+            name: ocp.ArrayRestoreArgs(
+                sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
+            )
+            for name, leaf in leaves.items()
+        }
+        try:
+            found = self._orbax.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(leaves, restore_args=how),
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # orbax raises what its parts do
+            reason = str(error.__cause__ or error).strip().partition("\n")[0][:300]
+            place = self.folder / str(step)
+            raise ValueError(
+                f"{place} cannot be read: {reason}; delete it to go on from the one before"
+            ) from error
+        arrays: Mapping[str, Any] = found["state"]
+        state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
+        return state, found["data"]
+
+    def close(self) -> None:
+        """Wait until all that was saved is on the disk."""
+        with self._faults():
+            self._orbax.wait_until_finished()
+        self._orbax.close()
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if "No space left" in f"{error} {error.__cause__}":
+                raise OSError(
+                    f"the disk of {self.folder} is full; the checkpoints before this one are "
+                    "whole; make room and run the same command again"
+                ) from error
+            raise

@@ -1,0 +1,111 @@
+"""Step after step: measured, saved, and stopped where it should be."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+
+from train.checkpoints import Checkpoints
+from train.distributed import Stop
+from train.feed import Feed
+from train.settings import Settings
+from train.step import Batch, Metrics, Trainer
+from train.watch import Watch, say
+
+
+class NotFinite(ValueError):
+    """Too many steps in a row had no finite gradient."""
+
+
+class Loop:
+    """A run between two of its steps.
+
+    held_out: makes the batches to measure; None if there are none.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        trainer: Trainer,
+        feed: Feed,
+        held_out: Callable[[], Iterable[Batch]] | None,
+        checkpoints: Checkpoints,
+    ):
+        self.settings, self.trainer, self.feed = settings, trainer, feed
+        self.held_out, self.checkpoints = held_out, checkpoints
+        self.saved = self.done = checkpoints.latest() or 0
+        if self.done:
+            self.state = self.restore(self.done)
+        else:
+            self.state = trainer.start()
+        self.unread: tuple[int, Metrics] | None = None
+
+    def run(self, watch: Watch) -> bool:
+        """Make the steps that are left; False if asked to stop before the last. All is saved."""
+        with Stop() as stop:
+            for step in range(self.done + 1, self.feed.steps + 1):
+                if stop.reached(step):
+                    break
+                self.state, metrics = self.trainer.step(self.state, next(self.feed))
+                self._read(watch)  # of the step before: the devices are busy with this one
+                self.unread, self.done = (step, metrics), step
+                self._measure_and_save(watch)
+            self._read(watch)
+            if self.saved < self.done:
+                self._save(None)
+        return self.done == self.feed.steps
+
+    def restore(self, step: int):
+        """The state after a step; the feed goes on behind it."""
+        like, _, _ = self.trainer.abstract(self.feed.shape)
+        state, place = self.checkpoints.restore(step, like)
+        self.feed.set_state(place)
+        return state
+
+    def _measure_and_save(self, watch: Watch) -> None:
+        step, last = self.done, self.done == self.feed.steps
+        due = last or step % self.settings.measure_every == 0
+        measures = self.held_out if due else None
+        saves = last or step % self.settings.save_every == 0
+        if not (measures or saves):
+            return
+        watch.pause()
+        loss = self._measure(measures()) if measures else None
+        self._read(watch, loss)  # before it is saved: the log is never behind a checkpoint
+        if saves:
+            self._save(loss)
+        watch.pause()
+
+    def _measure(self, batches: Iterable[Batch]) -> float:
+        """The mean loss over all held-out targets."""
+        sums = [self.trainer.score(self.state, batch) for batch in batches]
+        loss, targets = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
+        return float(loss / max(targets, 1))
+
+    def _save(self, held_out: float | None) -> None:
+        self.checkpoints.save(self.done, self.state, self.feed.get_state(), held_out)
+        self.saved = self.done
+
+    def _read(self, watch: Watch, held_out: float | None = None) -> None:
+        """Wait for the metrics of the latest step that is not told of yet."""
+        if self.unread is None:
+            return
+        (step, metrics), self.unread = self.unread, None
+        values = {name: value.item() for name, value in vars(jax.device_get(metrics)).items()}
+        values |= {name: int(values[name]) for name in ("targets", "tokens", "skipped")}
+        watch.step(step, values, held_out)
+        failures = values["skipped"]
+        if failures:
+            say(f"step {step} had no finite gradient; it changes nothing")
+        if failures >= self.settings.max_failures:
+            raise NotFinite(self._blame(step, failures))
+
+    def _blame(self, step: int, failures: int) -> str:
+        steps = range(step - failures + 1, step + 1)
+        newest = f"the newest checkpoint is of step {self.saved}" if self.saved else "none is saved"
+        heading = (
+            f"{failures} steps in a row had no finite gradient; they changed nothing, and {newest}. "
+            "Look at their samples, or begin again with a lower --learning-rate and another --out:"
+        )
+        samples = (f"step {n}: {', '.join(self.feed.names(n))}" for n in steps)
+        return "\n  ".join([heading, *samples])

@@ -1,0 +1,52 @@
+"""The picture of a run: its loss, step by step, and what was held out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+KEPT = 0.9  # of the mean, at each step
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of log.jsonl; a last line that was cut off is left out."""
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Mean:
+    """What losses come to lately: an exponential mean of those so far, each step counting less."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, value: float) -> float:
+        self._sum = KEPT * self._sum + (1 - KEPT) * value
+        self._weight = KEPT * self._weight + (1 - KEPT)
+        return self._sum / self._weight
+
+
+def draw(log: list[dict[str, Any]], path: Path) -> None:
+    """Write the loss curve of a log as a PNG."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    points = [(r["step"], r["loss"]) for r in log if r.get("loss") is not None]
+    if points:
+        steps, losses = zip(*points, strict=True)
+        axes.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="each step")
+        axes.plot(
+            steps, list(map(Mean().add, losses)), color="tab:blue", linewidth=2, label="smoothed"
+        )
+    held = [(r["step"], r["held_out_loss"]) for r in log if r.get("held_out_loss") is not None]
+    if held:
+        axes.plot(*np.transpose(held), "o-", color="tab:orange", label="held out")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if points or held:
+        axes.legend()
+    aside = path.with_suffix(".partial.png")
+    figure.savefig(aside)
+    aside.rename(path)

@@ -1,0 +1,157 @@
+"""A run: its folder, its data and its model, from settings to what comes out."""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from qwen_jax import checkpoint
+from qwen_jax.bundled import native_folder
+from qwen_jax.config import Config
+from qwen_jax.native import Manifest, read_json
+from qwen_jax.peft_config import Settings as AdapterSettings
+from qwen_jax.tokenizer import Tokenizer
+from train import distributed, methods, speed
+from train.checkpoints import Checkpoints
+from train.feed import Feed
+from train.loop import Loop
+from train.samples import Samples
+from train.settings import Settings
+from train.step import Trainer
+from train.watch import Watch, say
+
+SETTINGS, CHECKPOINTS, RESULTS = "settings.json", "checkpoints", ("adapter", "model")
+
+
+def fine_tune(settings: Settings) -> Path | None:
+    """Train as the settings say, or go on where an earlier call with the same ones stopped.
+
+    Returns the folder of the adapter or the network; None after SIGTERM or Ctrl-C, when all is
+    saved for the next call. In a run of several processes all call this alike, and `out` is a
+    folder that they all see.
+    Raises ValueError with everything that is wrong, loop.NotFinite if training diverges,
+    FileNotFoundError, or OSError when the disk is full.
+    """
+    distributed.join()
+    settings.check(jax.device_count())
+    out = Path(settings.out)
+    _expect_same_run(settings, out)
+    for result in (out / name for name in RESULTS):
+        if result.exists():
+            say(f"this run is finished: {result} is there; another run needs another --out")
+            return result
+    tokenizer = _tokenizer(settings.model)
+    samples = _samples(settings.data, tokenizer, settings)
+    held_out = _samples(settings.eval_data, tokenizer, settings) if settings.eval_data else None
+    _begin(settings, out)
+    return _train(settings, out, samples, held_out)
+
+
+def _train(
+    settings: Settings, out: Path, samples: Samples, held_out: Samples | None
+) -> Path | None:
+    mesh = settings.mesh()
+    feed, measured = _feeds(settings, mesh, samples, held_out)
+    trainer, adapter, config = _trainer(settings, mesh, feed.steps)
+    with closing(Checkpoints(out / CHECKPOINTS, settings.keep, settings.keep_best)) as checkpoints:
+        loop = Loop(settings, trainer, feed, measured, checkpoints)
+        trained = sum(leaf.size for leaf in loop.state.trained.values())
+        work = speed.work(config, trained, settings.max_length)
+        say(
+            f"{f'going on after step {loop.done} of' if loop.done else 'training'} {feed.steps} "
+            f"steps of {settings.batch_size} rows x {settings.max_length} tokens; "
+            f"{trained:,} parameters learn, on {_devices()}"
+        )
+        with closing(Watch(out, feed.steps, loop.done, work, settings.log_every)) as watch:
+            finished = loop.run(watch)
+        if not finished:
+            say(
+                f"stopped after step {loop.done} of {feed.steps}, and saved; the same command "
+                "goes on from there"
+            )
+            return None
+        best = checkpoints.best() if settings.keep_best else loop.done
+        state = loop.state if best == loop.done else loop.restore(best)
+    leaves = state.trained
+    if adapter is None:  # the masters of a network are longer than the weights it computes with
+        leaves = {name: leaf.astype(trainer.dtype) for name, leaf in leaves.items()}
+    result = methods.export(trainer.params(leaves), adapter, out)
+    say(f"{watch.summary()}; {result} holds step {best}")
+    return result
+
+
+def _feeds(
+    settings: Settings, mesh: Mesh, samples: Samples, held_out: Samples | None
+) -> tuple[Feed, Callable[[], Feed] | None]:
+    """What is learnt, and what makes a pass over what is held out."""
+    rows = settings.division(mesh)
+    length = {"epochs": settings.epochs} if settings.steps is None else {"steps": settings.steps}
+    feed = Feed(samples, mesh, rows, pack=settings.pack, seed=settings.seed, **length)
+    if held_out is None:
+        return feed, None
+    return feed, lambda: Feed(held_out, mesh, (1, rows[1]), epochs=1, seed=None)
+
+
+def _trainer(
+    settings: Settings, mesh: Mesh, steps: int
+) -> tuple[Trainer, AdapterSettings | None, Config]:
+    """With what it trains: an adapter, or None for everything; and of which network."""
+    params = checkpoint.load(settings.model, mesh, settings.dtype)
+    dtype = params.embed.dtype
+    made = methods.prepare(params, settings)
+    trainer = Trainer(made.params, made.trained, settings.recipe(steps), dtype)
+    return trainer, made.adapter, params.config
+
+
+def _expect_same_run(settings: Settings, out: Path) -> None:
+    """Refuse a folder where something else was made, or with other settings."""
+    saved = [out / name for name in RESULTS if (out / name).exists()]
+    saved += [path for path in (out / CHECKPOINTS).glob("*") if path.name.isdecimal()]
+    if not saved:
+        return
+    if not (out / SETTINGS).is_file():
+        raise ValueError(f"{saved[0]} is there, but no {out / SETTINGS}; give another --out")
+    if different := settings.differences(read_json(out / SETTINGS)):
+        heading = f"{out} holds a run with other settings; give another --out, or the same ones:"
+        raise ValueError("\n  ".join([heading, *different]))
+
+
+def _begin(settings: Settings, out: Path) -> None:
+    if jax.process_index() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        aside = out / f"{SETTINGS}.partial"
+        aside.write_text(json.dumps(settings.to_json(), indent=1), "utf-8")
+        aside.rename(out / SETTINGS)
+    multihost_utils.sync_global_devices("begun")
+
+
+def _tokenizer(model: str) -> Tokenizer:
+    folder = native_folder() if model == "demo" else Path(model)
+    Manifest.read(folder)  # says what is wrong with another kind of folder
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer; data cannot be encoded for it")
+    return tokenizer
+
+
+def _samples(data: tuple[str, ...], tokenizer: Tokenizer, settings: Settings) -> Samples:
+    samples = Samples(
+        data,
+        tokenizer,
+        length=settings.max_length,
+        system=settings.system,
+        loss_on=settings.loss_on,
+    )
+    for notice in samples.notices:
+        say(notice)
+    return samples
+
+
+def _devices() -> str:
+    count, processes = jax.device_count(), jax.process_count()
+    devices = f"{count} {jax.devices()[0].device_kind} device{'s' if count > 1 else ''}"
+    return devices + (f" of {processes} processes" if processes > 1 else "")

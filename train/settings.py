@@ -1,0 +1,265 @@
+"""What a run is told to do, checked before anything that takes long."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from qwen_jax.sharding import make_mesh
+from train.examples import LossOn
+from train.network import Remat
+from train.step import Recipe
+
+RATES = {"lora": 3e-4, "qlora": 3e-4, "full": 1e-5}
+# these may change from one call of a run to the next: what comes out is the same
+FREE = """out eval_data micro_batch mesh_data mesh_fsdp mesh_tensor remat save_every keep
+    eval_every log_every max_failures""".split()
+LOWEST: dict[str, float] = {  # numbers from here on make sense
+    **dict.fromkeys("batch_size micro_batch rank group_size".split(), 1),
+    "max_length": 2,
+    **dict.fromkeys("save_every keep eval_every log_every max_failures steps".split(), 1),
+    **dict.fromkeys("mesh_data mesh_fsdp mesh_tensor".split(), 1),
+    **dict.fromkeys("weight_decay warmup dropout seed beta2".split(), 0),
+}
+OF_ADAPTERS = ("rank", "alpha", "dropout", "targets", "rslora", "modules_to_save")
+POSITIVE = ("learning_rate", "clip", "alpha", "epochs")
+BELOW_ONE = ("dropout", "beta2")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Fine-tune a Qwen: LoRA, Q-LoRA or all of it. The same command again goes on where it stopped.
+
+    Attributes:
+        model: What `python -m convert` wrote, or "demo".
+        data: Files and folders of conversations or texts.
+        out: The folder of the run: its checkpoints, its log and what comes out.
+        method: Train low-rank adapters, adapters over quantised weights, or everything.
+        adapter: A PEFT folder to start from, instead of fresh adapters.
+        eval_data: Files and folders that are measured, not learnt.
+        max_length: The longest sample in tokens; a longer one is cut.
+        pack: Put several samples in a row; they do not see each other.
+        loss_on: "turns" learns answers and the marks around each turn, as the original does;
+            "assistant" answers alone.
+        system: The system prompt of conversations that have none.
+        epochs: How often the data are seen.
+        steps: Updates to make, instead of epochs.
+        batch_size: Rows of an update, over all devices.
+        micro_batch: Rows that a device works on at once; it changes memory, not results.
+        mesh_data: Copies of the model that share the rows.
+        mesh_fsdp: Devices that share the rows and the weights; by default, all that are left.
+        mesh_tensor: Devices that share each matrix product.
+        learning_rate: The highest; by default 3e-4 for adapters, 1e-5 for everything.
+        schedule: After the warm-up, a half cosine to zero, or no change.
+        warmup: The part of the steps in which the learning rate rises.
+        weight_decay: AdamW's, of matrices.
+        beta2: AdamW's.
+        clip: The largest norm of a gradient.
+        rank: Of the adapters.
+        alpha: The adapters' scale is alpha / rank.
+        dropout: Of the adapters' inputs.
+        targets: Layers that get adapters; by default, all linear layers of the blocks.
+        rslora: The adapters' scale is alpha / sqrt(rank).
+        modules_to_save: Modules to train whole beside the adapters: names, none, or auto:
+            wte and lm_head of v1 base models, as the original.
+        bits: Of the weights under Q-LoRA.
+        group_size: Weights that share a scale under Q-LoRA.
+        dtype: Of the computation; by default, as the model is stored.
+        remat: What the backward pass computes again to save memory: nothing, all but the matrix
+            products, or all.
+        save_every: Steps between checkpoints.
+        keep: The newest checkpoints to keep.
+        keep_best: Keep the checkpoint with the least held-out loss too, and export that one.
+        eval_every: Steps between measurements of eval_data; by default, save_every.
+        log_every: Steps between lines of the log.
+        seed: Of the order of the data, fresh adapters and dropout.
+        max_failures: Stop after so many steps in a row without a finite gradient.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    out: str
+    method: Literal["lora", "qlora", "full"] = "lora"
+    adapter: str | None = None
+    eval_data: tuple[str, ...] = ()
+
+    max_length: int = 512
+    pack: bool = True
+    loss_on: LossOn = "turns"
+    system: str | None = None
+
+    epochs: float = 5
+    steps: int | None = None
+    batch_size: int = 16
+    micro_batch: int = 2
+    mesh_data: int = 1
+    mesh_fsdp: int | None = None
+    mesh_tensor: int = 1
+
+    learning_rate: float | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.01
+    weight_decay: float = 0.1
+    beta2: float = 0.95
+    clip: float = 1.0
+
+    rank: int = 64
+    alpha: float = 16
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ()
+    rslora: bool = False
+    modules_to_save: tuple[str, ...] = ("auto",)
+    bits: Literal[4, 8] = 4
+    group_size: int = 128
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    remat: Remat = "full"
+
+    save_every: int = 1000
+    keep: int = 10
+    keep_best: bool = False
+    eval_every: int | None = None
+    log_every: int = 1
+    seed: int = 42
+    max_failures: int = 5
+
+    def check(self, devices: int) -> None:
+        """Raise ValueError with everything that is wrong on so many devices."""
+        problems = [*self._numbers(), *self._choices(), *self._files()]
+        if not any(problem.startswith(("mesh", "batch", "micro")) for problem in problems):
+            problems += self._sizes(devices)
+        if problems:
+            raise ValueError("\n  ".join(["these settings cannot be used:", *problems]))
+
+    def _numbers(self) -> Iterator[str]:
+        for name, value in vars(self).items():
+            if value is None or not isinstance(value, int | float):
+                continue
+            if not math.isfinite(value):
+                yield f"{name} is {value}; give a number"
+            elif name in LOWEST and value < LOWEST[name]:
+                yield f"{name} is {value}; the least is {LOWEST[name]}"
+            elif name in POSITIVE and value <= 0:
+                yield f"{name} is {value}; it must be above 0"
+            elif name in BELOW_ONE and value >= 1:
+                yield f"{name} is {value}; it must be below 1"
+        if self.warmup > 1:
+            yield f"warmup is {self.warmup}; it is a part of the steps, from 0 to 1"
+
+    def _choices(self) -> Iterator[str]:
+        """Options that need another one, or that nothing would read."""
+        quantized = ("bits", "group_size")
+        unread = {"full": (*OF_ADAPTERS, "adapter", *quantized), "lora": quantized, "qlora": ()}
+        for name in unread[self.method]:
+            if getattr(self, name) != default(name):
+                yield f"{name} has no meaning with --method {self.method}; leave it out"
+        for name in OF_ADAPTERS if self.adapter is not None and self.method != "full" else ():
+            if getattr(self, name) != default(name):
+                yield f"{name} has no meaning with --adapter, which has its own; leave it out"
+        if self.steps is not None and self.epochs != default("epochs"):
+            yield f"both steps ({self.steps}) and epochs ({self.epochs}) are given; leave one out"
+        if not self.eval_data:
+            for name in ("eval_every", "keep_best"):
+                if getattr(self, name) != default(name):
+                    yield f"{name} needs eval_data, the files to measure"
+        elif self.keep_best and self.save_every % self.measure_every:
+            yield (
+                f"keep_best needs a measurement at each checkpoint: save_every {self.save_every} "
+                f"is no multiple of eval_every {self.measure_every}"
+            )
+
+    def _files(self) -> Iterator[str]:
+        if not self.data:
+            yield "data names no file"
+        if self.adapter is not None and not Path(self.adapter).is_dir():
+            yield f"adapter: there is no folder {self.adapter}"
+        place = Path(self.out).absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            yield f"out: {place} is a file; choose another folder"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            yield f"out: {place} cannot be written to; choose another folder"
+
+    def _sizes(self, devices: int) -> Iterator[str]:
+        fsdp = self._fsdp(devices)
+        made = self.mesh_data * fsdp * self.mesh_tensor
+        if made != devices:
+            yield (
+                f"mesh_data {self.mesh_data} x mesh_fsdp {fsdp} x mesh_tensor {self.mesh_tensor} "
+                f"makes {made} devices, there are {devices}; "
+                f"choose sizes whose product is {devices}"
+            )
+            return
+        ways = self.mesh_data * fsdp
+        if self.batch_size % ways:
+            near = self.batch_size // ways * ways
+            fits = " or ".join(str(size) for size in (near, near + ways) if size)
+            yield (
+                f"batch_size {self.batch_size} does not divide among mesh_data {self.mesh_data} x "
+                f"mesh_fsdp {fsdp}; use {fits}, or more mesh_tensor"
+            )
+            return
+        rows = self.batch_size // ways
+        if rows % min(self.micro_batch, rows):
+            fits = ", ".join(str(size) for size in range(1, rows + 1) if rows % size == 0)
+            yield (
+                f"micro_batch {self.micro_batch} does not divide a device's {rows} rows of a "
+                f"batch; use one of {fits}"
+            )
+
+    @property
+    def measure_every(self) -> int:
+        """Steps between measurements of the held-out data."""
+        return self.eval_every or self.save_every
+
+    def mesh(self) -> Mesh:
+        """Over all devices of all processes."""
+        return make_mesh(self.mesh_data, self._fsdp(jax.device_count()), self.mesh_tensor)
+
+    def _fsdp(self, devices: int) -> int:
+        return self.mesh_fsdp or max(1, devices // (self.mesh_data * self.mesh_tensor))
+
+    def division(self, mesh: Mesh) -> tuple[int, int]:
+        """Rows [A B] of an update: how often so many over all devices, before weights change."""
+        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        at_once = min(self.micro_batch * ways, self.batch_size)
+        return self.batch_size // at_once, at_once
+
+    def recipe(self, steps: int) -> Recipe:
+        return Recipe(
+            steps=steps,
+            learning_rate=self.learning_rate or RATES[self.method],
+            schedule=self.schedule,
+            warmup=self.warmup,
+            beta2=self.beta2,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            remat=self.remat,
+            seed=self.seed,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """With lists for tuples, as they come back from a file."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+        }
+
+    def differences(self, before: dict[str, Any]) -> list[str]:
+        """What keeps a run from going on with these settings; before: an earlier `to_json`."""
+        return [
+            f"{name} was {before.get(name)!r}, now it is {value!r}"
+            for name, value in self.to_json().items()
+            if name not in FREE and before.get(name) != value
+        ]
+
+
+def default(name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(Settings) if field.name == name)
