@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
@@ -16,8 +15,9 @@ from qwen_jax import hf_config, native
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.defaults import Defaults
-from qwen_jax.model import Qwen, build
+from qwen_jax.model import Qwen
 from qwen_jax.native import Manifest
+from qwen_jax.quant import FIELDS, Format, arrange_all, at_rest, build, formats, formats_of, rest
 from qwen_jax.sharding import make_mesh, shardings
 from qwen_jax.tokenizer import Tokenizer
 
@@ -41,7 +41,8 @@ def load(
     folder: what `python -m convert` or `save` wrote; "demo" is the bundled checkpoint.
     mesh: default, one over all devices of all processes. In a run of several processes all call
         this alike, and each reads its own shards.
-    dtype: of every parameter; default, as stored. cache_dtype: of the caches generation makes.
+    dtype: of every parameter that is not quantised; default, as stored. cache_dtype: of the caches
+        generation makes.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
     if folder == "demo":
@@ -49,16 +50,21 @@ def load(
     folder = Path(folder)
     manifest = Manifest.read(folder)
     config, assets = _read_assets(folder, manifest, cache_dtype)
-    places = _places(config, mesh)
+    quantised = formats_of(manifest.leaves)
+    places = _places(config, mesh, quantised)
+    kept = lambda name, leaf: (
+        leaf.dtype if name.rpartition(".")[2] in FIELDS else dtype or leaf.dtype
+    )
     wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=places[name])
+        name: jax.ShapeDtypeStruct(leaf.shape, kept(name, leaf), sharding=places[name])
         for name, leaf in manifest.leaves.items()
     }
     arrays: dict[str, jax.Array] = {}
     for piece, leaves in native.by_piece(wanted).items():
         arrays |= native.read_piece(folder, piece, leaves)
-    structure = jax.tree.structure(build(config, lambda shape, axes, kind: 0))
-    params = jax.tree.unflatten(structure, [arrays[name] for name in places])
+    structure = jax.tree.structure(build(config, quantised, lambda shape, axes, kind: 0))
+    params = jax.tree.unflatten(structure, [arrays.pop(name) for name in places])
+    arrange_all(params, next(iter(params.embed.devices())).platform)
     return dataclasses.replace(params, assets=assets)
 
 
@@ -94,12 +100,12 @@ def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str
     ]
 
 
-def _places(config: Config, mesh: Mesh | None) -> dict[str, Any]:
+def _places(config: Config, mesh: Mesh | None, quantised: dict[str, Format]) -> dict[str, Any]:
     """Where each leaf goes: its shards on a mesh, or the only device."""
     if mesh is None and jax.device_count() == 1:
         only = SingleDeviceSharding(jax.devices()[0])
-        return dict.fromkeys(native.abstract_leaves(config), only)
-    return native.named_leaves(shardings(config, mesh or make_mesh()))
+        return dict.fromkeys(native.abstract_leaves(config, quantised), only)
+    return native.named_leaves(shardings(config, mesh or make_mesh(), quantised))
 
 
 def save(params: Qwen, folder: str | Path) -> None:
@@ -111,9 +117,10 @@ def save(params: Qwen, folder: str | Path) -> None:
     folder = Path(folder).absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another folder, or delete it first")
-    leaves = native.named_leaves(params)
-    wanted = {name: leaf.shape for name, leaf in native.abstract_leaves(params.config).items()}
-    if problems := native.mismatches(wanted, {name: leaf.shape for name, leaf in leaves.items()}):
+    leaves = native.named_leaves(jax.eval_shape(at_rest, params))
+    wanted = native.abstract_leaves(params.config, formats(params))
+    shapes = lambda leaves: {name: leaf.shape for name, leaf in leaves.items()}
+    if problems := native.mismatches(shapes(wanted), shapes(leaves)):
         raise ValueError(
             "only whole networks are saved (fuse adapters first):\n  " + "\n  ".join(problems)
         )
@@ -123,8 +130,8 @@ def save(params: Qwen, folder: str | Path) -> None:
         if writer:
             manifest = _write_files(params, leaves, partial)
         multihost_utils.sync_global_devices(f"started {folder}")
-        for piece, arrays in native.by_piece(leaves).items():
-            native.write_piece(partial, piece, arrays)
+        for piece in native.by_piece(leaves):
+            native.write_piece(partial, piece, _arrays(params, piece))
         if writer:
             manifest.seal(partial)
             partial.rename(folder)
@@ -135,17 +142,25 @@ def save(params: Qwen, folder: str | Path) -> None:
         raise
 
 
-def _write_files(params: Qwen, leaves: dict[str, jax.Array], partial: Path) -> Manifest:
+def _arrays(params: Qwen, piece: str) -> dict[str, jax.Array]:
+    """The leaves of a piece as they lie on the disk."""
+    part: Any = params
+    for word in piece.split("."):
+        part = part[int(word)] if word.isdigit() else getattr(part, word)
+    leaves = native.named_leaves(rest(part))
+    return {f"{piece}.{name}" if name else piece: leaf for name, leaf in leaves.items()}
+
+
+def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial: Path) -> Manifest:
     """Everything but the arrays: copied from where `load` found it, or made from the Config."""
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    shapes = {name: jax.ShapeDtypeStruct(a.shape, jnp.dtype(a.dtype)) for name, a in leaves.items()}
     if params.assets is None:
         config = hf_config.to_hf(params.config)
         (partial / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
         files = {"config.json": native.sha256(partial / "config.json")}
-        return Manifest(config["model_type"], shapes, files)
+        return Manifest(config["model_type"], leaves, files)
     source = Manifest.read(params.assets.folder)
     for name in source.files:
         shutil.copyfile(params.assets.folder / name, partial / name)
-    return dataclasses.replace(source, leaves=shapes)
+    return dataclasses.replace(source, leaves=leaves)
