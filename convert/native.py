@@ -11,10 +11,11 @@ from convert import huggingface
 from convert.huggingface import Checkpoint, is_same
 from convert.progress import Progress, gigabytes
 from convert.shard import NAMES
-from convert.source import INDEX, SIDE_FILES, default_out, locate
+from convert.source import INDEX, QUANTISED, SIDE_FILES, default_out, locate
 from qwen_jax import native
 from qwen_jax.names import is_harmless
 from qwen_jax.native import DTYPES, Manifest
+from qwen_jax.quant import FIELDS
 
 STATE = "conversion.json"  # in an unfinished folder: what it is made from
 
@@ -32,7 +33,8 @@ def to_native(
     out: default, the model's name in lower case. It must not exist, except to be verified; an
         interrupted conversion is taken up again.
     source: the hub of the id, "huggingface" or "modelscope".
-    dtype: "float32", "bfloat16" or "float16" for all parameters; default, as stored.
+    dtype: "float32", "bfloat16" or "float16" for all parameters that are not quantised; default,
+        as stored.
     verify: read the result back and compare every bit with the source.
     Raises ValueError with everything that is wrong with the checkpoint, or OSError.
     """
@@ -55,11 +57,14 @@ def to_native(
 
 def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
     leaves = {}
-    for name, leaf in native.abstract_leaves(checkpoint.config).items():
-        stored = checkpoint.tensor(checkpoint.leaves[name][0].tensor).dtype
-        leaves[name] = jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype) if dtype else stored)
+    for name, leaf in native.abstract_leaves(checkpoint.config, checkpoint.formats).items():
+        kind = name.rpartition(".")[2]
+        stored = checkpoint.stored(checkpoint.leaves[name][0].tensor).dtype
+        made = np.dtype(dtype) if dtype and kind not in FIELDS else stored
+        made = leaf.dtype if leaf.dtype.name in native.INTEGERS else made
+        leaves[name] = jax.ShapeDtypeStruct(leaf.shape, made)
     folder = checkpoint.folder
-    files = [name for name in (*SIDE_FILES, INDEX) if (folder / name).is_file()]
+    files = [name for name in (*SIDE_FILES, INDEX, *QUANTISED) if (folder / name).is_file()]
     shards = {
         file: {
             "metadata": shard.metadata,
