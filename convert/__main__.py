@@ -15,6 +15,7 @@ def main(
     source: Literal["huggingface", "modelscope"] = "huggingface",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     verify: bool = False,
+    packing: Literal["gptq", "awq"] | None = None,
 ) -> None:
     """Convert a Qwen checkpoint from Hugging Face's format to qwen_jax's, or back.
 
@@ -25,9 +26,12 @@ def main(
         source: The hub that --hf names a model of.
         dtype: Of the parameters written by --hf; by default, as they are stored.
         verify: Read the native folder back and compare every bit; also for one that exists already.
+        packing: How --to-hf packs quantised layers; by default, as they came, or as GPTQ.
     """
     if (hf is None) == (to_hf is None):
         raise ValueError("give either --hf MODEL or --to-hf FOLDER")
+    if to_hf is None and packing is not None:
+        raise ValueError("--packing belongs to --to-hf")
     if to_hf is None:
         import convert  # takes a second
 
@@ -39,7 +43,7 @@ def main(
     else:
         import convert
 
-        convert.to_hf(to_hf, out)
+        convert.to_hf(to_hf, out, packing=packing)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import numpy as np
 
 from convert.packed import Packing, Read, read_packing
 from convert.source import QUANTISED
+from qwen_jax.config import Config
 from qwen_jax.names import Part
-from qwen_jax.native import read_json
-from qwen_jax.quant import Format
+from qwen_jax.native import abstract_leaves, read_json
+from qwen_jax.quant import FIELDS, Format
 
 INTEGERS = (".qweight", ".qzeros", ".g_idx")
 
@@ -49,6 +50,15 @@ class Module:
         if format.order:
             whole = lambda leaf, tensor: (leaf, tensor)
             yield Part(f"{self.name}:order", (inputs,), f"{self.layer}.order", whole)
+
+    def pack(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Its tensors, but for a bias, from the leaves of ours."""
+        fields = {name: leaves.get(f"{self.layer}.{name}") for name in FIELDS}
+        for name in ("codes", "scales", "zeros"):
+            if (leaf := fields[name]) is not None:
+                fields[name] = self.part.of(leaf)
+        made = self.packing.pack(fields)
+        return {f"{self.name}.{tensor}": array for tensor, array in made.items()}
 
 
 def find_modules(
@@ -104,3 +114,56 @@ def find_packing(folder: Path, config: Mapping[str, Any]) -> Packing | None:
     if any(packing != found[0] for packing in found):
         raise ValueError(f"quantization_config and {' or '.join(QUANTISED)} disagree: {found}")
     return found[0] if found else None
+
+
+def choose_packing(
+    config: Config, formats: Mapping[str, Format], found: Packing | None, method: str | None
+) -> Packing | None:
+    """How to write a network's quantised layers: as they came where that is still true of them.
+
+    method: "gptq", "awq", or None. Raises ValueError where that cannot hold these layers.
+    """
+    if not formats:
+        if method is not None:
+            raise ValueError(f"no layer is quantised, so none can be packed as {method}")
+        return None
+    leaves = abstract_leaves(config, formats)
+    inputs = {layer: leaves[f"{layer}.codes"].shape[1] for layer in formats}
+    fits = lambda packing: all(
+        (format.bits, format.groups) == (packing.bits, packing.groups(inputs[layer]))
+        for layer, format in formats.items()
+    )
+    if found is not None and found.method == (method or found.method) and fits(found):
+        return found
+    method = method or "gptq"
+    layer, format = next(iter(formats.items()))
+    size = None if format.groups == 1 else inputs[layer] // format.groups
+    zeros, order = (any(getattr(f, name) for f in formats.values()) for name in ("zeros", "order"))
+    made = Packing(method, format.bits, size, less_one=method == "gptq" and not zeros)
+    if not fits(made):
+        raise ValueError(
+            f"layers differ in bits or in the size of groups; {method} has one for all"
+        )
+    if method == "awq" and (format.bits != 4 or order):
+        raise ValueError("AWQ holds 4 bits and no act-order; use --packing gptq")
+    return made
+
+
+def to_config(
+    config: dict[str, Any], packing: Packing | None, formats: Mapping[str, Format]
+) -> dict[str, Any]:
+    """config.json with what others need to know of a packing."""
+    made = {key: value for key, value in config.items() if key != "quantization_config"}
+    if packing is None:
+        return made
+    size = packing.size or -1
+    common = {"quant_method": packing.method, "bits": packing.bits, "group_size": size}
+    if packing.method == "awq":
+        return made | {"quantization_config": common | {"zero_point": True, "version": "gemm"}}
+    gptq = common | {
+        "sym": packing.less_one,
+        "desc_act": any(format.order for format in formats.values()),
+        "checkpoint_format": "gptq" if packing.less_one else "gptq_v2",
+        "lm_head": "head" in formats,
+    }
+    return made | {"quantization_config": gptq}

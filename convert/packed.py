@@ -100,13 +100,14 @@ class Packing:
 
     # --- to theirs ----------------------------------------------------------------------------
     def pack(self, fields: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
-        """A module's tensors from our codes (int8), scales, zeros and order."""
+        """A module's tensors from our codes (int4 or int8), scales, zeros and order."""
         codes, scales, zeros, order = (fields[n] for n in ("codes", "scales", "zeros", "order"))
         assert codes is not None
         assert scales is not None
         half = np.uint8(1 << (self.bits - 1))
         natural = np.empty(codes.shape, np.uint8)
-        natural[:, slice(None) if order is None else order] = codes.view(np.uint8) + half
+        places = np.arange(codes.shape[1]) if order is None else order
+        natural[:, places] = codes.view(np.uint8) ^ half  # the sign bit: -8 is stored as 0
         zeros = np.zeros(scales.shape, np.int8) if zeros is None else zeros
         stored = zeros.view(np.uint8) + half - np.uint8(self.less_one)
         made = {

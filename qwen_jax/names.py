@@ -26,6 +26,11 @@ class Part:
     leaf: str
     views: Views
 
+    def of(self, leaf: np.ndarray) -> np.ndarray:
+        """The tensor in a leaf; a view where it may be one."""
+        view, _ = self.views(leaf, np.empty((self.shape[0], *leaf.shape[1:]), leaf.dtype))
+        return view.reshape(self.shape[0], *leaf.shape[1:])
+
 
 def parts(config: Config, model_type: str) -> Iterator[Part]:
     """Every tensor of a checkpoint, in the order of the network. model_type as in config.json."""
