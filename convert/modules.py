@@ -70,7 +70,7 @@ def find_modules(
     ]
     if packing is None and packed:
         raise ValueError(
-            f"{packed[0].tensor} is packed, but neither config.json nor {' nor '.join(QUANTISED)} "
+            f"{module(packed[0])}.qweight is packed, but neither config.json nor {' nor '.join(QUANTISED)} "
             "says how; download the one that the model came with"
         )
     if packing is None:
