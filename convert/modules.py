@@ -65,19 +65,18 @@ def find_modules(
     packing: Packing | None, weights: Iterable[Part], tensors: Container[str]
 ) -> list[Module]:
     """Those of a checkpoint's linear layers that are packed."""
-    packed = [
-        part for part in weights if f"{part.tensor.removesuffix('.weight')}.qweight" in tensors
-    ]
+    named = ((part.tensor.removesuffix(".weight"), part) for part in weights)
+    packed = {name: part for name, part in named if f"{name}.qweight" in tensors}
     if packing is None and packed:
         raise ValueError(
-            f"{module(packed[0])}.qweight is packed, but neither config.json nor {' nor '.join(QUANTISED)} "
-            "says how; download the one that the model came with"
+            f"{next(iter(packed))}.qweight is packed, but neither config.json nor "
+            f"{' nor '.join(QUANTISED)} says how; download the one that the model came with"
         )
     if packing is None:
         return []
     if not packed:
         raise ValueError("config.json says the weights are packed, but there is no qweight")
-    return [Module(part, packing) for part in packed]
+    return [Module(part, packing) for part in packed.values()]
 
 
 def find_formats(

@@ -192,6 +192,21 @@ def layers(params: Any) -> Iterator[tuple[str, QuantLinear]]:
             yield jax.tree_util.keystr(path, simple=True, separator="."), x
 
 
+def plan(config: Config, bits: int, group: int | None, zeros: bool) -> dict[str, Format]:
+    """One way for every linear layer of the blocks; group: inputs that share a scale, or None."""
+    shapes = {}
+
+    def note(path: Any, x: Any) -> None:
+        if isinstance(x, Linear):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            shapes[name] = x.kernel.shape
+
+    tree = model.build(config, _Wanted).blocks
+    jax.tree_util.tree_map_with_path(note, tree, is_leaf=lambda x: isinstance(x, Linear))
+    groups = lambda shape: shape[1] // group_size(shape, group)
+    return {f"blocks.{n}": Format(bits, groups(s), zeros, False) for n, s in shapes.items()}
+
+
 def formats(params: Any) -> dict[str, Format]:
     """Layer -> how it is quantised."""
     return {
