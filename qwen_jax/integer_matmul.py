@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# The programs that use these products want it: XLA's GPU compiler then scales groups of codes
-# inside the matrix product; without it, all weights are rebuilt as floats at every step.
+# Programs with these products want them: XLA's GPU compiler then scales groups of codes inside the
+# matrix product. Without the first, and wherever it splits a product along its inputs, it rebuilds
+# all weights as floats at every step.
 COMPILER_OPTIONS: dict[str, Any] = {
-    "xla_gpu_experimental_enable_subchannel_dequantisation_fusion": True
+    "xla_gpu_experimental_enable_subchannel_dequantisation_fusion": True,
+    "xla_gpu_experimental_force_split_k": 1,
 }
 _FEW = {"cpu": 4, "tpu": 64}  # rows up to which groups are multiplied first and scaled afterwards
 _BLOCKS = 16  # of outputs, where codes of whole rows are widened on a CPU

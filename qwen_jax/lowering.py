@@ -69,14 +69,16 @@ def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = No
 
 def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
     """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
-    return decode._step.trace(flatten(params), state, count)
+    weights = flatten(params)
+    return decode._step.of(weights).trace(weights, state, count)
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
     """The program of decode.prefill for `size` tokens at the start of a prompt."""
     number = np.int32(0)
-    return decode._prefill.trace(
-        flatten(params),
+    weights = flatten(params)
+    return decode._prefill.of(weights).trace(
+        weights,
         state,
         number,
         np.zeros(size, np.int32),
