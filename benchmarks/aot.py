@@ -27,7 +27,7 @@ from benchmarks.hlo import Array, Module
 RESULTS = Path(__file__).parent / "results"
 COUNT = 64  # tokens of one call of the step
 MIB = 2**20
-TEMPORARIES = 64 * MIB  # bound of a decode step, bytes on each device
+TEMPORARIES = 64 * MIB  # bound of a decode step of up to 8 slots, bytes on each device
 HBM = {"h200": 140e9, "v5e": 16e9, "v5p": 95e9}  # bytes that a device has for us
 ENVIRONMENT = {
     "gpu": {"XLA_FLAGS": "--xla_gpu_autotune_level=0"},  # autotuning would need the GPU
@@ -109,10 +109,12 @@ class Case:
     slots: int
     cache_dtype: str
     length: int = 2048  # of the cache, tokens; a prefill computes as many
+    weights: str = "bfloat16"  # or "int8" per channel, or "int4" in groups of 128 with zeros
 
     def __str__(self) -> str:
         mesh = " x ".join(f"{axis} {n}" for axis, n in self.mesh.items()) or "one device"
-        return f"{self.model} {self.work} bs {self.slots} {self.cache_dtype}, {self.chip} {mesh}"
+        name = self.model if self.weights == "bfloat16" else f"{self.model} {self.weights}"
+        return f"{name} {self.work} bs {self.slots} {self.cache_dtype}, {self.chip} {mesh}"
 
 
 def _cases(platform: str) -> list[Case]:
@@ -127,6 +129,11 @@ def _cases(platform: str) -> list[Case]:
     ]
     cases.append(Case("Qwen2.5-7B", *where, "step", 8, "bfloat16"))
     cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16"))
+    for weights in ("int8", "int4"):
+        for slots in (1, 8, 64):  # rows of a product
+            short = 2048 if slots < 64 else 128
+            cases.append(Case("Qwen-7B", *where, "step", slots, "bfloat16", short, weights=weights))
+        cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16", weights=weights))
     if platform == "tpu":
         for mesh in ({"tensor": 64}, {"data": 4, "tensor": 16}):
             cases.append(Case("Qwen-72B", "v5p", "v5p:4x4x4", mesh, "step", 8, "bfloat16"))
@@ -138,7 +145,7 @@ def _lower(case: Case) -> tuple[Any, Any, Any]:
     import jax.numpy as jnp
     from jax.experimental import topologies
 
-    from qwen_jax import lowering, sharding
+    from qwen_jax import lowering, quant, sharding
     from qwen_jax.config import Config
 
     config = Config(**MODELS[case.model])
@@ -149,7 +156,9 @@ def _lower(case: Case) -> tuple[Any, Any, Any]:
         options = {"platform": "tpu", "topology_name": case.topology}
     devices = topologies.get_topology_desc(**options).devices
     where = sharding.make_mesh(**case.mesh, devices=devices) if case.mesh else devices[0]
-    params = lowering.params(config, jnp.bfloat16, where)
+    plans = {"int8": (8, None, False), "int4": (4, 128, True)}
+    formats = quant.plan(config, *plans[case.weights]) if case.weights in plans else None
+    params = lowering.params(config, jnp.bfloat16, where, formats)
     state = lowering.state(params, case.slots, case.length, case.cache_dtype)
     if case.work == "step":
         return lowering.step(params, state, COUNT).lower(), params, state
@@ -161,7 +170,7 @@ def _local(tree: Any) -> list[Array]:
     import jax
 
     part = lambda x: x.sharding.shard_shape(x.shape)
-    names = {"bfloat16": "bf16", "float32": "f32", "int8": "s8"}
+    names = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "int8": "s8", "int4": "s4"}
     return [Array(names.get(str(x.dtype), "s32"), part(x), False) for x in jax.tree.leaves(tree)]
 
 
@@ -189,7 +198,7 @@ def measure(case: Case) -> dict[str, Any]:
     }
     checks = {"fits": sizes["peak"] <= HBM[case.chip]}
     if case.work == "step":
-        checks |= {"temporaries": sizes["temp"] <= TEMPORARIES}
+        checks |= {"temporaries": sizes["temp"] <= TEMPORARIES * max(1, case.slots // 8)}
         result |= _step(module, case, params, state)
         checks |= {"no copies": not result["copies"]}
     else:
@@ -200,7 +209,12 @@ def measure(case: Case) -> dict[str, Any]:
 def _step(module: Module, case: Case, params: Any, state: Any) -> dict[str, Any]:
     """One pass of the decode loop: its kernels, its copies, its communication."""
     loop, model = module.loop(), MODELS[case.model]
-    matrices = [x.bytes // 2 for x in _local(params) if len(x.shape) == 2]
+    # half of a bfloat16 matrix, or an integer one with a byte for each number
+    matrices = [
+        math.prod(x.shape)
+        for x in _local(params)
+        if len(x.shape) > 1 and x.dtype != "f16" and x.bytes > MIB
+    ]
     stores = [x.bytes for x in _local(state.cache) if len(x.shape) == 4]
     logits = range(case.slots * model["vocab"], case.slots * (model["vocab"] + 128))  # numbers
     copies = [

@@ -28,7 +28,7 @@ from qwen_jax.model import Qwen
 from qwen_jax.sampler import History, Settings, best, sample, stopped
 from qwen_jax.sampling import MAX_STOP_LENGTH
 from qwen_jax.state import Output, State, gathered, pin, replicated
-from qwen_jax.weights import Structure, Weights, flatten
+from qwen_jax.weights import Program, Structure, Weights, flatten
 
 CHUNK = 2048  # most tokens one prefill call takes
 _SMALLEST = 16  # tokens of the smallest prefill
@@ -131,7 +131,7 @@ def _start(structure: Structure, slots: int, length: int, cache_dtype: Any) -> S
     return pin(state, structure.mesh)
 
 
-@functools.partial(jax.jit, donate_argnums=1, static_argnames="window")
+@functools.partial(Program, donate_argnums=1, static_argnames="window")
 def _prefill(
     weights: Weights,
     state: State,
@@ -177,7 +177,7 @@ def _prefill(
     return pin(state.put(slot, row), mesh), replicated(output, mesh)
 
 
-@functools.partial(jax.jit, donate_argnums=1, static_argnums=2)
+@functools.partial(Program, donate_argnums=1, static_argnums=2)
 def _step(weights: Weights, state: State, count: int) -> tuple[State, Output]:
     model, mesh = weights.model(), weights.structure.mesh
 
@@ -203,7 +203,7 @@ def _release(structure: Structure, state: State, slot: Array) -> State:
     return pin(replace(state, active=state.active.at[slot].set(False)), structure.mesh)
 
 
-@jax.jit
+@Program
 def _score(weights: Weights, tokens: Array, lengths: Array) -> Array:
     model = weights.model()
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
