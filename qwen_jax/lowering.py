@@ -18,7 +18,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from qwen_jax import decode, sharding
 from qwen_jax.config import Config
 from qwen_jax.model import Qwen, build
-from qwen_jax.sampler import Settings
+from qwen_jax.sampler import Settings, every_id
 from qwen_jax.sampling import Sampling
 from qwen_jax.state import State, places
 from qwen_jax.weights import Weights, flatten
@@ -48,20 +48,21 @@ def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = No
 
 def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
     """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
-    return decode._step.trace(flatten(params), state, count)
+    return decode._step.trace(flatten(params), state, count, None)
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
     """The program of decode.prefill for `size` tokens at the start of a prompt."""
-    number = np.int32(0)
+    weights, number = flatten(params), np.int32(0)
     return decode._prefill.trace(
-        flatten(params),
+        weights,
         state,
         number,
         np.zeros(size, np.int32),
         *(number, number, number),
         Settings.of(Sampling(), (), 0),
         number,
+        every_id(weights.structure.config.vocab),
         window=min(state.cache.length, size),
     )
 
