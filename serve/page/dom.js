@@ -2,14 +2,17 @@
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element; `on…` in its attributes are listeners, false and undefined leave one out. */
+/**
+ * An element; `on…` in its attributes are listeners, false and undefined leave one out.
+ * children: texts, nodes, and arrays of them, as long as they like.
+ */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else if (value !== undefined && value !== false) made.setAttribute(name, value);
   }
-  made.append(...children);
+  for (const child of children.flat()) made.append(child);
   return made;
 }
 

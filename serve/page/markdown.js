@@ -62,13 +62,13 @@ function paragraph(lines, at, depth) {
   const stays = () => lines[end].trim() && !READERS.some((one) => one.begins(lines, end));
   while (end < lines.length && (depth >= DEEPEST || stays())) end += 1;
   const text = lines.slice(at, end).map((line) => line.trim()).join("\n");
-  return [end, () => element("p", {}, ...inline(text))];
+  return [end, () => element("p", {}, inline(text))];
 }
 
 function heading(lines, at) {
   const level = HEADING.exec(lines[at])[1].length;
   const text = lines[at].trim().slice(level).trim().replace(/(^|[ \t])#+$/, "");
-  return [at + 1, () => element(`h${Math.min(level + 1, 6)}`, {}, ...inline(text))];
+  return [at + 1, () => element(`h${Math.min(level + 1, 6)}`, {}, inline(text))];
 }
 
 function fence(lines, at) {
@@ -95,7 +95,7 @@ function quote(lines, at, depth) {
   let end = at;
   while (end < lines.length && QUOTE.test(lines[end])) end += 1;
   const inside = lines.slice(at, end).map((line) => line.replace(QUOTE, ""));
-  return [end, () => element("blockquote", {}, ...nodes(inside, depth))];
+  return [end, () => element("blockquote", {}, nodes(inside, depth))];
 }
 
 function list(lines, at, depth) {
@@ -115,8 +115,8 @@ function list(lines, at, depth) {
   while (!lines[end - 1].trim()) end -= 1;
   const make = () => {
     const start = ordered && Number.parseInt(first, 10);
-    const made = items.map((inside) => element("li", {}, ...itemNodes(inside, depth, loose)));
-    return element(ordered ? "ol" : "ul", { start: ordered && start !== 1 && start }, ...made);
+    const made = items.map((inside) => element("li", {}, itemNodes(inside, depth, loose)));
+    return element(ordered ? "ol" : "ul", { start: ordered && start !== 1 && start }, made);
   };
   return [end, make];
 }
@@ -165,13 +165,13 @@ function table(lines, at) {
   const row = (tag, line) => {
     const texts = cells(line);
     const made = sides.map((side, place) =>
-      element(tag, { class: side }, ...inline((texts[place] ?? "").replaceAll("\\|", "|"))),
+      element(tag, { class: side }, inline((texts[place] ?? "").replaceAll("\\|", "|"))),
     );
-    return element("tr", {}, ...made);
+    return element("tr", {}, made);
   };
   const make = () => {
     const head = element("thead", {}, row("th", lines[at]));
-    const body = element("tbody", {}, ...lines.slice(at + 2, end).map((line) => row("td", line)));
+    const body = element("tbody", {}, lines.slice(at + 2, end).map((line) => row("td", line)));
     return element("div", { class: "table", tabindex: "0" }, element("table", {}, head, body));
   };
   return [end, make];
