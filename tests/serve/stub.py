@@ -5,20 +5,16 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "serve" / "page"
+from serve.pages import FILES, POLICY
+
 TYPES = {
     ".html": "text/html",
     ".js": "text/javascript",
     ".css": "text/css",
     ".svg": "image/svg+xml",
 }
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 class Refusal(Exception):
@@ -73,8 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self._allowed():
                 self._json(200, {"object": "list", "data": [{"id": id} for id in self.stub.models]})
             return
-        file = PAGE / (self.path.strip("/") or "index.html")
-        if not file.is_file():
+        file = FILES.get(self.path)
+        if file is None:
             self._error(404, "not found")
             return
         headers = {"Content-Type": TYPES[file.suffix], "Content-Security-Policy": POLICY}

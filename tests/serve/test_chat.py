@@ -5,13 +5,11 @@ import re
 import subprocess
 import sys
 
-import jax
 import pytest
 from pexpect import fdpexpect
 from rich.console import Console
 
 import qwen_jax
-from qwen_jax.sharding import make_mesh
 from serve.chat import SETTINGS, Chat
 from serve.client import Answer, Remote, ServerError
 from serve.local import Local
@@ -177,9 +175,8 @@ def test_the_key_comes_from_the_environment(monkeypatch):
         assert Remote(stub.url, "qwen-tiny-adapter").name == "qwen-tiny-adapter"
 
 
-def test_a_model_behind_it():
-    params = qwen_jax.load("demo", mesh=make_mesh(devices=jax.devices()[:1]))
-    local = Local(params, "demo")
+def test_a_model_behind_it(babbler):
+    local = Local(babbler, "random")
     wishes = {"temperature": 0, "max_new_tokens": 4}
     settings = local.settings(wishes)
     assert set(SETTINGS) <= set(settings)
@@ -187,7 +184,7 @@ def test_a_model_behind_it():
     *_, answer = local.answer("Hi", [("a", "b")], "s", 1, wishes)
     sampling = qwen_jax.Sampling(repetition_penalty=settings["repetition_penalty"], temperature=0)
     how = {"system": "s", "sampling": sampling, "max_new_tokens": 4}
-    assert answer.text.strip() == qwen_jax.chat(params, "Hi", [("a", "b")], **how)[0]
+    assert answer.text.strip() == qwen_jax.chat(babbler, "Hi", [("a", "b")], **how)[0]
     assert (answer.tokens, answer.finish_reason) == (4, "length")
     for wrong in ({"top_p": 2}, {"max_new_tokens": 0}, {"max_new_tokens": True}):
         with pytest.raises(ValueError, match="expected"):
