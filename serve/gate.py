@@ -14,6 +14,7 @@ from serve.security import Keys
 from serve.service import Service
 
 log = logging.getLogger("serve.requests")
+_PROBES = {"/health", "/ready", "/metrics"}  # machines ask for these all day
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -84,4 +85,5 @@ class Gate:
             line["finish"] = [choice.finish for choice in choices]
             if self._service.settings.log_prompts:
                 line["prompt"] = choices[0].prompt.ids
-        log.info(json.dumps(line))
+        quiet = scope["path"] in _PROBES and status == 200
+        log.log(logging.DEBUG if quiet else logging.INFO, json.dumps(line))

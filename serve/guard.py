@@ -24,8 +24,12 @@ _START_SECONDS = 60.0
 _MEMORY = 4 * 2**30  # address space; a vocabulary of 152,000 takes a tenth
 
 LIMITS = LLParserLimits(max_lexer_states=20_000, max_grammar_size=100_000, verbose_errors=False)
+# Between the parts of JSON; without a limit a model may write nothing else for ever.
+SPACING = {"whitespace_pattern": r"[\x20\x0A]{0,40}"}
 KINDS: dict[str, Callable[[str], str]] = {
-    "schema": LLMatcher.grammar_from_json_schema,
+    "schema": lambda source: LLMatcher.grammar_from_json_schema(
+        source, overrides=cast(Any, SPACING)
+    ),
     "pattern": LLMatcher.grammar_from_regex,
     "grammar": LLMatcher.grammar_from_lark,
 }

@@ -24,9 +24,10 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(
         stream=sys.stderr,
         force=True,
-        level=logging.INFO,
+        level=logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    logging.getLogger("serve").setLevel(logging.INFO)
     keys = Keys.read(settings.api_keys)
     listener = bind(settings)
     service = Service(settings)

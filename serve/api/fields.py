@@ -136,6 +136,8 @@ class Message(Fields):
         calls = self.tool_calls or self.function_call
         if calls and self.role != "assistant":
             raise ValueError(f"a message of role {self.role} cannot call functions")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id goes with messages of role tool, and only with those")
         if self.content is None and self.role not in ("assistant", "user"):
             raise ValueError(f"a message of role {self.role} needs content")
         return self

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from serve.guard import SPACING
+
 
 @dataclass
 class Delta:
@@ -85,6 +87,7 @@ def alternatives(functions: Sequence[Mapping[str, Any]], before: str, after: str
         ending = f" {json.dumps(after)}" if after else ""
         schema = function.get("parameters")
         schema = schema if isinstance(schema, dict) and schema else {"type": "object"}
+        schema = {**schema, "x-guidance": SPACING}
         lines.append(f"call{n}: {opening} arguments{n}{ending}")
         lines.append(f"arguments{n}: %json {json.dumps(schema)}")
     return "\n".join(lines)
