@@ -11,6 +11,7 @@ from qwen_jax.model import Qwen
 from qwen_jax.sharding import make_mesh
 from serve.engine import Engine
 from serve.grammar import Grammars
+from serve.processes import Leader
 from serve.runner import Compilations, Runner
 from serve.schedule import Schedule
 from serve.service import Model, Service
@@ -38,7 +39,7 @@ def runner(params: Qwen, settings: Settings) -> Runner:
     return Runner(params, settings.slots, rounded, chunk, settings.step_tokens)
 
 
-def start(service: Service, params: Qwen, device: Runner) -> None:
+def start(service: Service, params: Qwen, device: Runner | Leader) -> None:
     """Compile everything, then let requests in."""
     settings, assets = service.settings, params.assets
     compilations = Compilations()
@@ -47,7 +48,7 @@ def start(service: Service, params: Qwen, device: Runner) -> None:
     compiled = compilations.count - before
     seconds = time.monotonic() - began
     log.info("warm after %.1f s: %d programs of %d slots", seconds, compiled, device.slots)
-    settled = compilations.count
+    settled, compilations.settled = compilations.count, True
     service.metrics.watch(
         "compilations",
         "Programs compiled since the warm-up; each held everybody up",

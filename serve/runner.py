@@ -1,5 +1,6 @@
 """The device side of serving: operations in, results out; compiles everything beforehand."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,18 +15,22 @@ from qwen_jax.state import Output
 from qwen_jax.weights import flatten
 from serve.operations import Judge, Operation, Prefill, Release, Result, Share, Step
 
+log = logging.getLogger("serve.runner")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Compilations:
-    """How many programs this process compiled since it began to count."""
+    """How many programs this process compiled, and a word in the log for those that came late."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.settled = False  # everything is compiled, as far as anybody knows
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
     def _note(self, event: str, duration_secs: float, **details: str | int) -> None:
         self.count += event == _COMPILED
+        if self.settled and event == _COMPILED:
+            log.warning("compiled %s in %.2f s after the warm-up", details, duration_secs)
 
 
 class Runner:
@@ -48,6 +53,9 @@ class Runner:
     def reset(self) -> None:
         """Empty slots, whatever became of those there were."""
         self._state = decode.start(self.weights, self.slots, self.length, self._cache_dtype)
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
 
     def lineage(self, prompt_length: int) -> int:
         """Prompts may share keys and values where this is equal: dynamic NTK's alpha."""

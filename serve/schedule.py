@@ -233,11 +233,11 @@ class Schedule:
         if request.constraint is not None:
             for token in news.tokens:
                 request.constraint.accept(token)
-        if not result.active[row]:
-            self._end(request, news, "length" if self._ran_out(request) else "stop")
-        elif request.constraint is not None and request.constraint.finished:
-            self._released.append(request.slot)
+        if request.constraint is not None and request.constraint.finished:
+            self._released.append(request.slot)  # the device would go on
             self._end(request, news, "stop")
+        elif not result.active[row]:
+            self._end(request, news, "length" if self._ran_out(request) else "stop")
         else:
             request.emit(news)
 

@@ -7,9 +7,10 @@ import sys
 import threading
 from types import FrameType
 
+import jax
 import uvicorn
 
-from serve import loading
+from serve import loading, processes
 from serve.api import app
 from serve.protocol import MAX_HEAD, limited
 from serve.security import Keys
@@ -29,13 +30,22 @@ def serve(settings: Settings) -> None:
     )
     logging.getLogger("serve").setLevel(logging.INFO)
     keys = Keys.read(settings.api_keys)
+    processes.join(settings)
+    if settings.coordinator is not None and jax.process_index() > 0:
+        processes.follow(loading.runner(loading.parameters(settings), settings), settings)
+        return
     listener = bind(settings)
     service = Service(settings)
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.tls_certificate else "http"
     log.info("listening on %s://%s:%d", scheme, host, port)
     threading.Thread(target=_load, args=(service,), daemon=True).start()
+    signal.signal(signal.SIGTERM, _nothing)  # uvicorn raises it again when all is done
     Server(service, keys).run(sockets=[listener])
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -57,8 +67,11 @@ def bind(settings: Settings) -> socket.socket:
 
 def _load(service: Service) -> None:
     try:
-        params = loading.parameters(service.settings)
-        loading.start(service, params, loading.runner(params, service.settings))
+        settings = service.settings
+        params = loading.parameters(settings)
+        runner = loading.runner(params, settings)
+        device = runner if settings.coordinator is None else processes.Leader(runner, settings)
+        loading.start(service, params, device)
     except Exception as error:
         service.failure = str(error) or type(error).__name__
         log.exception("the model cannot be loaded")

@@ -68,9 +68,9 @@ class Settings:
     """Write prompts to the log; otherwise it holds no text of users."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, in a run of several processes."""
+    """HOST:PORT of process 0, in a run of several; "auto" where the machines know, as TPUs do."""
     processes: int | None = None
-    """How many they are; by default, what the machine's environment says."""
+    """How many they are."""
     process: int | None = None
     """Which of them this is."""
 
@@ -86,8 +86,9 @@ class Settings:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             problems.append("tls_certificate and tls_key belong together, got one of them")
-        if self.coordinator is None and (self.processes or self.process):
-            problems.append("processes and process need the coordinator they join")
+        joining = [self.processes is not None, self.process is not None]
+        if any(joining) != (self.coordinator not in (None, "auto")) or len({*joining}) > 1:
+            problems.append("coordinator HOST:PORT, processes and process belong together")
         for file in (self.api_keys, self.tls_certificate, self.tls_key):
             if file is not None and not file.is_file():
                 problems.append(f"{file} is not a file")

@@ -31,6 +31,9 @@ class Fake:
     def warm(self):
         pass
 
+    def close(self):
+        pass
+
     def reset(self):
         self.state = [Slot() for _ in range(self.slots)]
 

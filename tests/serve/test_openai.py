@@ -142,7 +142,7 @@ def test_json_schema(client):
         "additionalProperties": False,
     }
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
-    answer = client.chat.completions.create(**ASK, response_format=wanted, max_tokens=40, n=2)
+    answer = client.chat.completions.create(**ASK, response_format=wanted, max_tokens=100, n=2)
     for choice in answer.choices:
         assert 0 <= json.loads(choice.message.content)["age"] <= 99
         assert choice.finish_reason == "stop"
@@ -185,7 +185,7 @@ def test_completions(client, tiny):
 
 def test_echo_scores_the_prompt(client, tiny, babbler):
     """Over two chunks, against the logits of the whole text; then the answer goes on."""
-    ids = tiny.model.tokenizer.encode("the quick brown fox " * 9)
+    ids = tiny.model.tokenizer.encode("the quick brown fox " * 10)
     ask = {"model": "tiny", "prompt": ids, "temperature": 0, "logprobs": 2, "echo": True}
     (scored,) = client.completions.create(**ask, max_tokens=0).choices
     (longer,) = client.completions.create(**ask, max_tokens=4).choices
