@@ -21,7 +21,7 @@ from qwen_jax.config import Config
 from qwen_jax.model import Qwen
 from qwen_jax.native import INTEGERS
 from qwen_jax.quant import Format
-from qwen_jax.sampler import Settings
+from qwen_jax.sampler import Settings, every_id
 from qwen_jax.sampling import Sampling
 from qwen_jax.state import State, places
 from qwen_jax.weights import Weights, flatten
@@ -70,13 +70,12 @@ def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = No
 def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
     """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
     weights = flatten(params)
-    return decode._step.of(weights).trace(weights, state, count)
+    return decode._step.of(weights).trace(weights, state, count, None)
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
     """The program of decode.prefill for `size` tokens at the start of a prompt."""
-    number = np.int32(0)
-    weights = flatten(params)
+    weights, number = flatten(params), np.int32(0)
     return decode._prefill.of(weights).trace(
         weights,
         state,
@@ -85,6 +84,7 @@ def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Trace
         *(number, number, number),
         Settings.of(Sampling(), (), 0),
         number,
+        every_id(weights.structure.config.vocab),
         window=min(state.cache.length, size),
     )
 
