@@ -22,7 +22,7 @@ from benchmarks.chips import HBM, MIB, MODELS, local
 from benchmarks.hlo import Module
 
 COUNT = 64  # tokens of one call of the step
-TEMPORARIES = 64 * MIB  # bound of a decode step, bytes on each device
+TEMPORARIES = 64 * MIB  # bound of a decode step of up to 8 slots, bytes on each device
 # Without it XLA takes whole layers of the cache into on-chip memory to write one token there, and
 # brings them back; a real TPU wants the same setting.
 _FLAG = {"LIBTPU_INIT_ARGS": "--xla_tpu_msa_inefficient_use_to_copy_ratio=0.8"}
@@ -39,10 +39,12 @@ class Case:
     slots: int
     cache_dtype: str
     length: int = 2048  # of the cache, tokens; a prefill computes as many
+    weights: str = "bfloat16"  # or "int8" per channel, or "int4" in groups of 128 with zeros
 
     def __str__(self) -> str:
         mesh = " x ".join(f"{axis} {n}" for axis, n in self.mesh.items()) or "one device"
-        return f"{self.model} {self.work} bs {self.slots} {self.cache_dtype}, {self.chip} {mesh}"
+        name = self.model if self.weights == "bfloat16" else f"{self.model} {self.weights}"
+        return f"{name} {self.work} bs {self.slots} {self.cache_dtype}, {self.chip} {mesh}"
 
 
 def _cases(platform: str) -> list[Case]:
@@ -57,6 +59,11 @@ def _cases(platform: str) -> list[Case]:
     ]
     cases.append(Case("Qwen2.5-7B", *where, "step", 8, "bfloat16"))
     cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16"))
+    for weights in ("int8", "int4"):
+        for slots in (1, 8, 64):  # rows of a product
+            short = 2048 if slots < 64 else 128
+            cases.append(Case("Qwen-7B", *where, "step", slots, "bfloat16", short, weights=weights))
+        cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16", weights=weights))
     if platform == "tpu":
         for mesh in ({"tensor": 64}, {"data": 4, "tensor": 16}):
             cases.append(Case("Qwen-72B", "v5p", "v5p:4x4x4", mesh, "step", 8, "bfloat16"))
@@ -67,13 +74,15 @@ def _lower(case: Case) -> tuple[Any, Any, Any]:
     """What the product compiles for this case, and the weights and cache it compiles it for."""
     import jax.numpy as jnp
 
-    from qwen_jax import lowering, sharding
+    from qwen_jax import lowering, quant, sharding
     from qwen_jax.config import Config
 
     config = Config(**MODELS[case.model])
     devices = chips.devices(case.topology)
     where = sharding.make_mesh(**case.mesh, devices=devices) if case.mesh else devices[0]
-    params = lowering.params(config, jnp.bfloat16, where)
+    plans = {"int8": (8, None, False), "int4": (4, 128, True)}
+    formats = quant.plan(config, *plans[case.weights]) if case.weights in plans else None
+    params = lowering.params(config, jnp.bfloat16, where, formats)
     state = lowering.state(params, case.slots, case.length, case.cache_dtype)
     if case.work == "step":
         return lowering.step(params, state, COUNT).lower(), params, state
@@ -99,7 +108,7 @@ def measure(case: Case) -> dict[str, Any]:
     }
     checks = {"fits": sizes["peak"] <= HBM[case.chip]}
     if case.work == "step":
-        checks |= {"temporaries": sizes["temp"] <= TEMPORARIES}
+        checks |= {"temporaries": sizes["temp"] <= TEMPORARIES * max(1, case.slots // 8)}
         result |= _step(module, case, params, state)
         checks |= {"no copies": not result["copies"]}
     else:
@@ -110,7 +119,12 @@ def measure(case: Case) -> dict[str, Any]:
 def _step(module: Module, case: Case, params: Any, state: Any) -> dict[str, Any]:
     """One pass of the decode loop: its kernels, its copies, its communication."""
     loop, model = module.loop(), MODELS[case.model]
-    matrices = [x.bytes // 2 for x in local(params) if len(x.shape) == 2]
+    # half of a bfloat16 matrix, or an integer one with a byte for each number
+    matrices = [
+        math.prod(x.shape)
+        for x in local(params)
+        if len(x.shape) > 1 and x.dtype != "f16" and x.bytes > MIB
+    ]
     stores = [x.bytes for x in local(state.cache) if len(x.shape) == 4]
     logits = range(case.slots * model["vocab"], case.slots * (model["vocab"] + 128))  # numbers
     copies = [

@@ -2,5 +2,6 @@
 
 from convert.export import to_hf
 from convert.native import to_native
+from convert.quantize import Settings
 
-__all__ = ["to_hf", "to_native"]
+__all__ = ["Settings", "to_hf", "to_native"]

@@ -16,6 +16,12 @@ def main(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     verify: bool = False,
     adapter: str | None = None,
+    packing: Literal["gptq", "awq"] | None = None,
+    quantize: Literal["int8", "int4", "gptq"] | None = None,
+    group_size: int | None = None,
+    asymmetric: bool = False,
+    quantize_head: bool = False,
+    calibration: str | None = None,
 ) -> None:
     """Convert a Qwen checkpoint from Hugging Face's format to qwen_jax's, or back.
 
@@ -27,23 +33,44 @@ def main(
         dtype: Of the parameters written by --hf; by default, as they are stored.
         verify: Read the native folder back and compare every bit; also for one that exists already.
         adapter: A folder in PEFT's format to merge into the weights that --to-hf writes.
+        packing: How --to-hf packs quantised layers; by default, as they came, or as GPTQ.
+        quantize: Make --hf smaller: int8 per channel, int4 in groups, or gptq, int4 calibrated.
+        group_size: Inputs that share a scale: 128 by default, all of them for int8; -1: all.
+        asymmetric: Give every group a zero point of its own.
+        quantize_head: Make the output head int8 too.
+        calibration: Texts for gptq and for the report: the conversations of a fine-tuning JSON, or
+            plain text.
     """
     if (hf is None) == (to_hf is None):
         raise ValueError("give either --hf MODEL or --to-hf FOLDER")
     if to_hf is None and adapter is not None:
         raise ValueError("--adapter belongs to --to-hf; qwen_jax.load reads adapters as they are")
+    if to_hf is None and packing is not None:
+        raise ValueError("--packing belongs to --to-hf")
+    if quantize is None and (group_size or asymmetric or quantize_head or calibration):
+        raise ValueError(
+            "--group-size, --asymmetric, --quantize-head and --calibration belong to --quantize"
+        )
     if to_hf is None:
         import convert  # takes a second
 
-        convert.to_native(str(hf), out, source=source, dtype=dtype, verify=verify)
+        group = group_size or (-1 if quantize == "int8" else 128)
+        settings = None
+        if quantize is not None:
+            settings = convert.Settings(
+                quantize, None if group == -1 else group, not asymmetric, quantize_head
+            )
+        convert.to_native(str(hf), out, source, dtype, verify, settings, calibration)
     elif out is None:
         raise ValueError("--to-hf needs --out, the folder to write")
-    elif dtype or verify or source != "huggingface":
-        raise ValueError("--dtype, --verify and --source belong to --hf, not to --to-hf")
+    elif dtype or verify or quantize or source != "huggingface":
+        raise ValueError(
+            "--dtype, --verify, --quantize and --source belong to --hf, not to --to-hf"
+        )
     else:
         import convert
 
-        convert.to_hf(to_hf, out, adapter)
+        convert.to_hf(to_hf, out, adapter, packing)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,23 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convert.huggingface import TIED
+from convert.modules import INTEGERS, Module, choose_packing, find_packing, to_config
 from convert.native import check_room
+from convert.packed import Packing
 from convert.progress import Progress
-from convert.source import INDEX
+from convert.source import INDEX, QUANTISED
 from qwen_jax import adapters, native, peft
 from qwen_jax.config import Config
 from qwen_jax.names import Part, parts
 from qwen_jax.native import Manifest
+from qwen_jax.quant import Format, formats_of
 from qwen_jax.shard import NAMES, Shard, write, write_header
 
 LARGEST_SHARD = 5_000_000_000  # bytes, where there is no original to follow
@@ -26,10 +30,29 @@ LARGEST_SHARD = 5_000_000_000  # bytes, where there is no original to follow
 Change = Callable[[str, np.ndarray], np.ndarray]  # a leaf's name and what it holds -> the same
 
 
-def to_hf(native_folder: str | Path, out: str | Path, adapter: str | Path | None = None) -> Path:
+@dataclass(frozen=True)
+class Table:
+    """What the tensors of a checkpoint are made of.
+
+    parts: those that are views of a leaf. modules: those that are packed. tensors: all of them, in
+    order.
+    """
+
+    parts: dict[str, Part]
+    modules: list[Module]
+    tensors: dict[str, tuple[np.dtype, tuple[int, ...]]]
+
+
+def to_hf(
+    native_folder: str | Path,
+    out: str | Path,
+    adapter: str | Path | None = None,
+    packing: str | None = None,
+) -> Path:
     """Write a native checkpoint as safetensors with the original's shards and files.
 
     adapter: a folder in PEFT's format to merge into the weights.
+    packing: "gptq" or "awq", how to pack quantised layers; default, as they came, or as GPTQ.
     out: must not exist; it is written as `<out>.partial` and renamed when it is whole.
     Raises FileNotFoundError or ValueError with everything that is wrong, or OSError.
     """
@@ -40,10 +63,20 @@ def to_hf(native_folder: str | Path, out: str | Path, adapter: str | Path | None
     config = Config.from_hf(native.read_json(folder / "config.json"))
     if problems := manifest.problems(folder, config):
         raise ValueError("\n  ".join([f"{folder} cannot be converted:", *problems]))
+    raw, formats = native.read_json(folder / "config.json"), formats_of(manifest.leaves)
     change: Change = lambda _, leaf: leaf
     if adapter is not None:
+        if formats:
+            raise ValueError(
+                f"{folder} is quantised, and nothing can be merged into integers; merge the "
+                "adapter into the model that is not, or give it to qwen_jax.load as it is"
+            )
         change = adapters.merger(peft.read(adapter), config, manifest.model_type)
-    table = _parts(manifest, config)
+    found = find_packing(folder, raw)
+    chosen = choose_packing(config, formats, found, packing)
+    if chosen != found:  # the shards and the files it came with say otherwise
+        manifest = dataclasses.replace(manifest, shards={})
+    table = _table(manifest, config, formats, chosen)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +84,12 @@ def to_hf(native_folder: str | Path, out: str | Path, adapter: str | Path | None
     try:
         partial.mkdir()
         for name in manifest.files:
-            shutil.copyfile(folder / name, partial / name)
+            if name not in QUANTISED or chosen == found:
+                shutil.copyfile(folder / name, partial / name)
+        if chosen != found:
+            text = json.dumps(to_config(raw, chosen, formats), indent=2, ensure_ascii=False)
+            (partial / "config.json").write_text(text + "\n", "utf-8")
+            (partial / INDEX).unlink(missing_ok=True)
         _write_tensors(folder, manifest, table, change, partial)
         partial.rename(out)
     except Exception as error:
@@ -62,25 +100,39 @@ def to_hf(native_folder: str | Path, out: str | Path, adapter: str | Path | None
     return out
 
 
-def _parts(manifest: Manifest, config: Config) -> dict[str, Part]:
-    """tensor -> how its leaf holds it; checked against the original files, if any."""
+def _table(
+    manifest: Manifest, config: Config, formats: dict[str, Format], packing: Packing | None
+) -> Table:
+    """Every tensor; checked against the original files, if any."""
     table = {part.tensor: part for part in parts(config, manifest.model_type)}
     stored = {name for shard in manifest.shards.values() for name in shard["tensors"]}
     if TIED in stored and config.tied:
         embed = next(part for part in table.values() if part.leaf == "embed")
         table[TIED] = dataclasses.replace(embed, tensor=TIED)
-    if stored and stored != table.keys():
-        raise ValueError(f"the manifest's shards differ in {sorted(stored ^ table.keys())}")
-    return table
+    modules, tensors = [], {}
+    for name, part in list(table.items()):
+        layer = part.leaf.removesuffix(".kernel")
+        if layer not in formats or layer == part.leaf:
+            tensors[name] = manifest.leaves[part.leaf].dtype, part.shape
+            continue
+        assert packing is not None
+        modules.append(Module(table.pop(name), packing))
+        dtype = manifest.leaves[f"{layer}.scales"].dtype
+        for tensor, shape in modules[-1].tensors(stored or {f"{modules[-1].name}.g_idx"}).items():
+            if tensor not in table:
+                kind = np.dtype(np.int32) if tensor.endswith(INTEGERS) else dtype
+                tensors[tensor] = kind, shape
+    if stored and stored != tensors.keys():
+        raise ValueError(f"the manifest's shards differ in {sorted(stored ^ tensors.keys())}")
+    return Table(table, modules, tensors)
 
 
-def _plan(manifest: Manifest, table: dict[str, Part]) -> dict[str, dict[str, Any]]:
+def _plan(table: Table) -> dict[str, dict[str, Any]]:
     """Shards for a checkpoint that never had any, filled in the order of the network."""
     groups: list[dict[str, str]] = [{}]
     room = LARGEST_SHARD
-    for name, part in table.items():
-        dtype = manifest.leaves[part.leaf].dtype
-        size = math.prod(part.shape) * dtype.itemsize
+    for name, (dtype, shape) in table.tensors.items():
+        size = math.prod(shape) * dtype.itemsize
         if groups[-1] and size > room:
             groups.append({})
             room = LARGEST_SHARD
@@ -95,16 +147,13 @@ def _plan(manifest: Manifest, table: dict[str, Part]) -> dict[str, dict[str, Any
 
 
 def _write_tensors(
-    folder: Path, manifest: Manifest, table: dict[str, Part], change: Change, partial: Path
+    folder: Path, manifest: Manifest, table: Table, change: Change, partial: Path
 ) -> None:
     """Every piece is read once and its tensors go to their places in all the files."""
-    shards = manifest.shards or _plan(manifest, table)
+    shards = manifest.shards or _plan(table)
     files: dict[str, Shard] = {}  # by tensor
     for name, shard in shards.items():
-        tensors = {
-            tensor: (manifest.leaves[table[tensor].leaf].dtype, table[tensor].shape)
-            for tensor in shard["tensors"]
-        }
+        tensors = {tensor: table.tensors[tensor] for tensor in shard["tensors"]}
         files |= dict.fromkeys(tensors, write_header(partial / name, tensors, shard["metadata"]))
     _write_index(manifest, files, partial)
     pieces = native.by_piece(manifest.leaves)
@@ -116,16 +165,19 @@ def _write_tensors(
 
 
 def _write_piece(
-    leaves: dict[str, np.ndarray], table: dict[str, Part], change: Change, files: dict[str, Shard]
+    leaves: dict[str, np.ndarray], table: Table, change: Change, files: dict[str, Shard]
 ) -> None:
     """In a function, so that one piece is forgotten before the next is read."""
+    for module in table.modules:
+        if f"{module.layer}.codes" in leaves:
+            for tensor, array in module.pack(leaves).items():
+                if tensor in files:
+                    write(files[tensor], tensor, array)
     for name in [*leaves]:
         leaf = change(name, leaves.pop(name))
-        for tensor, part in table.items():
-            if part.leaf != name:
-                continue
-            view, _ = part.views(leaf, np.empty(part.shape, leaf.dtype))
-            write(files[tensor], tensor, view)
+        for tensor, part in table.parts.items():
+            if part.leaf == name:
+                write(files[tensor], tensor, part.of(leaf))
 
 
 def _write_index(manifest: Manifest, files: dict[str, Shard], partial: Path) -> None:

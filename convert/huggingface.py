@@ -4,18 +4,22 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from convert.source import INDEX, QUANTISED
+from convert.modules import INTEGERS, Module, find_formats, find_modules, find_packing
+from convert.packed import Packing
+from convert.source import INDEX
 from qwen_jax.checkpoint import read_defaults, vocabulary_problems
 from qwen_jax.config import Config
 from qwen_jax.names import Part, is_harmless, parts
 from qwen_jax.native import DTYPES, MANIFEST, abstract_leaves, mismatches, read_json
-from qwen_jax.shard import Shard, read_shard
+from qwen_jax.quant import Format
+from qwen_jax.shard import Shard, Tensor, read_shard
 from qwen_jax.tokenizer import Tokenizer
 
 TIED = "lm_head.weight"  # some checkpoints store it although it repeats the embedding
@@ -24,17 +28,38 @@ SHOWN = 20  # problems
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A sound checkpoint. shards: by file name; leaves: which parts make up each of ours."""
+    """A sound checkpoint.
+
+    shards: by file name. packing: of its quantised layers, None if it has none. formats: of ours.
+    leaves: which parts make up each of ours.
+    """
 
     folder: Path
     model_type: str
     config: Config
     shards: dict[str, Shard]
-    leaves: dict[str, list[Part]]
+    packing: Packing | None
+    formats: dict[str, Format] = field(default_factory=dict)
+    leaves: dict[str, list[Part]] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: t for shard in self.shards.values() for name, t in shard.tensors.items()}
 
     def tensor(self, name: str) -> np.ndarray:
-        """A view of the file that holds it."""
-        return next(s for s in self.shards.values() if name in s.tensors).read(name)
+        """A view of the file that holds it; "MODULE:codes" and its like are unpacked."""
+        module, _, kind = name.partition(":")
+        if kind and self.packing is not None:
+            return self.packing.field(kind, lambda tensor: self.tensor(f"{module}.{tensor}"))
+        for shard in self.shards.values():
+            if name in shard.tensors:
+                return shard.read(name)
+        raise KeyError(name)
+
+    def stored(self, name: str) -> Tensor:
+        """What the file says of a tensor; of "MODULE:codes", what it says of its scales."""
+        module, packed, _ = name.partition(":")
+        return self.tensors[f"{module}.scales" if packed else name]
 
     def leaf(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """One of our arrays; a view of the file where one tensor, unchanged, is all of it."""
@@ -51,6 +76,8 @@ def cast(tensor: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """tensor in another dtype; ValueError if a number does not fit."""
     if tensor.dtype == dtype:
         return tensor
+    if dtype == ml_dtypes.int4:  # in NumPy the low half of a byte; astype takes ten times as long
+        return (tensor & np.int8(15)).view(dtype)
     with np.errstate(over="ignore"):
         made = tensor.astype(dtype)
     if dtype == np.float16 and not np.array_equal(np.isfinite(made), np.isfinite(tensor)):
@@ -94,35 +121,22 @@ def read(folder: Path) -> Checkpoint:
     with problems.catch():
         raw = read_json(folder / "config.json")
     shards = _read_shards(folder, problems)
-    _refuse_quantised(folder, raw, shards)
-    config = None
+    config = packing = None
     if raw:
         with problems.catch():
             config = Config.from_hf(raw)
+        with problems.catch():
+            packing = find_packing(folder, raw)
     if config is None or problems:  # without these there is nothing to compare with
         problems.raise_any(folder)
     assert config is not None
-    made = Checkpoint(folder, raw["model_type"], config, shards, {})
-    made = dataclasses.replace(made, leaves=_match(made, problems))
+    made = _match(Checkpoint(folder, raw["model_type"], config, shards, packing), problems)
     with problems.catch():
         problems += vocabulary_problems(Tokenizer.load(folder), config)
     with problems.catch():
         read_defaults(folder)
     problems.raise_any(folder)
     return made
-
-
-def _refuse_quantised(folder: Path, raw: dict[str, Any], shards: dict[str, Shard]) -> None:
-    """Packed integers are not converted yet."""
-    signs = [name for name in QUANTISED if (folder / name).is_file()]
-    signs += ["quantization_config in config.json"] if raw.get("quantization_config") else []
-    names = (name for shard in shards.values() for name in shard.tensors)
-    signs += [name for name in names if name.endswith(".qweight")][:1]
-    if signs:
-        raise ValueError(
-            f"{folder} is quantised ({', '.join(signs)}); only float32, bfloat16 and float16 "
-            "checkpoints can be converted so far: take the model that is not quantised"
-        )
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -185,26 +199,46 @@ def _untied(checkpoint: Checkpoint, embed: list[Part]) -> list[str]:
     return [] if same else [f"config.json ties {TIED} to the embedding, but the two differ"]
 
 
-def _match(checkpoint: Checkpoint, problems: Problems) -> dict[str, list[Part]]:
-    """Hold the tensors against the network: names, shapes, dtypes."""
-    tensors = {n: t for shard in checkpoint.shards.values() for n, t in shard.tensors.items()}
+def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
+    """Hold the tensors against the network: names, shapes, dtypes. Adds formats and leaves."""
+    tensors = checkpoint.tensors
     shapes = {n: t.shape for n, t in tensors.items() if not is_harmless(n)}
     wanted = {part.tensor: part for part in parts(checkpoint.config, checkpoint.model_type)}
     if checkpoint.config.tied and TIED in tensors:
         embed = next(part for part in wanted.values() if part.leaf == "embed")
         wanted[TIED] = dataclasses.replace(embed, tensor=TIED)
-    problems += mismatches({name: part.shape for name, part in wanted.items()}, shapes)
-    problems += [
-        f"{name} has dtype {tensors[name].dtype.name}, expected {', '.join(DTYPES)}"
-        for name in shapes
-        if tensors[name].dtype.name not in DTYPES
-    ]
-    leaves: dict[str, list[Part]] = {name: [] for name in abstract_leaves(checkpoint.config)}
-    for part in wanted.values():
+    modules: list[Module] = []
+    with problems.catch():
+        linear = [part for part in wanted.values() if part.leaf.endswith(".kernel")]
+        modules = find_modules(checkpoint.packing, linear, tensors)
+    expected = {name: part.shape for name, part in wanted.items()}
+    for module in modules:
+        del expected[module.part.tensor]
+        with problems.catch():
+            expected |= module.tensors(tensors)
+    problems += mismatches(expected, shapes)
+    for name in shapes:
+        allowed = ("int32",) if name.endswith(INTEGERS) else DTYPES
+        if (got := tensors[name].dtype.name) not in allowed:
+            problems.append(f"{name} has dtype {got}, expected {', '.join(allowed)}")
+    if problems:
+        return checkpoint
+    formats = find_formats(modules, checkpoint.tensor, problems)
+    for name in expected.keys() - wanted.keys():
+        if name.endswith(".bias") and checkpoint.tensor(name).any():
+            problems.append(f"{name} is not zero, but this network has no bias there")
+    if problems:
+        return checkpoint
+    made = dataclasses.replace(checkpoint, formats=formats)
+    plain = [part for part in wanted.values() if part.tensor in expected]
+    packed = [part for module in modules for part in module.parts(formats[module.layer])]
+    leaves: dict[str, list[Part]] = {n: [] for n in abstract_leaves(made.config, formats)}
+    for part in plain + packed:
         leaves[part.leaf].append(part)
     for name, group in leaves.items():
-        if len({tensors[p.tensor].dtype for p in group if p.tensor in tensors}) > 1:
+        if len({made.stored(part.tensor).dtype for part in group}) > 1:
             problems.append(f"{', '.join(p.tensor for p in group)} differ in dtype: one {name}")
+    made = dataclasses.replace(made, leaves=leaves)
     if not problems:
-        problems += _untied(checkpoint, leaves["embed"])
-    return leaves
+        problems += _untied(made, leaves["embed"])
+    return made

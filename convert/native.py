@@ -1,5 +1,6 @@
 """From a Hugging Face checkpoint to a native folder, one piece of the network at a time."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,13 +11,16 @@ import numpy as np
 from convert import huggingface
 from convert.huggingface import Checkpoint, is_same
 from convert.progress import Progress, gigabytes
-from convert.source import INDEX, SIDE_FILES, default_out, locate
+from convert.quantize import Quantizer, Settings
+from convert.source import INDEX, QUANTISED, SIDE_FILES, default_out, locate
 from qwen_jax import native
 from qwen_jax.names import is_harmless
 from qwen_jax.native import DTYPES, Manifest
+from qwen_jax.quant import FIELDS
 from qwen_jax.shard import NAMES
 
 STATE = "conversion.json"  # in an unfinished folder: what it is made from
+WORK = "quantising"  # in an unfinished folder: what the next block needs
 
 
 def to_native(
@@ -25,6 +29,8 @@ def to_native(
     source: str = "huggingface",
     dtype: str | None = None,
     verify: bool = False,
+    quantize: Settings | None = None,
+    calibration: str | Path | None = None,
 ) -> Path:
     """Convert a checkpoint and return its native folder, ready for `qwen_jax.load`.
 
@@ -32,8 +38,10 @@ def to_native(
     out: default, the model's name in lower case. It must not exist, except to be verified; an
         interrupted conversion is taken up again.
     source: the hub of the id, "huggingface" or "modelscope".
-    dtype: "float32", "bfloat16" or "float16" for all parameters; default, as stored.
+    dtype: "float32", "bfloat16" or "float16" for all parameters that are not quantised; default,
+        as stored.
     verify: read the result back and compare every bit with the source.
+    quantize: how to quantise the linear layers; calibration: texts for it, which also judge it.
     Raises ValueError with everything that is wrong with the checkpoint, or OSError.
     """
     out = default_out(hf) if out is None else Path(out)
@@ -42,24 +50,44 @@ def to_native(
             f"{out} exists; choose another folder with --out or delete it "
             "(--verify compares a native folder with its source)"
         )
+    if quantize is not None and verify:
+        raise ValueError(
+            "a quantised checkpoint differs from its source; convert it without verify"
+        )
+    if calibration is not None and quantize is None:
+        raise ValueError("calibration texts are for quantising; say how")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     checkpoint = huggingface.read(locate(hf, source))
     manifest = _manifest(checkpoint, dtype)
     if out.exists():
         _verify(checkpoint, manifest, out, f"verifying {out}")
-    else:
+    elif quantize is None:
         _write(checkpoint, manifest, out, verify)
+    else:
+        if checkpoint.formats:
+            raise ValueError(f"{checkpoint.folder} is quantised already")
+        texts = None if calibration is None else Path(calibration)
+        quantizer = Quantizer(checkpoint, quantize, texts, partial_of(out) / WORK)
+        _write(checkpoint, manifest, out, False, quantizer)
     return out
+
+
+def partial_of(out: Path) -> Path:
+    """The folder that is renamed when it is whole."""
+    return out.with_name(out.name + ".partial")
 
 
 def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
     leaves = {}
-    for name, leaf in native.abstract_leaves(checkpoint.config).items():
-        stored = checkpoint.tensor(checkpoint.leaves[name][0].tensor).dtype
-        leaves[name] = jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype) if dtype else stored)
+    for name, leaf in native.abstract_leaves(checkpoint.config, checkpoint.formats).items():
+        kind = name.rpartition(".")[2]
+        stored = checkpoint.stored(checkpoint.leaves[name][0].tensor).dtype
+        made = np.dtype(dtype) if dtype and kind not in FIELDS else stored
+        made = leaf.dtype if leaf.dtype.name in native.INTEGERS else made
+        leaves[name] = jax.ShapeDtypeStruct(leaf.shape, made)
     folder = checkpoint.folder
-    files = [name for name in (*SIDE_FILES, INDEX) if (folder / name).is_file()]
+    files = [name for name in (*SIDE_FILES, INDEX, *QUANTISED) if (folder / name).is_file()]
     shards = {
         file: {
             "metadata": shard.metadata,
@@ -76,14 +104,22 @@ def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
 
 
 # --- writing ----------------------------------------------------------------------------------
-def _write(checkpoint: Checkpoint, manifest: Manifest, out: Path, verify: bool) -> None:
+def _write(
+    checkpoint: Checkpoint,
+    source: Manifest,
+    out: Path,
+    verify: bool,
+    quantizer: Quantizer | None = None,
+) -> None:
     """Everything goes to `<out>.partial`, which is renamed when it is whole."""
-    partial = out.with_name(out.name + ".partial")
-    _start(partial, checkpoint, manifest)
+    partial, manifest = partial_of(out), source
+    if quantizer is not None:  # of other tensors than those in the source's shards
+        manifest = dataclasses.replace(source, leaves=quantizer.leaves(source.leaves), shards={})
+    _start(partial, checkpoint, manifest, repr(quantizer))
     try:
         for name in manifest.files:
             shutil.copyfile(checkpoint.folder / name, partial / name)
-        pieces = native.by_piece(manifest.leaves)
+        pieces = native.by_piece(source.leaves)
         progress = Progress(f"writing {out}", len(pieces))
         for piece, leaves in pieces.items():
             if (partial / native.WEIGHTS / piece).exists():
@@ -92,8 +128,14 @@ def _write(checkpoint: Checkpoint, manifest: Manifest, out: Path, verify: bool) 
             arrays = {
                 name: checkpoint.leaf(name, leaf.shape, leaf.dtype) for name, leaf in leaves.items()
             }
+            if quantizer is not None:
+                arrays = quantizer.piece(piece, arrays)
             native.write_piece(partial, piece, arrays)
+            if quantizer is not None:
+                quantizer.done(piece)
             progress.advance(native.size(leaves))
+        if quantizer is not None:
+            quantizer.finish(partial)
         manifest.seal(partial)
         progress.finish()
         if verify:
@@ -108,11 +150,11 @@ def _write(checkpoint: Checkpoint, manifest: Manifest, out: Path, verify: bool) 
         raise
 
 
-def _start(partial: Path, checkpoint: Checkpoint, manifest: Manifest) -> None:
+def _start(partial: Path, checkpoint: Checkpoint, manifest: Manifest, how: str) -> None:
     """Make the folder, or keep the whole pieces of one that was begun from the same source."""
     files = {name: (checkpoint.folder / name).stat() for name in checkpoint.shards}
     source = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
-    state = json.dumps({"source": source, "manifest": manifest.to_json()})
+    state = json.dumps({"source": source, "manifest": manifest.to_json(), "how": how})
     if (partial / STATE).is_file() and (partial / STATE).read_text("utf-8") == state:
         for rest in (partial / native.WEIGHTS).glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(rest)

@@ -9,7 +9,7 @@ from qwen_jax.vocabulary import FILES
 
 SIDE_FILES = ("config.json", "generation_config.json", *FILES, "special_tokens_map.json")
 INDEX = "model.safetensors.index.json"
-QUANTISED = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ, of AutoAWQ
+QUANTISED = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # AutoGPTQ's, AutoAWQ's
 # never pickles, never code
 PATTERNS = [*SIDE_FILES, INDEX, *QUANTISED, "model*.safetensors"]
 

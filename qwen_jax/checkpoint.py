@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
@@ -16,8 +15,9 @@ from qwen_jax import adapters, hf_config, native, peft
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.defaults import Defaults
-from qwen_jax.model import Qwen, build
+from qwen_jax.model import Qwen
 from qwen_jax.native import Manifest
+from qwen_jax.quant import FIELDS, Format, arrange_all, at_rest, build, formats, formats_of, rest
 from qwen_jax.reader import report
 from qwen_jax.sharding import make_mesh, shardings
 from qwen_jax.tokenizer import Tokenizer
@@ -46,7 +46,8 @@ def load(
     folder: what `python -m convert` or `save` wrote; "demo" is the bundled checkpoint.
     mesh: default, one over all devices of all processes. In a run of several processes all call
         this alike, and each reads its own shards.
-    dtype: of every parameter; default, as stored. cache_dtype: of the caches generation makes.
+    dtype: of every parameter that is not quantised; default, as stored. cache_dtype: of the caches
+        generation makes.
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
@@ -58,16 +59,21 @@ def load(
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
         adapters.check(added, config, assets.model_type)
-    places = _places(config, mesh)
+    quantised = formats_of(manifest.leaves)
+    places = _places(config, mesh, quantised)
+    kept = lambda name, leaf: (
+        leaf.dtype if name.rpartition(".")[2] in FIELDS else dtype or leaf.dtype
+    )
     wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=places[name])
+        name: jax.ShapeDtypeStruct(leaf.shape, kept(name, leaf), sharding=places[name])
         for name, leaf in manifest.leaves.items()
     }
     arrays: dict[str, jax.Array] = {}
     for piece, leaves in native.by_piece(wanted).items():
         arrays |= native.read_piece(folder, piece, leaves)
-    structure = jax.tree.structure(build(config, lambda shape, axes, kind: 0))
-    params = jax.tree.unflatten(structure, [arrays[name] for name in places])
+    structure = jax.tree.structure(build(config, quantised, lambda shape, axes, kind: 0))
+    params = jax.tree.unflatten(structure, [arrays.pop(name) for name in places])
+    arrange_all(params, next(iter(params.embed.devices())).platform)
     params = dataclasses.replace(params, assets=assets)
     return params if added is None else adapters.add(params, added)
 
@@ -104,12 +110,12 @@ def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str
     ]
 
 
-def _places(config: Config, mesh: Mesh | None) -> dict[str, Any]:
+def _places(config: Config, mesh: Mesh | None, quantised: dict[str, Format]) -> dict[str, Any]:
     """Where each leaf goes: its shards on a mesh, or the only device."""
     if mesh is None and jax.device_count() == 1:
         only = SingleDeviceSharding(jax.devices()[0])
-        return dict.fromkeys(native.abstract_leaves(config), only)
-    return native.named_leaves(shardings(config, mesh or make_mesh()))
+        return dict.fromkeys(native.abstract_leaves(config, quantised), only)
+    return native.named_leaves(shardings(config, mesh or make_mesh(), quantised))
 
 
 def save(params: Qwen, folder: str | Path) -> None:
@@ -121,9 +127,10 @@ def save(params: Qwen, folder: str | Path) -> None:
     folder = Path(folder).absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another folder, or delete it first")
-    leaves = native.named_leaves(params)
-    wanted = {name: leaf.shape for name, leaf in native.abstract_leaves(params.config).items()}
-    problems = native.mismatches(wanted, {name: leaf.shape for name, leaf in leaves.items()})
+    leaves = native.named_leaves(jax.eval_shape(at_rest, params))
+    wanted = native.abstract_leaves(params.config, formats(params))
+    shapes = lambda leaves: {name: leaf.shape for name, leaf in leaves.items()}
+    problems = native.mismatches(shapes(wanted), shapes(leaves))
     report("only whole networks are saved (fuse adapters first)", problems)
     partial = folder.with_name(folder.name + ".partial")
     writer = jax.process_index() == 0
@@ -131,8 +138,8 @@ def save(params: Qwen, folder: str | Path) -> None:
         if writer:
             manifest = _write_files(params, leaves, partial)
         multihost_utils.sync_global_devices(f"started {folder}")
-        for piece, arrays in native.by_piece(leaves).items():
-            native.write_piece(partial, piece, arrays)
+        for piece in native.by_piece(leaves):
+            native.write_piece(partial, piece, _arrays(params, piece))
         if writer:
             manifest.seal(partial)
             partial.rename(folder)
@@ -143,17 +150,25 @@ def save(params: Qwen, folder: str | Path) -> None:
         raise
 
 
-def _write_files(params: Qwen, leaves: dict[str, jax.Array], partial: Path) -> Manifest:
+def _arrays(params: Qwen, piece: str) -> dict[str, jax.Array]:
+    """The leaves of a piece as they lie on the disk."""
+    part: Any = params
+    for word in piece.split("."):
+        part = part[int(word)] if word.isdigit() else getattr(part, word)
+    leaves = native.named_leaves(rest(part))
+    return {f"{piece}.{name}" if name else piece: leaf for name, leaf in leaves.items()}
+
+
+def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial: Path) -> Manifest:
     """Everything but the arrays: copied from where `load` found it, or made from the Config."""
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    shapes = {name: jax.ShapeDtypeStruct(a.shape, jnp.dtype(a.dtype)) for name, a in leaves.items()}
     if params.assets is None:
         config = hf_config.to_hf(params.config)
         (partial / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
         files = {"config.json": native.sha256(partial / "config.json")}
-        return Manifest(config["model_type"], shapes, files)
+        return Manifest(config["model_type"], leaves, files)
     source = Manifest.read(params.assets.folder)
     for name in source.files:
         shutil.copyfile(params.assets.folder / name, partial / name)
-    return dataclasses.replace(source, leaves=shapes)
+    return dataclasses.replace(source, leaves=leaves)

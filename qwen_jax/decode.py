@@ -25,10 +25,10 @@ from jax import Array
 
 from qwen_jax.cache import Cache, NoCache
 from qwen_jax.model import Qwen
-from qwen_jax.sampler import History, Settings, best, sample, stopped
+from qwen_jax.sampler import History, Settings, best, every_id, sample, stopped
 from qwen_jax.sampling import MAX_STOP_LENGTH
 from qwen_jax.state import Output, State, gathered, pin, replicated
-from qwen_jax.weights import Structure, Weights, flatten
+from qwen_jax.weights import Program, Structure, Weights, flatten
 
 CHUNK = 2048  # most tokens one prefill call takes
 _SMALLEST = 16  # tokens of the smallest prefill
@@ -55,19 +55,24 @@ def prefill(
     prompt_length: int,
     settings: Settings,
     max_new_tokens: int,
+    allowed: np.ndarray | None = None,
+    size: int | None = None,
 ) -> tuple[State, Output]:
     """Put a chunk of a prompt into a slot: its tokens from position `start` on.
 
     The chunk that reaches prompt_length activates the slot and gives the first new token as
     Output [1 1]; for earlier ones that token is -1. settings: of this request, B = 1.
+    allowed: [1 W], the ids that the first new token may be, default all; see `step`. size: what
+    the chunk is padded to, default its bucket.
     """
-    size = bucket(len(tokens))
+    size = bucket(len(tokens)) if size is None else size
     needed = max(start + size, prompt_length + max_new_tokens)
     assert needed <= state.cache.length, "prompt, padding and answer must fit the cache: see room()"
     padded = np.zeros(size, np.int32)
     padded[: len(tokens)] = tokens
+    weights = flatten(params)
     return _prefill(
-        flatten(params),
+        weights,
         state,
         np.int32(slot),
         padded,
@@ -76,13 +81,21 @@ def prefill(
         np.int32(prompt_length),
         settings,
         np.int32(max_new_tokens),
+        every_id(weights.structure.config.vocab) if allowed is None else allowed,
         window=min(state.cache.length, _power(start + size)),
     )
 
 
-def step(params: Qwen | Weights, state: State, count: int) -> tuple[State, Output]:
-    """Up to `count` more tokens for every active slot; ends early when none is active."""
-    return _step(flatten(params), state, count)
+def step(
+    params: Qwen | Weights, state: State, count: int, allowed: np.ndarray | None = None
+) -> tuple[State, Output]:
+    """Up to `count` more tokens for every active slot; ends early when none is active.
+
+    allowed: [B W] uint32, a bit for every id that the next token may be, lowest bits first; then
+    count is 1. A slot without any bit waits: it stays as it is.
+    """
+    assert allowed is None or count == 1, "each token needs a mask of its own"
+    return _step(flatten(params), state, count, allowed)
 
 
 def release(params: Qwen | Weights, state: State, slot: int) -> State:
@@ -131,7 +144,7 @@ def _start(structure: Structure, slots: int, length: int, cache_dtype: Any) -> S
     return pin(state, structure.mesh)
 
 
-@functools.partial(jax.jit, donate_argnums=1, static_argnames="window")
+@functools.partial(Program, donate_argnums=1, static_argnames="window")
 def _prefill(
     weights: Weights,
     state: State,
@@ -142,6 +155,7 @@ def _prefill(
     prompt_length: Array,
     settings: Settings,
     max_new_tokens: Array,
+    allowed: Array,
     *,
     window: int,
 ) -> tuple[State, Output]:
@@ -173,12 +187,14 @@ def _prefill(
         history=history,
         settings=settings,
     )
-    row, output = _choose(row, logits)
+    row, output = _choose(row, logits, allowed)
     return pin(state.put(slot, row), mesh), replicated(output, mesh)
 
 
-@functools.partial(jax.jit, donate_argnums=1, static_argnums=2)
-def _step(weights: Weights, state: State, count: int) -> tuple[State, Output]:
+@functools.partial(Program, donate_argnums=1, static_argnums=2)
+def _step(
+    weights: Weights, state: State, count: int, allowed: Array | None
+) -> tuple[State, Output]:
     model, mesh = weights.model(), weights.structure.mesh
 
     def more(carry: tuple[Array, State, Output]) -> Array:
@@ -189,8 +205,9 @@ def _step(weights: Weights, state: State, count: int) -> tuple[State, Output]:
         done, state, output = carry
         tokens, positions = state.tokens[:, None], state.positions[:, None]
         x, cache = model(tokens, positions, state.prompt_lengths, state.cache)
-        state = replace(state, cache=cache, positions=state.positions + state.active)
-        state, new = _choose(state, gathered(model.logits(x[:, 0]), mesh))
+        moving = _moving(state, allowed)
+        state = replace(state, cache=cache, positions=state.positions + moving)
+        state, new = _choose(state, gathered(model.logits(x[:, 0]), mesh), allowed)
         return done + 1, state, output.put(done, new)
 
     output = Output.empty(state.tokens.shape[0], count, state.active)
@@ -203,7 +220,7 @@ def _release(structure: Structure, state: State, slot: Array) -> State:
     return pin(replace(state, active=state.active.at[slot].set(False)), structure.mesh)
 
 
-@jax.jit
+@Program
 def _score(weights: Weights, tokens: Array, lengths: Array) -> Array:
     model = weights.model()
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
@@ -211,14 +228,19 @@ def _score(weights: Weights, tokens: Array, lengths: Array) -> Array:
     return gathered(model.logits(x), weights.structure.mesh)
 
 
-def _choose(state: State, logits: Array) -> tuple[State, Output]:
-    """The next token of every active slot, from logits [B V], and the state that follows."""
-    active, settings = state.active, state.settings
-    tokens = sample(logits, settings, state.history, state.positions)
+def _moving(state: State, allowed: Array | None) -> Array:
+    """Which slots [B] get a token: the active ones whose mask has any id."""
+    return state.active if allowed is None else state.active & jnp.any(allowed != 0, axis=-1)
+
+
+def _choose(state: State, logits: Array, allowed: Array | None) -> tuple[State, Output]:
+    """The next token of every slot that moves, from logits [B V], and the state that follows."""
+    active, settings = _moving(state, allowed), state.settings
+    tokens = sample(logits, settings, state.history, state.positions, allowed)
     tokens = jnp.where(active, tokens, state.tokens)
     history = state.history.append(tokens, active)
     remaining = state.remaining - active
-    going = active & (remaining > 0) & ~stopped(settings, history)
+    going = state.active & (remaining > 0) & ~stopped(settings, history)
 
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     top_tokens, top_logprobs = best(logprobs, jnp.any(settings.logprobs & active))

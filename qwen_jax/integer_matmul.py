@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# The programs that use these products want it: XLA's GPU compiler then scales groups of codes
-# inside the matrix product; without it, all weights are rebuilt as floats at every step.
+# Programs with these products want them: XLA's GPU compiler then scales groups of codes inside the
+# matrix product. Without the first, and wherever it splits a product along its inputs, it rebuilds
+# all weights as floats at every step.
 COMPILER_OPTIONS: dict[str, Any] = {
-    "xla_gpu_experimental_enable_subchannel_dequantisation_fusion": True
+    "xla_gpu_experimental_enable_subchannel_dequantisation_fusion": True,
+    "xla_gpu_experimental_force_split_k": 1,
 }
 _FEW = {"cpu": 4, "tpu": 64}  # rows up to which groups are multiplied first and scaled afterwards
 _BLOCKS = 16  # of outputs, where codes of whole rows are widened on a CPU
@@ -55,16 +57,13 @@ def group_sums(x: Array, groups: int) -> Array:
     return x.astype(jnp.float32).reshape(x.shape[0], groups, -1).sum(-1)
 
 
-def weight(codes: Array, scales: Array, zeros: Array | None, dtype: Any) -> Array:
-    """The weights [out in] as floats; each is one rounding from exact, in float32 exact."""
-    wide = jnp.float32
-    scales, zeros = by_output(codes, scales), None if zeros is None else by_output(codes, zeros)
-    out, count = scales.shape
-    made = whole(codes).reshape(out, count, -1).astype(wide)
-    made = (made if zeros is None else made - zeros[..., None].astype(wide)) * scales[
-        ..., None
-    ].astype(wide)
-    return made.reshape(out, -1).astype(dtype)
+def weight(codes: Array, scales: Array, zeros: Array | None) -> Array:
+    """The weights, float32 [out in]; a float16 scale times an integer is exact."""
+    scales = by_output(codes, scales).astype(jnp.float32)
+    kernel = whole(codes).astype(jnp.float32).reshape(*scales.shape, -1)
+    if zeros is not None:
+        kernel = kernel - by_output(codes, zeros)[..., None].astype(jnp.float32)
+    return (kernel * scales[..., None]).reshape(scales.shape[0], -1)
 
 
 def by_output(codes: Array, numbers: Array) -> Array:

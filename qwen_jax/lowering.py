@@ -8,6 +8,7 @@ The mesh's devices may come from jax.experimental.topologies, which describes a 
 more than its compiler at hand. Arrays of a real model and state will do as well.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,21 +16,41 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from qwen_jax import decode, sharding
+from qwen_jax import decode, quant, sharding
 from qwen_jax.config import Config
-from qwen_jax.model import Qwen, build
-from qwen_jax.sampler import Settings
+from qwen_jax.model import Qwen
+from qwen_jax.native import INTEGERS
+from qwen_jax.quant import Format
+from qwen_jax.sampler import Settings, every_id
 from qwen_jax.sampling import Sampling
 from qwen_jax.state import State, places
 from qwen_jax.weights import Weights, flatten
 
 
-def params(config: Config, dtype: Any, where: Mesh | jax.Device | None = None) -> Qwen:
-    """A model of ShapeDtypeStructs on a mesh, on one device, or wherever jax would put it."""
-    model = build(config, lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, dtype))
+def params(
+    config: Config,
+    dtype: Any,
+    where: Mesh | jax.Device | None = None,
+    formats: Mapping[str, Format] | None = None,
+) -> Qwen:
+    """A model of ShapeDtypeStructs on a mesh, on one device, or wherever jax would put it.
+
+    formats: of its quantised layers, which lie as `load` would lay them.
+    """
+    types = {"scales": jnp.float16} | {name: jnp.dtype(name) for name in INTEGERS}
+    leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, types.get(kind, dtype))
+    model = quant.build(config, formats or {}, leaf)
+    if where is None:
+        return model
     if isinstance(where, Mesh):
-        return _put(model, sharding.shardings(config, where))
-    return model if where is None else _put(model, SingleDeviceSharding(where))
+        model, device = (
+            _put(model, sharding.shardings(config, where, formats)),
+            where.devices.flat[0],
+        )
+    else:
+        model, device = _put(model, SingleDeviceSharding(where)), where
+    quant.arrange_all(model, device.platform)
+    return model
 
 
 def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = None) -> State:
@@ -39,7 +60,7 @@ def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = No
     """
     weights = flatten(params)
     first = weights.leaves[0]
-    dtype = jnp.dtype(cache_dtype or first.dtype)
+    dtype = jnp.dtype(cache_dtype or weights.dtype)
     made = jax.eval_shape(lambda: decode._start(weights.structure, slots, length, dtype))
     if weights.structure.mesh is not None:
         return _put(made, places(made, weights.structure.mesh))
@@ -48,20 +69,22 @@ def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = No
 
 def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
     """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
-    return decode._step.trace(flatten(params), state, count)
+    weights = flatten(params)
+    return decode._step.of(weights).trace(weights, state, count, None)
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
     """The program of decode.prefill for `size` tokens at the start of a prompt."""
-    number = np.int32(0)
-    return decode._prefill.trace(
-        flatten(params),
+    weights, number = flatten(params), np.int32(0)
+    return decode._prefill.of(weights).trace(
+        weights,
         state,
         number,
         np.zeros(size, np.int32),
         *(number, number, number),
         Settings.of(Sampling(), (), 0),
         number,
+        every_id(weights.structure.config.vocab),
         window=min(state.cache.length, size),
     )
 

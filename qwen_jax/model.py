@@ -19,7 +19,6 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax import rope
 from qwen_jax.config import Config
 
-
 LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
 
 

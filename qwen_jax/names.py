@@ -27,12 +27,14 @@ class Part:
     leaf: str
     views: Views
 
+    def of(self, leaf: np.ndarray) -> np.ndarray:
+        """The tensor in a leaf; a view where it may be one."""
+        view, _ = self.views(leaf, np.empty((self.shape[0], *leaf.shape[1:]), leaf.dtype))
+        return view.reshape(self.shape[0], *leaf.shape[1:])
+
     def rows(self, size: int) -> np.ndarray:
         """For each row of the tensor, its place among the leaf's `size` rows."""
-        place = np.empty((self.shape[0], 1), int)
-        leaf, tensor = self.views(np.arange(size)[:, None], place)
-        tensor[...] = leaf
-        return place[:, 0]
+        return self.of(np.arange(size)[:, None])[:, 0]
 
 
 def parts(config: Config, model_type: str) -> Iterator[Part]:

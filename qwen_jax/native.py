@@ -26,12 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
+from qwen_jax import packing
 from qwen_jax.config import Config
-from qwen_jax.model import build
+from qwen_jax.quant import Format, build, formats_of
 
 FORMAT, VERSION = "qwen_jax", 1
 MANIFEST, WEIGHTS = "manifest.json", "weights"
 DTYPES = ("float32", "bfloat16", "float16")
+INTEGERS = ("int4", "int8", "int32")  # of quantised layers
 CHUNK = 16 << 20  # bytes: devices that want a part of an array read little else, in few requests
 T = TypeVar("T")
 
@@ -100,8 +102,17 @@ class Manifest:
                 found.append(f"file {name} is missing")
             elif sha256(folder / name) != hash:
                 found.append(f"file {name} is not what was written: its hash differs")
-        wanted = {name: leaf.shape for name, leaf in abstract_leaves(config).items()}
-        found += mismatches(wanted, {name: leaf.shape for name, leaf in self.leaves.items()})
+        try:
+            wanted = abstract_leaves(config, formats_of(self.leaves))
+        except ValueError as error:
+            return [*found, str(error)]
+        shapes = {name: leaf.shape for name, leaf in self.leaves.items()}
+        found += mismatches({name: leaf.shape for name, leaf in wanted.items()}, shapes)
+        found += [
+            f"{name} has dtype {leaf.dtype.name}, expected {expected}"
+            for name, leaf in self.leaves.items()
+            if name in wanted and (expected := _expected(wanted[name].dtype, leaf.dtype))
+        ]
         for piece in by_piece(self.leaves):
             held, written = _bytes(folder / WEIGHTS / piece), self.pieces.get(piece)
             if held != written:
@@ -134,7 +145,7 @@ def _expect_native(folder: Path) -> None:
 
 
 def _leaf(shape: list[int], dtype: str) -> jax.ShapeDtypeStruct:
-    if dtype not in DTYPES or not all(type(n) is int and n > 0 for n in shape):
+    if dtype not in (*DTYPES, *INTEGERS) or not all(type(n) is int and n > 0 for n in shape):
         raise ValueError(f"a leaf has shape {shape} and dtype {dtype}")
     return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
 
@@ -177,9 +188,20 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 
 
-def abstract_leaves(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, jnp.float32)
-    return named_leaves(build(config, leaf))
+def abstract_leaves(
+    config: Config, formats: Mapping[str, Format] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every leaf's shape and dtype; float32 stands for any float."""
+    dtype = lambda kind: jnp.dtype(kind if kind in INTEGERS else "float32")
+    leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, dtype(kind))
+    return named_leaves(build(config, formats or {}, leaf))
+
+
+def _expected(wanted: np.dtype, got: np.dtype) -> str:
+    """Empty when a leaf may have the dtype it has."""
+    if wanted != jnp.float32:
+        return "" if got == wanted else wanted.name
+    return "" if got.name in DTYPES else " or ".join(DTYPES)
 
 
 def by_piece(leaves: Mapping[str, T]) -> dict[str, dict[str, T]]:
@@ -194,7 +216,7 @@ def by_piece(leaves: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 def size(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> int:
     """Bytes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+    return sum(leaf.size * packing.bits(leaf.dtype) // 8 for leaf in leaves.values())
 
 
 def on_disk(size: int) -> int:
@@ -204,13 +226,14 @@ def on_disk(size: int) -> int:
 
 def write_piece(folder: Path, piece: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Arrays of the host or of devices; every process of a run calls this. OSError: disk full."""
-    how = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
-    need = on_disk(sum(array.nbytes for array in arrays.values()))
+    packed = {name: packing.pack(array) for name, array in arrays.items()}
+    how = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in packed}
+    need = on_disk(sum(array.nbytes for array in packed.values()))
     if shutil.disk_usage(folder).free < need:  # found before orbax's threads run into it
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
     try:
         target = (folder / WEIGHTS / piece).absolute()
-        _orbax().save(target, args=ocp.args.PyTreeSave(dict(arrays), save_args=how))
+        _orbax().save(target, args=ocp.args.PyTreeSave(packed, save_args=how))
     except ValueError as error:  # tensorstore's only kind
         if "No space left" not in str(error):
             raise
@@ -229,14 +252,19 @@ def read_piece(
             sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
         )
 
+    stored = {name: packing.packed(leaf) for name, leaf in wanted.items()}
     args = ocp.args.PyTreeRestore(
-        item=dict(wanted), restore_args={name: how(leaf) for name, leaf in wanted.items()}
+        item=stored, restore_args={name: how(leaf) for name, leaf in stored.items()}
     )
     try:
-        return _orbax().restore((folder / WEIGHTS / piece).absolute(), args=args)
+        arrays = _orbax().restore((folder / WEIGHTS / piece).absolute(), args=args)
     except Exception as error:  # orbax wraps what tensorstore raises in a plain Exception
         reason = str(error.__cause__ or error).strip().partition("\n")[0][:300]
         raise ValueError(f"{folder / WEIGHTS / piece} cannot be read: {reason}") from error
+    for name, leaf in wanted.items():  # one at a time: both forms of one array fit
+        if leaf.dtype == jnp.int4:
+            arrays[name] = packing.unpack(arrays[name])
+    return arrays
 
 
 def _orbax() -> ocp.Checkpointer:

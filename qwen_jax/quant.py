@@ -5,16 +5,27 @@ equal runs of inputs; one group is "per channel". Codes are signed. Where a quan
 groups by the inputs' importance ("act-order"), `order` puts the inputs in the order of the codes.
 """
 
+import functools
 import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from qwen_jax import model
+from qwen_jax.config import Config
 from qwen_jax.integer_matmul import apart, by_output, groups, product, weight, whole
-from qwen_jax.model import LINEAR, Linear
+from qwen_jax.model import LINEAR, Leaf, Linear, Qwen
+
+CODES = {4: jnp.int4, 8: jnp.int8}
+FIELDS = ("codes", "scales", "zeros", "order")  # what takes the place of a kernel
 
 
 @nnx.dataclass
@@ -39,6 +50,14 @@ class QuantLinear(nnx.Module):
         y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
+    @property
+    def kernel(self) -> Array:
+        """The weights as they are in a Linear, float32 [out in], without rounding."""
+        kernel = weight(self.codes, self.scales, self.zeros)
+        if self.order is not None:
+            kernel = jnp.zeros_like(kernel).at[:, self.order].set(kernel)
+        return kernel
+
 
 def quantize(linear: Linear, bits: int, group: int | None, symmetric: bool) -> QuantLinear:
     """Round to the nearest code. group: inputs that share a scale; None: all of an output's."""
@@ -52,13 +71,7 @@ def quantize(linear: Linear, bits: int, group: int | None, symmetric: bool) -> Q
 
 def dequantize(layer: QuantLinear, dtype: Any = jnp.float32) -> Linear:
     """The same layer with float weights; in float32 they are exact."""
-    kernel = weight(layer.codes, layer.scales, layer.zeros, dtype)
-    if layer.order is not None:
-        kernel = jnp.zeros_like(kernel).at[:, layer.order].set(kernel)
-    return Linear(kernel, layer.bias)
-
-
-CODES = {4: jnp.int4, 8: jnp.int8}
+    return Linear(layer.kernel.astype(dtype), layer.bias)
 
 
 def grid(kernel: Array, bits: int, symmetric: bool) -> tuple[Array, Array | None]:
@@ -99,8 +112,8 @@ def arrange(layer: QuantLinear, platform: str) -> QuantLinear:
     """The same layer with its integers as this platform ("cpu", "gpu", "tpu") reads them best."""
     count = groups(layer.codes, layer.scales)
     codes = layer.codes.astype(jnp.int8) if platform == "cpu" else layer.codes
-    numbers = lambda a: None if a is None else by_output(layer.codes, a)
-    scales, zeros = numbers(layer.scales), numbers(layer.zeros)
+    scales, zeros = by_output(layer.codes, layer.scales), layer.zeros
+    zeros = None if zeros is None else by_output(layer.codes, zeros)
     if count == 1 or platform not in ("cpu", "tpu"):
         codes = whole(codes)
     else:
@@ -109,8 +122,151 @@ def arrange(layer: QuantLinear, platform: str) -> QuantLinear:
     return QuantLinear(codes, scales, zeros, layer.order, layer.bias, layer.bits)
 
 
-def at_rest(layer: QuantLinear) -> QuantLinear:
-    """The same layer as checkpoints hold it: whole rows, the narrowest integers."""
-    made = arrange(layer, "gpu")
-    made.codes = made.codes.astype(CODES[layer.bits])
-    return made
+def at_rest(params: Any) -> Any:
+    """A network whose quantised layers lie as in a checkpoint: whole rows, narrowest integers."""
+    is_quantised = lambda x: isinstance(x, QuantLinear)
+
+    def settle(x: Any) -> Any:
+        if not is_quantised(x):
+            return x
+        made = arrange(x, "gpu")
+        made.codes = made.codes.astype(CODES[x.bits])
+        return made
+
+    return jax.tree.map(settle, params, is_leaf=is_quantised)
+
+
+def arrange_all(params: Any, platform: str) -> None:
+    """`arrange` every layer in place, one after the other, on the devices where it lies.
+
+    Layers of shapes (ShapeDtypeStruct) are arranged as their arrays would be.
+    """
+    for _, layer in layers(params):
+        made = _arranged(layer, platform)
+        for name in (*FIELDS, "bias"):
+            setattr(layer, name, getattr(made, name))
+
+
+def _arranged(layer: QuantLinear, platform: str) -> QuantLinear:
+    made = jax.eval_shape(functools.partial(arrange, platform=platform), layer)
+    turned = made.codes.ndim > layer.codes.ndim
+    places = [
+        _turned(x.sharding) if turned and x.ndim == 2 else x.sharding
+        for x in jax.tree.leaves(layer)
+    ]
+    if not isinstance(layer.codes, jax.ShapeDtypeStruct):
+        placed = jax.tree.unflatten(jax.tree.structure(made), places)
+        return jax.device_put(_arrange(layer, platform), placed)
+    shapes, tree = jax.tree.flatten(made)
+    put = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    return jax.tree.unflatten(tree, map(put, shapes, places))
+
+
+_arrange = jax.jit(arrange, static_argnames="platform")
+rest = jax.jit(at_rest)
+
+
+def _turned(sharding: Any) -> Any:
+    """Where an array lies whose first two axes have changed places."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    out, inputs = (*sharding.spec, None, None)[:2]
+    return NamedSharding(sharding.mesh, P(inputs, out))
+
+
+# --- the layers of a network ------------------------------------------------------------------
+@dataclass(frozen=True)
+class Format:
+    """How a layer's weights are quantised."""
+
+    bits: int
+    groups: int  # of each output
+    zeros: bool
+    order: bool
+
+
+def layers(params: Any) -> Iterator[tuple[str, QuantLinear]]:
+    """The quantised layers of a network, by name: "blocks.0.attn.qkv"."""
+    is_quantised = lambda x: isinstance(x, QuantLinear)
+    for path, x in jax.tree.leaves_with_path(params, is_leaf=is_quantised):
+        if is_quantised(x):
+            yield jax.tree_util.keystr(path, simple=True, separator="."), x
+
+
+def plan(config: Config, bits: int, group: int | None, zeros: bool) -> dict[str, Format]:
+    """One way for every linear layer of the blocks; group: inputs that share a scale, or None."""
+    shapes = {}
+
+    def note(path: Any, x: Any) -> None:
+        if isinstance(x, Linear):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            shapes[name] = x.kernel.shape
+
+    tree = model.build(config, _Wanted).blocks
+    jax.tree_util.tree_map_with_path(note, tree, is_leaf=lambda x: isinstance(x, Linear))
+    groups = lambda shape: shape[1] // group_size(shape, group)
+    return {f"blocks.{n}": Format(bits, groups(s), zeros, False) for n, s in shapes.items()}
+
+
+def formats(params: Any) -> dict[str, Format]:
+    """Layer -> how it is quantised."""
+    return {
+        name: Format(x.bits, groups(x.codes, x.scales), x.zeros is not None, x.order is not None)
+        for name, x in layers(params)
+    }
+
+
+def formats_of(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Format]:
+    """The same from the leaves of a checkpoint."""
+    found = {}
+    for name, codes in leaves.items():
+        layer, _, field = name.rpartition(".")
+        if field == "codes":
+            scales = leaves.get(f"{layer}.scales", codes)
+            bits = 4 if codes.dtype == jnp.int4 else 8
+            has = lambda field, layer=layer: f"{layer}.{field}" in leaves
+            found[layer] = Format(bits, scales.shape[-1], has("zeros"), has("order"))
+    return found
+
+
+def build(config: Config, formats: Mapping[str, Format], leaf: Leaf) -> Qwen:
+    """model.build with quantised layers where `formats` names them, at rest.
+
+    The kinds of their leaves are "scales" and the names of integer dtypes. Raises ValueError where
+    groups do not divide a layer's inputs.
+    """
+    is_linear = lambda x: isinstance(x, Linear)
+
+    def change(path: Any, x: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return _quantised(name, x, formats[name]) if is_linear(x) and name in formats else x
+
+    plain = model.build(config, _Wanted)
+    made = jax.tree_util.tree_map_with_path(change, plain, is_leaf=is_linear)
+    return jax.tree.map(lambda wanted: leaf(wanted.shape, wanted.axes, wanted.kind), made)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A leaf to come: the arguments of model.Leaf."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    kind: str
+
+
+def _quantised(name: str, linear: Any, format: Format) -> QuantLinear:
+    wanted: Any = _Wanted
+    out, size = linear.kernel.shape
+    if size % format.groups or size % 2:
+        raise ValueError(f"{name} has {size} inputs, which {format.groups} groups do not divide")
+    axes = linear.kernel.axes
+    by_group = lambda kind: wanted((out, format.groups), axes, kind)
+    return QuantLinear(
+        codes=wanted((out, size), axes, f"int{format.bits}"),
+        scales=by_group("scales"),
+        zeros=by_group("int8") if format.zeros else None,
+        order=wanted((size,), (None,), "int32") if format.order else None,
+        bias=linear.bias,
+        bits=format.bits,
+    )

@@ -107,13 +107,28 @@ class History:
         )
 
 
-def sample(logits: Array, settings: Settings, history: History, positions: Array) -> Array:
+def every_id(vocab: int) -> np.ndarray:
+    """A mask [1 W] that allows all ids: W words of 32 bits, lowest bits first."""
+    return np.full((1, -(-vocab // 32)), 0xFFFFFFFF, np.uint32)
+
+
+def sample(
+    logits: Array,
+    settings: Settings,
+    history: History,
+    positions: Array,
+    allowed: Array | None = None,
+) -> Array:
     """Logits [B V] float32 -> tokens [B] int32. positions [B]: where each token will stand.
 
     Random numbers come from the request's key and the position alone, so neither neighbours
-    nor the slot nor the batch size change what a request draws.
+    nor the slot nor the batch size change what a request draws. allowed: a mask [B W] of ids.
     """
     logits = penalize(logits, settings, history)
+    if allowed is not None:
+        bits = allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
+        bits = bits.reshape(logits.shape[0], -1)[:, : logits.shape[1]]
+        logits = jnp.where(bits == 1, logits, -jnp.inf)
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw():

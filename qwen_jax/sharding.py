@@ -6,6 +6,7 @@ device: it costs memory, never a different result.
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
 from jax.experimental import mesh_utils
@@ -13,7 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
-from qwen_jax.model import Qwen, build
+from qwen_jax.model import Qwen
+from qwen_jax.quant import Format, build, layers
 
 AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
@@ -52,15 +54,21 @@ def spec(mesh: Mesh, axes: tuple[str | None, ...], counts: tuple[int, ...]) -> P
     return P(*(place(axis, count) for axis, count in zip(axes, counts, strict=True)))
 
 
-def shardings(config: Config, mesh: Mesh) -> Qwen:
-    """The network's tree with a NamedSharding for every leaf."""
+def shardings(config: Config, mesh: Mesh, formats: Mapping[str, Format] | None = None) -> Qwen:
+    """The network's tree with a NamedSharding for every leaf; formats: of its quantised layers."""
 
     def leaf(shape, axes, kind):
         # rows of heads are cut between key/value heads only
-        counts = (config.kv_heads if a == "heads" else n for a, n in zip(axes, shape, strict=True))
-        return NamedSharding(mesh, spec(mesh, axes, tuple(counts)))
+        heads = (
+            math.gcd(config.kv_heads, n) if a == "heads" else n
+            for a, n in zip(axes, shape, strict=True)
+        )
+        return NamedSharding(mesh, spec(mesh, axes, tuple(heads)))
 
-    return build(config, leaf)
+    made = build(config, formats or {}, leaf)
+    for _, layer in layers(made):
+        layer.codes = layer.scales  # codes are cut between groups only
+    return made
 
 
 def mesh_of(tree) -> Mesh | None:

@@ -1,6 +1,7 @@
 """A model as a flat tuple of arrays: what jitted functions take."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qwen_jax.config import Config
+from qwen_jax.integer_matmul import COMPILER_OPTIONS
 from qwen_jax.model import Qwen
+from qwen_jax.quant import layers
 from qwen_jax.sharding import mesh_of
 
 
@@ -23,6 +26,11 @@ class Structure:
     @functools.cached_property
     def config(self) -> Config:
         return jax.tree.unflatten(self.tree, [None] * self.tree.num_leaves).config
+
+    @functools.cached_property
+    def quantised(self) -> bool:
+        bare = jax.tree.unflatten(self.tree, [0] * self.tree.num_leaves)
+        return any(True for _ in layers(bare))
 
 
 @functools.lru_cache(maxsize=64)
@@ -50,6 +58,21 @@ class Weights:
         """Where the arrays are: "cpu", "gpu", "tpu"."""
         (device, *_) = self.leaves[0].devices()
         return str(device.platform)
+
+
+class Program:
+    """A jitted function of Weights and more; integer weights want other compiler options."""
+
+    def __init__(self, function: Callable, **how: Any):
+        self.plain = jax.jit(function, **how)
+        self.quantised = jax.jit(function, compiler_options=COMPILER_OPTIONS, **how)
+
+    def __call__(self, weights: Weights, *arguments: Any, **named: Any) -> Any:
+        return self.of(weights)(weights, *arguments, **named)
+
+    def of(self, weights: Weights) -> Any:
+        """The jitted function itself."""
+        return self.quantised if weights.structure.quantised else self.plain
 
 
 def flatten(params: Qwen | Weights) -> Weights:

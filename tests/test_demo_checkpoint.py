@@ -16,7 +16,7 @@ import qwen_jax
 from qwen_jax.sharding import AXES
 from tests.reference import random_checkpoint, read_checkpoint
 from tools.make_demo import FOLDER, PIECES, README, RECIPE, SPECIALS, random_start, text
-from tools.recite import answers, first_turns, recited
+from tools.recite import answers, recited
 
 START = "0"  # sha256 of the random weights
 UNSEEN = {  # questions that nobody asks in the conversations, and a word of the answer

@@ -167,21 +167,6 @@ def test_no_weights(checkpoint, refuses):
     refuses(folder, "there is no model.safetensors")
 
 
-def test_quantised(checkpoint, edit, refuses):
-    quantised = {"quant_method": "gptq", "bits": 4}
-    refuses(
-        checkpoint("v1/base", quantization_config=quantised), "quantised", "quantization_config"
-    )
-    for name in ("quantize_config.json", "quant_config.json"):
-        folder = checkpoint("v1/bf16")
-        (folder / name).write_text("{}")
-        refuses(folder, "is quantised", name)
-        shutil.rmtree(folder)
-    folder = checkpoint("v1/bf16")
-    edit(folder / "model.safetensors", **{"transformer.h.0.mlp.w1.qweight": np.zeros(8, np.int32)})
-    refuses(folder, "is quantised .*w1.qweight")
-
-
 def test_not_a_checkpoint(tmp_path, refuses, golden):
     refuses(tmp_path / "nothing", "there is no folder", "Qwen/Qwen-7B")
     (tmp_path / "file").write_text("")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from qwen_jax.cache import Cache, NoCache, Store, quantize
 from qwen_jax.config import Config
@@ -25,7 +26,7 @@ def dequantized(x, scale):
 
 # --- int8 -------------------------------------------------------------------------------------
 def test_int8_is_at_least_twice_as_exact_as_the_original(golden):
-    outputs = golden_network(golden("v1/kvint8")).outputs
+    outputs = load_file(golden("v1/kvint8") / "golden.safetensors")
     exact = outputs["primitive_in"]
     data, scale = quantize(jnp.asarray(exact))
     assert (data.dtype, scale.dtype, scale.shape) == (jnp.int8, jnp.float32, exact.shape[:-1])
@@ -55,9 +56,9 @@ def chunk(params, cache, tokens, positions):
 
 
 def test_logits_with_an_int8_cache(golden):
-    """Prefilled and stepped: closer to the plain cache's than the original's int8 comes."""
-    network = golden_network(golden("v1/kvint8"))
-    tokens, plain = network.outputs["input_ids"], network.outputs["logits_fp"]
+    """Prefilled and stepped: closer to the plain ones than the original's int8 comes (2e-2)."""
+    network = golden_network(golden("v1/base"))
+    tokens, plain = network.outputs["input_ids"][:1, :32], network.outputs["logits"][:1, :32]
     cache, logits = Cache.empty(network.params.config, 1, 40, jnp.int8), []
     cache = cache.select(jnp.int32(0), None)
     for place in [range(28), *([i] for i in range(28, 32))]:
@@ -65,7 +66,7 @@ def test_logits_with_an_int8_cache(golden):
         some, cache = chunk(network.params, cache, tokens[:, part[0]], part)
         logits.append(some)
     error = distance(np.concatenate(logits, axis=1), plain)
-    assert 1e-4 < error < distance(network.outputs["logits_kvint8"], plain) / 2
+    assert 1e-4 < error < 1e-2
 
 
 def test_int8_takes_a_byte_a_number():

@@ -80,9 +80,9 @@ def test_tokens(name, mesh, slots_a_device):
     state, got = tokens(place(network(name), **MESHES[mesh]))
     assert got == tokens_on_one(name)
     assert shard(state.cache.keys[0].data)[0] == slots_a_device
-    programs = decode._prefill._cache_size(), decode._step._cache_size()
+    programs = decode._prefill.plain._cache_size(), decode._step.plain._cache_size()
     tokens(place(network(name), **MESHES[mesh]))
-    assert (decode._prefill._cache_size(), decode._step._cache_size()) == programs
+    assert (decode._prefill.plain._cache_size(), decode._step.plain._cache_size()) == programs
 
 
 # --- where things lie --------------------------------------------------------------------------

@@ -110,8 +110,8 @@ def test_each_device_has_its_rows_and_heads(mesh):
     np.testing.assert_allclose(program(*put, ids), want, atol=1e-6)
 
 
-def test_heads_that_do_not_divide_are_on_every_device():
-    q, k, v, segments, _ = inputs(6, 3, 16, (20, 30), 0)
+def test_key_heads_that_do_not_divide_are_on_every_device():
+    q, k, v, segments, _ = inputs(8, 2, 16, (20, 30), 0)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     got = attention.attend(*arrays, segments, make_mesh(data=2, tensor=4))
     np.testing.assert_allclose(got, attention.attend(*arrays, segments, None), atol=1e-6)

@@ -1,0 +1,278 @@
+"""Make a quantised checkpoint: a block at a time, each on what the blocks before it really give."""
+
+import functools
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from convert import calibration, gptq
+from convert.huggingface import Checkpoint
+from qwen_jax import model, native, quant, rope
+from qwen_jax.cache import NoCache
+from qwen_jax.config import Config
+from qwen_jax.model import Block, Linear
+from qwen_jax.quant import Format, QuantLinear, dequantize, quantize
+from qwen_jax.tokenizer import Tokenizer
+
+REPORT = "quantization.json"
+# layers of a block that see the same inputs, in the order in which those are known
+STAGES = (("attn.qkv",), ("attn.out",), ("mlp.gate", "mlp.up"), ("mlp.down",))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """method: "int8" and "int4" round to nearest, "gptq" is 4 bits calibrated.
+
+    group: inputs that share a scale; None: all of an output's. head: int8 for it too.
+    """
+
+    method: str
+    group: int | None
+    symmetric: bool
+    head: bool
+
+    @property
+    def bits(self) -> int:
+        return 8 if self.method == "int8" else 4
+
+    def formats(self, config: Config) -> dict[str, Format]:
+        """Raises ValueError where groups do not divide a layer's inputs."""
+        made = quant.plan(config, self.bits, self.group, not self.symmetric)
+        if self.head and config.tied:
+            raise ValueError("the head is the embedding itself, which is not quantised")
+        return made | ({"head": Format(8, 1, False, False)} if self.head else {})
+
+
+class Quantizer:
+    """Quantises the pieces of a checkpoint in their order; `report` says what it cost.
+
+    work: a folder that keeps what an interrupted conversion needs to go on.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, texts: Path | None, work: Path):
+        self.checkpoint, self.settings, self.work = checkpoint, settings, work
+        self.config = checkpoint.config
+        self.formats = settings.formats(self.config)
+        self.structure = jax.tree.structure(model.build(self.config, lambda *_: 0).blocks[0])
+        self.rows = None
+        if texts is not None:
+            self.rows = calibration.read_rows(texts, Tokenizer.load(checkpoint.folder))
+        elif settings.method == "gptq":
+            raise ValueError("gptq needs texts of the model's kind; give --calibration FILE")
+
+    def leaves(self, plain: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the checkpoint to be made, from those of the source."""
+        made = native.abstract_leaves(self.config, self.formats)
+        scale = jax.ShapeDtypeStruct
+        floats = lambda name, leaf: plain[name].dtype if name in plain else np.dtype(np.float16)
+        return {
+            name: leaf
+            if leaf.dtype.name in native.INTEGERS
+            else scale(leaf.shape, floats(name, leaf))
+            for name, leaf in made.items()
+        }
+
+    def piece(self, piece: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A piece's leaves from those of the source."""
+        if piece == "head" and piece in self.formats:
+            head = quantize(Linear(jnp.asarray(arrays["head.kernel"]), None), 8, None, True)
+            return _leaves({"head": head}, arrays)
+        if not piece.startswith("blocks."):
+            return arrays
+        layer = int(piece.removeprefix("blocks."))
+        block = self._block(piece, arrays)
+        before = None if self.rows is None else self._rows(layer)
+        if before is not None:
+            exact = [np.asarray(_run(block, x, self.config)) for x in before["exact"]]
+        made = {f"{piece}.{n}": x for n, x in self._layers(piece, block, before).items()}
+        if before is not None:
+            after = {
+                name: [np.asarray(_run(block, x, self.config)) for x in before[name]]
+                for name in ("calibration", "held")
+            }
+            self._keep(layer + 1, after | {"exact": exact})
+        return _leaves(made, arrays)
+
+    def done(self, piece: str) -> None:
+        """The piece is on the disk: what went into it is not needed again."""
+        if piece.startswith("blocks."):
+            for file in self.work.glob(f"{piece.removeprefix('blocks.')}-*.npy"):
+                file.unlink()
+
+    def __repr__(self) -> str:
+        """What a conversion that is taken up again must agree in."""
+        return f"{self.settings} {None if self.rows is None else [r.sum() for r in self.rows]}"
+
+    # --- one block ----------------------------------------------------------------------------
+    def _block(self, piece: str, arrays: dict[str, np.ndarray]) -> Block:
+        return jax.tree.unflatten(
+            self.structure, [jnp.asarray(a, jnp.float32) for a in arrays.values()]
+        )
+
+    def _layers(self, piece: str, block: Block, rows: Any) -> dict[str, QuantLinear]:
+        """Quantise a block's layers; in `block` their float twins take their places."""
+        how, made, errors = self.settings, {}, {}
+        for stage in STAGES:
+            moments = None
+            for x in [] if rows is None else rows["calibration"]:
+                seen = _moments(block, x, stage[0], self.config)
+                moments = seen if moments is None else moments + seen
+            for name in stage:
+                layer = _get(block, name)
+                nearest = made[name] = quantize(layer, how.bits, how.group, how.symmetric)
+                errors[f"{piece}.{name}"] = {
+                    "nearest": float(_lost(layer.kernel, nearest.kernel, moments))
+                }
+                if how.method == "gptq":
+                    assert moments is not None
+                    made[name] = gptq.solve(layer, moments, how.bits, how.group, how.symmetric)
+                    error = _lost(layer.kernel, made[name].kernel, moments)
+                    errors[f"{piece}.{name}"]["gptq"] = float(error)
+            for name in stage:
+                _set(block, name, dequantize(made[name]))
+        self._note({"layers": errors})
+        return made
+
+    # --- what goes from block to block, and the report ------------------------------------------
+    def _rows(self, layer: int) -> dict[str, np.ndarray]:
+        """Inputs of a block [rows T D]: as quantised blocks give them, and as exact ones do."""
+        names = ("calibration", "held", "exact")
+        if layer > 0:
+            load = lambda name: np.load(self.work / f"{layer}-{name}.npy", mmap_mode="r")
+            return {name: load(name) for name in names}
+        assert self.rows is not None
+        table = self.checkpoint.tensor(self.checkpoint.leaves["embed"][0].tensor)
+        tokens = dict(zip(names, (*self.rows, self.rows[1]), strict=True))
+        return {name: np.asarray(table[ids], np.float32) for name, ids in tokens.items()}
+
+    def _keep(self, layer: int, rows: dict[str, list[np.ndarray]]) -> None:
+        self.work.mkdir(exist_ok=True)
+        for name, arrays in rows.items():
+            np.save(self.work / f"{layer}-{name}.npy", np.stack(arrays))
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        report = self.report()
+        report["layers"] |= facts.pop("layers", {})
+        self.work.mkdir(exist_ok=True)
+        (self.work / REPORT).write_text(json.dumps(report | facts, indent=1))
+
+    def report(self) -> dict[str, Any]:
+        """Each layer's share of its output's energy that is lost, and the perplexities."""
+        if (self.work / REPORT).is_file():
+            return dict(json.loads((self.work / REPORT).read_text()))
+        return asdict(self.settings) | {"bits": self.settings.bits, "layers": {}}
+
+    def finish(self, folder: Path) -> None:
+        """All pieces are made: write the whole report into the folder and print its gist."""
+        if self.rows is not None:
+            rows, ids = self._rows(self.config.layers), self.rows[1]
+            found = {name: self._perplexity(rows[name], ids) for name in ("exact", "held")}
+            self._note(
+                {
+                    "perplexity": {"before": found["exact"], "after": found["held"]},
+                    "tokens": {"calibration": self.rows[0].size, "held out": ids.size},
+                }
+            )
+        report = self.report()
+        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        shutil.rmtree(self.work)
+        print(summary(report))
+
+    def _perplexity(self, rows: np.ndarray, ids: np.ndarray) -> float:
+        """Of held-out rows, from what the last block gives; the head is the source's."""
+        leaf = lambda name: jnp.asarray(
+            self.checkpoint.tensor(self.checkpoint.leaves[name][0].tensor), jnp.float32
+        )
+        norm = model.RMSNorm(leaf("norm.scale"), self.config.norm_eps)
+        head = leaf("embed" if self.config.tied else "head.kernel")
+        losses = [_loss(norm, head, x, y) for x, y in zip(rows, ids, strict=True)]
+        return float(np.exp(np.mean(losses)))
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line for each kind of layer, its mean over the blocks, and the perplexities."""
+    kinds: dict[str, list[dict[str, float]]] = {}
+    for name, errors in report["layers"].items():
+        kinds.setdefault(name.split(".", 2)[2], []).append(errors)
+    of = "outputs' energy" if "tokens" in report else "weights' energy (no calibration)"
+    lines = [f"share of the {of} that is lost:"]
+    for kind, errors in kinds.items():
+        means = {how: np.mean([e[how] for e in errors]) for how in errors[0]}
+        lines.append(f"  {kind:9s}" + "".join(f" {how} {x:.2e}" for how, x in means.items()))
+    if found := report.get("perplexity"):
+        tokens = report["tokens"]["held out"]
+        before, after = found["before"], found["after"]
+        lines.append(f"perplexity of {tokens} held-out tokens: {before:.4f}, now {after:.4f}")
+    return "\n".join(lines)
+
+
+def _leaves(layers: dict[str, QuantLinear], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The source's leaves with quantised ones in the kernels' places; a bias is as it was."""
+    made = {n: a for n, a in arrays.items() if n.removesuffix(".kernel") not in layers}
+    for name, layer in layers.items():
+        fields = {field: getattr(layer, field) for field in quant.FIELDS}
+        made |= {f"{name}.{f}": np.asarray(a) for f, a in fields.items() if a is not None}
+    return made
+
+
+# --- arithmetic -------------------------------------------------------------------------------
+class _Seen(Exception):
+    """What a layer was called with."""
+
+
+class _Tap:
+    def __call__(self, x: Array) -> Array:
+        raise _Seen(x)
+
+
+def _forward(block: Block, x: Array, config: Config) -> Array:
+    """A block's output for one row [T D]."""
+    positions = jnp.arange(x.shape[0], dtype=jnp.int32)[None]
+    angles = rope.angles(config, positions, jnp.full(1, x.shape[0], jnp.int32))
+    scale = None if config.logn_length is None else rope.log_n(config, positions)
+    return block(x[None], positions, angles, scale, NoCache(), 0, config)[0][0]
+
+
+_run = jax.jit(_forward, static_argnames="config")
+
+
+@functools.partial(jax.jit, static_argnames=("name", "config"))
+def _moments(block: Block, x: Array, name: str, config: Config) -> Array:
+    """The sum of x xᵀ over what a layer gets, float32 [in in]."""
+    _set(block, name, _Tap())
+    try:
+        _forward(block, x, config)
+    except _Seen as seen:
+        inputs = seen.args[0].reshape(-1, seen.args[0].shape[-1])
+        return jnp.matmul(inputs.T, inputs, precision="highest")
+    raise AssertionError(f"{name} was not called")
+
+
+@jax.jit
+def _lost(kernel: Array, made: Array, moments: Array | None) -> Array:
+    """The share of the outputs' energy that is lost; of the weights' without calibration."""
+    onto = lambda w: w if moments is None else jnp.matmul(w, moments, precision="highest")
+    energy = lambda w: jnp.sum(onto(w) * w)
+    return energy(kernel - made) / jnp.maximum(energy(kernel), 1e-30)
+
+
+@jax.jit
+def _loss(norm: model.RMSNorm, head: Array, x: Array, ids: Array) -> Array:
+    scores = jax.nn.log_softmax(model.matmul(norm(x), head)[:-1])
+    return -jnp.mean(jnp.take_along_axis(scores, ids[1:, None], axis=1))
+
+
+def _get(block: Block, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), block)
+
+
+def _set(block: Block, name: str, layer: Any) -> None:
+    parent, _, field = name.rpartition(".")
+    setattr(_get(block, parent), field, layer)

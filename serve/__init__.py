@@ -1,0 +1,1 @@
+"""Serve a model to many users: `python -m serve --model demo`."""

@@ -1,0 +1,73 @@
+"""Routes and what stands before them."""
+
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from serve.api import about, chat, completions, texts
+from serve.api.errors import ApiError, on_api_error, on_http_error
+from serve.api.streams import Gone
+from serve.gate import Gate
+from serve.pages import FILES
+from serve.security import Keys
+from serve.service import Service
+
+_GETS: dict[str, Callable] = {
+    **dict.fromkeys(FILES, about.page),
+    "/health": about.health,
+    "/ready": about.ready,
+    "/metrics": about.metrics,
+    "/version": about.version,
+    "/openapi.json": about.description,
+    "/tokenizer_info": texts.tokenizer_info,
+    "/v1/models": about.models,
+    "/v1/models/{name:path}": about.model,
+}
+_POSTS: dict[str, Callable] = {
+    "/v1/chat/completions": chat.complete,
+    "/v1/completions": completions.complete,
+    "/tokenize": texts.tokenize,
+    "/detokenize": texts.detokenize,
+}
+
+
+def build(service: Service, keys: Keys) -> Starlette:
+    """The application; service.model may come later."""
+    middleware = [Middleware(Gate, service=service, keys=keys)]
+    if service.settings.cors:
+        allowed = Middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+        middleware.insert(0, allowed)
+    routes = [Route(path, endpoint, methods=["GET"]) for path, endpoint in _GETS.items()]
+    routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in _POSTS.items()]
+    app = Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers={
+            ApiError: on_api_error,
+            HTTPException: on_http_error,
+            Gone: _on_gone,
+            Exception: _on_fault,
+        },
+    )
+    app.state.service = service
+    return app
+
+
+async def _on_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; the log shows it
+
+
+async def _on_fault(request: Request, error: Exception) -> JSONResponse:
+    """Ours to mend: the log has the trace, the client no part of it."""
+    return ApiError(500, "the server made a mistake; its log says which").response()

@@ -1,0 +1,142 @@
+"""POST /v1/completions: texts, or ids, to continue or to score."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve import prompting
+from serve.answer import Part, Token
+from serve.api import intake, scores
+from serve.api.asking import Choice, choices_of, constraint_of
+from serve.api.errors import ApiError, parse
+from serve.api.fields import CompletionRequest
+from serve.api.streams import EventStream, parts, until_gone
+from serve.service import Model, Service
+
+_MAX_TOKENS = 16  # where a client does not say, as with OpenAI
+
+
+async def complete(request: Request) -> Response:
+    """Continue every prompt n times, whole or as a stream of events."""
+    service: Service = request.app.state.service
+    fields = parse(CompletionRequest, await intake.body(request))
+    model = intake.model(service, fields.model)
+    choices = await asyncio.to_thread(
+        prepared, model, request.state.tenant, fields, service.settings.max_choices
+    )
+    reply = Reply(model, fields, choices)
+    ticket = intake.queue(request, model, choices)
+    working = parts(ticket, choices, service.settings.request_seconds)
+    if fields.stream:
+        return EventStream(ticket, lambda: reply.events(working))
+    try:
+        return JSONResponse(await until_gone(request.receive, reply.whole(working)))
+    finally:
+        ticket.close()
+
+
+def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) -> list[Choice]:
+    """What the engine is asked for; off the event loop, since texts may be long."""
+    given = fields.prompt
+    single = isinstance(given, str) or bool(given and isinstance(given[0], int))
+    texts: Any = [given] if single else given
+    if not texts:
+        raise ApiError(400, "there is no prompt", "prompt")
+    if len(texts) > most:
+        raise ApiError(400, f"{len(texts)} prompts, at most {most} fit", "prompt")
+    if fields.echo and fields.stream and fields.logprobs is not None:
+        raise ApiError(400, "echo with logprobs cannot be streamed", "stream")
+    if fields.max_tokens == 0 and not fields.echo:
+        raise ApiError(400, "max_tokens 0 gives nothing without echo", "max_tokens")
+    constraint = constraint_of(model, fields.response_format)
+    try:
+        prompts = [prompting.completion(model, text) for text in texts]
+    except ValueError as error:
+        raise ApiError(400, str(error), "prompt") from None
+    if constraint is not None:
+        prompts = [prompting.constrained(prompt, constraint) for prompt in prompts]
+    return choices_of(
+        model,
+        tenant,
+        prompts,
+        fields,
+        _MAX_TOKENS if fields.max_tokens is None else fields.max_tokens,
+        fields.logprobs,
+        judged=fields.echo and fields.logprobs is not None,
+        most=most,
+    )
+
+
+class Reply:
+    """The continuations in the form of OpenAI's API."""
+
+    def __init__(self, model: Model, fields: CompletionRequest, choices: list[Choice]):
+        self._model, self._fields, self._choices = model, fields, choices
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model.name,
+        }
+        self._shown = [0] * len(choices)  # characters so far
+
+    async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> dict[str, Any]:
+        """One object with everything."""
+        texts = [self._echo(choice) for choice in self._choices]
+        tokens: list[list[Token]] = [[] for _ in self._choices]
+        async for index, part in working:
+            tokens[index] += part.tokens
+            texts[index] += part.text
+        return {
+            **self._head,
+            "choices": [
+                self._choice(
+                    index, text, self._whole_logprobs(choice, tokens[index]), choice.finish
+                )
+                for index, (choice, text) in enumerate(zip(self._choices, texts, strict=True))
+            ],
+            "usage": intake.usage(self._choices),
+        }
+
+    async def events(
+        self, working: AsyncIterator[tuple[int, Part]]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """A chunk for whatever is new."""
+        for index, choice in enumerate(self._choices):
+            if text := self._echo(choice):
+                yield {**self._head, "choices": [self._choice(index, text, None, None)]}
+        async for index, part in working:
+            if part.text or part.tokens or part.finish:
+                logprobs = self._logprobs(part.tokens, self._shown[index])
+                self._shown[index] += len(part.text)
+                made = self._choice(index, part.text, logprobs, part.finish or None)
+                yield {**self._head, "choices": [made]}
+        options = self._fields.stream_options
+        if options is not None and options.include_usage:
+            yield {**self._head, "choices": [], "usage": intake.usage(self._choices)}
+
+    def _echo(self, choice: Choice) -> str:
+        return self._model.tokenizer.decode(choice.prompt.ids) if self._fields.echo else ""
+
+    def _choice(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None
+    ) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _logprobs(self, tokens: list[Token], offset: int) -> dict[str, Any] | None:
+        if self._fields.logprobs is None:
+            return None
+        ids = [token.id for token in tokens]
+        return scores.of_completion(self._model.tokenizer, tokens, ids, offset)
+
+    def _whole_logprobs(self, choice: Choice, tokens: list[Token]) -> dict[str, Any] | None:
+        if not self._fields.echo or self._fields.logprobs is None:
+            return self._logprobs(tokens, 0)
+        ids = [*choice.prompt.ids, *(token.id for token in tokens)]
+        scored = [None, *choice.scores, *tokens]
+        return scores.of_completion(self._model.tokenizer, scored, ids, 0)

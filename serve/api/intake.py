@@ -1,0 +1,71 @@
+"""What every endpoint does first: read the body, find the model, queue."""
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+
+from serve.api.asking import Choice
+from serve.api.errors import ApiError
+from serve.api.streams import Gone
+from serve.fairness import QueueFull
+from serve.service import Model, Service
+from serve.ticket import Ticket
+
+_CLOSE = {"Connection": "close"}  # the rest of the body will not be read
+
+
+async def body(request: Request) -> bytes:
+    """The whole body, of limited size and in limited time."""
+    settings = request.app.state.service.settings
+    too_large = ApiError(413, f"the body is larger than {settings.max_body} bytes", headers=_CLOSE)
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length[:20]) > settings.max_body:
+        raise too_large
+    content = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            async for piece in request.stream():
+                content += piece
+                if len(content) > settings.max_body:
+                    raise too_large
+    except TimeoutError:
+        message = f"the body took longer than {settings.body_seconds} s"
+        raise ApiError(408, message, headers=_CLOSE) from None
+    except ClientDisconnect:
+        raise Gone from None
+    return bytes(content)
+
+
+def model(service: Service, name: str | None) -> Model:
+    """The model a client asks for; None: the only one."""
+    if service.trouble or service.model is None:
+        raise ApiError(503, service.trouble, headers={"Retry-After": "5"})
+    if name is not None and name != service.model.name:
+        message = f"there is no model {name[:80]!r}, this server has {service.model.name!r}"
+        raise ApiError(404, message, "model", "model_not_found")
+    return service.model
+
+
+def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
+    """Puts the choices in line."""
+    try:
+        ticket = Ticket(model.engine, [choice.request for choice in choices])
+    except QueueFull as error:
+        raise ApiError(429, f"the server is busy: {error}", headers={"Retry-After": "1"}) from None
+    except RuntimeError as error:
+        raise ApiError(503, str(error), headers={"Retry-After": "5"}) from None
+    request.state.choices = choices
+    return ticket
+
+
+def usage(choices: list[Choice]) -> dict[str, object]:
+    """Tokens read and written; a prompt that n answers share counts once."""
+    prompts = {id(choice.prompt): choice for choice in choices}.values()
+    read = sum(len(choice.prompt.ids) for choice in prompts)
+    written = sum(choice.answer.count for choice in choices)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": sum(c.request.shared for c in prompts)},
+    }

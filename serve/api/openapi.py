@@ -1,0 +1,78 @@
+"""The API described for machines."""
+
+import functools
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serve.api.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+
+_POSTS: dict[str, tuple[type[BaseModel], str]] = {
+    "/v1/chat/completions": (ChatRequest, "Answer a conversation"),
+    "/v1/completions": (CompletionRequest, "Continue or score texts"),
+    "/tokenize": (TokenizeRequest, "Ids of a text or a conversation"),
+    "/detokenize": (DetokenizeRequest, "Text of ids"),
+}
+_GETS = {
+    "/v1/models": "The models",
+    "/tokenizer_info": "What clients need to know of the tokenizer",
+    "/health": "Whether the process is well",
+    "/ready": "Whether requests are taken",
+    "/metrics": "Numbers for Prometheus",
+    "/version": "The version",
+    "/openapi.json": "This description",
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    kinds = [(kind, "validation") for kind, _ in _POSTS.values()]
+    names, definitions = models_json_schema(
+        kinds,  # type: ignore[arg-type]
+        ref_template="#/components/schemas/{model}",
+    )
+    paths: dict[str, Any] = {}
+    for path, summary in _GETS.items():
+        paths[path] = {"get": {"summary": summary, "responses": _responses(400, 401, 503)}}
+    for path, (kind, summary) in _POSTS.items():
+        content = {"application/json": {"schema": names[(kind, "validation")]}}
+        paths[path] = {
+            "post": {
+                "summary": summary,
+                "requestBody": {"required": True, "content": content},
+                "responses": _responses(400, 401, 404, 408, 413, 429, 500, 503, 504),
+            }
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "qwen_jax", "version": "1"},
+        "paths": paths,
+        "components": {
+            "schemas": {**definitions.get("$defs", {}), "Error": _ERROR},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _responses(*statuses: int) -> dict[str, Any]:
+    fault = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    faults = {str(status): {"description": "A fault", "content": fault} for status in statuses}
+    return {"200": {"description": "It went well"}, **faults}

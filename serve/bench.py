@@ -1,0 +1,252 @@
+"""Load a server and measure it: python -m serve.bench --url http://localhost:8000."""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+
+from serve import workload
+from serve.client import ServerError, Stream, check, connection, fetch, models
+from serve.workload import Job
+
+SUMMARIES: dict[str, Callable[[np.ndarray], Any]] = {
+    "mean": np.mean,
+    "median": np.median,
+    "std": np.std,
+    "p99": lambda values: np.percentile(values, 99),
+}
+
+
+@dataclass
+class Outcome:
+    """What became of a request; times in seconds."""
+
+    latency: float = 0.0
+    texts: list[float] = field(default_factory=list)  # when each piece of text came, from the start
+    input_tokens: int = 0
+    output_tokens: int = 0
+    error: str = ""
+
+    @property
+    def first(self) -> float:
+        return self.texts[0] if self.texts else self.latency  # an answer may be without text
+
+
+async def ask(client: httpx.AsyncClient, url: str, job: Job, extra: dict[str, Any]) -> Outcome:
+    """Send one request and read its answer to the end. No failure raises."""
+    outcome, stream = Outcome(), Stream()
+    kind = "messages" if job.is_chat else "prompt"
+    body = {kind: job.prompt, "max_tokens": job.max_tokens, "stream": True, **extra}
+    body["stream_options"] = {"include_usage": True}
+    path = "chat/completions" if job.is_chat else "completions"
+    began = time.perf_counter()
+    try:
+        async with client.stream("POST", f"{url}/v1/{path}", json=body) as response:
+            check(response, await response.aread() if response.is_error else b"")
+            async for data in response.aiter_bytes():
+                came = time.perf_counter() - began
+                outcome.texts += [came] * len(stream.push(data))
+        outcome.latency = time.perf_counter() - began
+        stream.finish()
+        outcome.input_tokens = stream.usage["prompt_tokens"]
+        outcome.output_tokens = stream.usage["completion_tokens"]
+    except KeyError:
+        outcome.error = "the server does not say how many tokens there were (usage)"
+    except (httpx.HTTPError, ServerError) as error:
+        lost = isinstance(error, httpx.HTTPError)
+        outcome.error = f"{type(error).__name__}: {error}".rstrip(": ") if lost else str(error)
+    return outcome
+
+
+async def load(
+    url: str,
+    jobs: Sequence[Job],
+    extra: dict[str, Any],
+    concurrency: int | None,
+    rate: float,
+    seed: int,
+    timeout: float,
+    done: Callable[[], object] = lambda: None,
+) -> tuple[list[Outcome], float]:
+    """The outcomes of all jobs, and the seconds they took together.
+
+    concurrency: the most requests at a time. rate: requests a second, as a Poisson process;
+    infinite sends each as soon as it may. done: called when a request is over.
+    """
+    gate = asyncio.Semaphore(concurrency or len(jobs))
+    unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    how = connection() | {"timeout": timeout, "limits": unlimited}
+    choose = random.Random(seed)
+    async with httpx.AsyncClient(**how) as client:
+
+        async def one(job: Job) -> Outcome:
+            async with gate:
+                outcome = await ask(client, url, job, extra)
+            done()
+            return outcome
+
+        began = due = time.perf_counter()
+        tasks = []
+        for job in jobs:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            tasks.append(asyncio.create_task(one(job)))
+            due += choose.expovariate(rate) if rate < float("inf") else 0.0
+        outcomes = await asyncio.gather(*tasks)
+        return outcomes, time.perf_counter() - began
+
+
+def metrics(outcomes: Sequence[Outcome], duration: float) -> dict[str, Any]:
+    """vLLM's metrics under vLLM's names, of the requests that succeeded; times in milliseconds.
+
+    ttft: until the first text. tpot: of each token after the first. itl: between two pieces of
+    text, which may hold several tokens. e2el: the whole request.
+    """
+    good = [outcome for outcome in outcomes if not outcome.error]
+    inputs = sum(outcome.input_tokens for outcome in good)
+    outputs = sum(outcome.output_tokens for outcome in good)
+    found = {
+        "completed": len(good),
+        "failed": len(outcomes) - len(good),
+        "errors": dict(Counter(outcome.error for outcome in outcomes if outcome.error)),
+        "duration": duration,
+        "total_input_tokens": inputs,
+        "total_output_tokens": outputs,
+        "request_throughput": len(good) / duration,
+        "output_throughput": outputs / duration,
+        "total_token_throughput": (inputs + outputs) / duration,
+    }
+    times = {
+        "ttft": [one.first for one in good],
+        "tpot": [
+            (one.latency - one.first) / (one.output_tokens - 1)
+            for one in good
+            if one.output_tokens > 1
+        ],
+        "itl": [gap for one in good for gap in np.diff(one.texts)],
+        "e2el": [one.latency for one in good],
+    }
+    for name, seconds in times.items():
+        values = np.asarray(seconds) * 1000
+        for kind, compute in SUMMARIES.items():
+            found[f"{kind}_{name}_ms"] = float(compute(values)) if len(values) else None
+    return found
+
+
+def report(found: dict[str, Any]) -> None:
+    """Print the metrics as a table, and every error with how often it came."""
+    for name, value in found.items():
+        if name != "errors":
+            print(f"{name:24} {value:.2f}" if isinstance(value, float) else f"{name:24} {value}")
+    for error, count in found["errors"].items():
+        print(f"{count} x {error}", file=sys.stderr)
+
+
+def main(
+    url: str,
+    model: str | None = None,
+    dataset: Literal["random", "sharegpt", "jsonl"] = "random",
+    file: Path | None = None,
+    requests: int = 200,
+    concurrency: int | None = None,
+    rate: float = float("inf"),
+    input_length: int = 128,
+    output_length: int | None = None,
+    spread: float = 0.0,
+    temperature: float = 0.0,
+    ignore_eos: bool = True,
+    warmup: int = 4,
+    seed: int = 0,
+    timeout: float = 600.0,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Load an OpenAI-compatible server and measure it; the metrics and their names are vLLM's.
+
+    Args:
+        url: Of the server, http://localhost:8000; its key is read from QWEN_API_KEY.
+        model: One of the server's models; by default, its first.
+        dataset: random ids, ShareGPT's conversations, or lines of JSON.
+        file: Of ShareGPT or JSON lines.
+        requests: How many to send and measure.
+        concurrency: The most at a time; by default there is no limit.
+        rate: Requests a second, arriving at random as a Poisson process; by default, at once.
+        input_length: Tokens of a random prompt.
+        output_length: Tokens of an answer; by default 128, or what the file says.
+        spread: Random lengths vary by this share of them, up and down.
+        temperature: 0 takes the likeliest tokens.
+        ignore_eos: Every answer has its full length, so that servers are asked for the same work.
+        warmup: Requests that are sent before and not measured.
+        seed: Of prompts, their order, and arrivals.
+        timeout: Seconds without a sign of the server after which a request has failed.
+        out: A JSON file for everything that is found, and how.
+    """
+    if concurrency is None and rate == float("inf"):
+        raise ValueError("give --concurrency, --rate, or both")
+    for name, number in (("requests", requests), ("concurrency", concurrency), ("rate", rate)):
+        if number is not None and not number > 0:
+            raise ValueError(f"--{name} is {number}, wanted more than 0")
+    if (file is None) != (dataset == "random"):
+        raise ValueError("--file belongs to the datasets sharegpt and jsonl, which need it")
+    url = url.rstrip("/")
+    count = requests + warmup
+    with httpx.Client(**connection()) as client:
+        names = models(client, url)
+        if model is not None and model not in names:
+            raise ValueError(f"the server has no model {model!r}, it has {', '.join(names)}")
+        model = model or names[0]
+
+        def measure(text: str) -> int:
+            asked = {"model": model, "prompt": text}
+            return int(fetch(client, "POST", f"{url}/tokenize", json=asked)["count"])
+
+        if file is None:
+            jobs = workload.random_jobs(count, seed, input_length, output_length or 128, spread)
+        elif dataset == "sharegpt":
+            jobs = workload.sharegpt_jobs(file, count, seed, output_length, measure)
+        else:
+            jobs = workload.jsonl_jobs(file, count, seed, output_length)
+    extra = {"model": model, "temperature": temperature, "ignore_eos": ignore_eos}
+    how = (extra, concurrency, rate, seed, timeout)
+    asyncio.run(load(url, jobs[requests:], *how))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"{requests} requests", total=requests)
+        measured = load(url, jobs[:requests], *how, done=lambda: progress.advance(task))
+        outcomes, duration = asyncio.run(measured)
+    found = metrics(outcomes, duration)
+    report(found)
+    if out is not None:
+        asked = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "url": url,
+            "model_id": model,
+            "dataset": dataset,
+            "num_prompts": requests,
+            "max_concurrency": concurrency,
+            "request_rate": "inf" if rate == float("inf") else rate,
+            "seed": seed,
+        }
+        aside = out.with_name(f"{out.name}.part")
+        aside.write_text(json.dumps(asked | found, indent=1) + "\n", "utf-8")
+        aside.rename(out)
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(1 if tyro.cli(main, prog="python -m serve.bench")["failed"] else 0)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

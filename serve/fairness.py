@@ -1,0 +1,46 @@
+"""A bounded queue that takes from its tenants in turn."""
+
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class QueueFull(Exception):
+    """No room; the caller may try again later."""
+
+
+class FairQueue(Generic[Item]):
+    """First come first served within a tenant, round robin between tenants."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._tenants: OrderedDict[str, deque[Item]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._tenants.values()))
+
+    def put(self, tenant: str, item: Item) -> None:
+        """Raises QueueFull when all tenants together wait for `limit` turns."""
+        if len(self) >= self._limit:
+            raise QueueFull(f"{self._limit} requests wait already")
+        self._tenants.setdefault(tenant, deque()).append(item)
+
+    def take(self) -> Item:
+        """The next item; its tenant goes to the end of the line."""
+        tenant, items = next(iter(self._tenants.items()))
+        item = items.popleft()
+        del self._tenants[tenant]
+        if items:
+            self._tenants[tenant] = items
+        return item
+
+    def remove(self, tenant: str, item: Item) -> bool:
+        """Whether the item was waiting; it no longer is."""
+        items = self._tenants.get(tenant, deque())
+        if item not in items:
+            return False
+        items.remove(item)
+        if not items:
+            del self._tenants[tenant]
+        return True

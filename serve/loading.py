@@ -1,0 +1,77 @@
+"""From settings to a model that is warm and running."""
+
+import logging
+import time
+from pathlib import Path
+
+import jax
+
+from qwen_jax import chatml, load
+from qwen_jax.model import Qwen
+from qwen_jax.sharding import make_mesh
+from serve.engine import Engine
+from serve.grammar import Grammars
+from serve.processes import Leader
+from serve.runner import Compilations, Runner
+from serve.schedule import Schedule
+from serve.service import Model, Service
+from serve.settings import Settings
+
+_USUAL_LENGTH = 2048  # tokens of a slot, where the settings do not say
+
+log = logging.getLogger("serve")
+
+
+def parameters(settings: Settings) -> Qwen:
+    """The checkpoint on a mesh over all devices, or on the only one."""
+    split = jax.device_count() > 1 or settings.data * settings.fsdp > 1
+    mesh = make_mesh(settings.data, settings.fsdp) if split else None
+    params = load(settings.model, mesh, settings.dtype, settings.cache_dtype)
+    if params.assets.tokenizer is None:
+        raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
+    return params
+
+
+def runner(params: Qwen, settings: Settings) -> Runner:
+    length = settings.max_length or min(params.config.max_length, _USUAL_LENGTH)
+    chunk = settings.chunk
+    rounded = -(-length // chunk) * chunk
+    return Runner(params, settings.slots, rounded, chunk, settings.step_tokens)
+
+
+def start(service: Service, params: Qwen, device: Runner | Leader) -> None:
+    """Compile everything, then let requests in."""
+    settings, assets = service.settings, params.assets
+    compilations = Compilations()
+    before, began = compilations.count, time.monotonic()
+    device.warm()
+    compiled = compilations.count - before
+    seconds = time.monotonic() - began
+    log.info("warm after %.1f s: %d programs of %d slots", seconds, compiled, device.slots)
+    settled, compilations.settled = compilations.count, True
+    service.metrics.watch(
+        "compilations",
+        "Programs compiled since the warm-up; each held everybody up",
+        lambda: compilations.count - settled,
+    )
+    ends = [end[0] for end in assets.defaults.eos_ids if len(end) == 1]
+    if chatml.IM_END in assets.tokenizer.specials:
+        ends.append(assets.tokenizer.specials[chatml.IM_END])
+    schedule = Schedule(
+        settings.slots, settings.chunk, settings.queue, settings.step_tokens, settings.prefix_reuse
+    )
+    engine = Engine(device, schedule, service.metrics)
+    grammars = Grammars(
+        assets.tokenizer, params.config.vocab, ends or [assets.tokenizer.end_of_text]
+    )
+    engine.start()
+    service.model = Model(
+        name=settings.name or Path(settings.model).name,
+        config=params.config,
+        tokenizer=assets.tokenizer,
+        defaults=assets.defaults,
+        length=device.length,
+        engine=engine,
+        grammars=grammars,
+        lineage=device.lineage,
+    )

@@ -1,0 +1,32 @@
+"""What /metrics tells Prometheus."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """One server's numbers, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter = lambda name, text, *labels: Counter(
+            f"qwen_{name}", text, labels, registry=self.registry
+        )
+        histogram = lambda name, text: Histogram(
+            f"qwen_{name}_seconds", text, buckets=_SECONDS, registry=self.registry
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts accepted")
+        self.generated_tokens = counter("generated_tokens", "Tokens written")
+        self.finished = counter("requests_finished", "Requests that ended", "reason")
+        self.rejected = counter("requests_rejected", "Requests refused", "status")
+        self.failures = counter("engine_failures", "Errors of the device or the schedule")
+        self.first_token = histogram("time_to_first_token", "From request to first token")
+        self.per_token = histogram("time_per_output_token", "Between tokens, mean of a request")
+        self.whole = histogram("request_duration", "From request to last token")
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when somebody looks."""
+        Gauge(f"qwen_{name}", text, registry=self.registry).set_function(read)

@@ -1,0 +1,74 @@
+// The server's OpenAI-compatible API, as far as a chat needs it.
+
+export class ApiError extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status; // 0: no answer at all, or one that broke off
+  }
+}
+
+// Relative to the page, so that it works behind a proxy that serves it under a path.
+const address = (path) => new URL(`v1/${path}`, document.baseURI);
+
+async function ask(path, key, options = {}) {
+  const headers = { "Content-Type": "application/json" };
+  if (key) headers.Authorization = `Bearer ${key}`;
+  let response;
+  try {
+    response = await fetch(address(path), { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("");
+  }
+  if (response.ok) return response;
+  const body = await response.json().catch(() => null);
+  throw new ApiError(body?.error?.message ?? response.statusText, response.status);
+}
+
+/** The names of the models and adapters that the server has. */
+export async function models(key) {
+  const response = await ask("models", key);
+  return (await response.json()).data.map((model) => model.id);
+}
+
+/** The pieces of an answer as they come: {content, finish}. */
+export async function* chat(body, key, signal) {
+  const request = { method: "POST", body: JSON.stringify({ ...body, stream: true }), signal };
+  const response = await ask("chat/completions", key, request);
+  for await (const data of events(response.body)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ApiError(chunk.error.message, chunk.error.code);
+    const choice = chunk.choices?.[0];
+    if (choice) yield { content: choice.delta.content ?? "", finish: choice.finish_reason };
+  }
+  throw new ApiError("");
+}
+
+/** The data of server-sent events, whatever pieces the network makes of them. */
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let data = [];
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const raw of lines) {
+        const line = raw.endsWith("\r") ? raw.slice(0, -1) : raw;
+        if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
+        else if (!line && data.length) {
+          yield data.join("\n");
+          data = [];
+        }
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("");
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

@@ -1,0 +1,54 @@
+"""A loaded model and everything that serves it, from loading to draining."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qwen_jax.config import Config
+from qwen_jax.defaults import Defaults
+from qwen_jax.tokenizer import Tokenizer
+from serve.engine import Engine
+from serve.grammar import Grammars
+from serve.metrics import Metrics
+from serve.settings import Settings
+
+
+@dataclass(frozen=True)
+class Model:
+    """What answering needs of a checkpoint."""
+
+    name: str
+    config: Config
+    tokenizer: Tokenizer
+    defaults: Defaults
+    length: int  # tokens of prompt and answer that a slot holds
+    engine: Engine
+    grammars: Grammars
+    lineage: Callable[
+        [int], int
+    ]  # prompt length -> what decides, beside the tokens, on keys and values
+
+
+class Service:
+    """One server's model, numbers and state of life."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.metrics = settings, Metrics()
+        self.model: Model | None = None  # until it is loaded and warm
+        self.draining = False
+        self.failure = ""  # why the model could not be loaded
+        self.created = int(time.time())
+        self.metrics.watch("ready", "Whether requests are taken", lambda: not self.trouble)
+
+    @property
+    def trouble(self) -> str:
+        """Why no request can be taken, empty if it can."""
+        if self.failure:
+            return f"the model cannot be loaded: {self.failure}"
+        if self.draining:
+            return "the server is shutting down"
+        if self.model is None:
+            return "the model is being loaded"
+        if not self.model.engine.alive:
+            return "the engine has failed"
+        return ""

@@ -1,0 +1,102 @@
+"""Every platform's product of integers, run on a CPU, against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax import integer_matmul
+from qwen_jax.integer_matmul import apart, product, weight, whole
+
+OUT, GROUPS, SIZE = 24, 6, 16
+RECIPES = {name: getattr(integer_matmul, f"_on_{name}") for name in ("cpu", "gpu", "tpu")}
+ROWS = (1, 3, 5, 65)  # either side of every recipe's limits
+
+
+def case(rows, groups=GROUPS, bits=4, zeros=False, dtype=jnp.float32, seed=0):
+    """x, codes [out in], scales and zeros [out groups], and the product in float64."""
+    random = np.random.default_rng(seed)
+    inputs, half = GROUPS * SIZE, 2 ** (bits - 1)
+    x = jnp.asarray(random.standard_normal((rows, inputs)), dtype)
+    codes = random.integers(-half, half, (OUT, inputs))
+    scales = random.uniform(0.5, 1, (OUT, groups)).astype(np.float16)
+    offsets = random.integers(-half, half, (OUT, groups)) if zeros else 0 * codes[:, :groups]
+    kernel = codes.reshape(OUT, groups, -1) - offsets[..., None]
+    kernel = (kernel * scales[..., None].astype(np.float64)).reshape(OUT, inputs)
+    wanted = np.asarray(x, np.float64) @ kernel.T
+    made = jnp.asarray(codes, {4: jnp.int4, 8: jnp.int8}[bits])
+    return x, made, jnp.asarray(scales), jnp.asarray(offsets, jnp.int8), kernel, wanted
+
+
+def error(got, wanted):
+    return np.abs(np.asarray(got, np.float64) - wanted).max() / np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("groups", [1, GROUPS])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("platform", RECIPES)
+def test_recipes(platform, bits, groups):
+    for rows in ROWS:
+        x, codes, scales, _, _, wanted = case(rows, groups, bits)
+        recipe = jax.jit(RECIPES[platform])
+        assert error(recipe(x, codes, scales), wanted) < 5e-7
+        assert error(recipe(x, apart(codes, groups), scales.T), wanted) < 5e-7
+        x, codes, scales, _, _, wanted = case(rows, groups, bits, dtype=jnp.bfloat16)
+        assert error(recipe(x, codes, scales), wanted) < 4e-3
+        assert recipe(x, codes, scales).dtype == jnp.float32
+
+
+def test_cpu_is_as_exact_as_float32_where_one_number_outshines_the_rest():
+    x, codes, scales, _, kernel, _ = case(2)
+    x = x.at[:, 7].mul(300)
+    wanted = np.asarray(x, np.float64) @ kernel.T
+    assert error(RECIPES["cpu"](x, codes, scales), wanted) < 5e-7
+    assert not RECIPES["cpu"](jnp.zeros_like(x), codes, scales).any()
+
+
+@pytest.mark.parametrize("groups", [1, GROUPS])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_product_and_its_gradient(groups, zeros):
+    for rows in ROWS:
+        x, codes, scales, offsets, kernel, wanted = case(rows, groups, 4, zeros)
+        offsets = offsets if zeros else None
+        turned = None if offsets is None else offsets.T
+        forms = [(codes, scales, offsets), (apart(codes, groups), scales.T, turned)]
+        for form in forms:
+            y, back = jax.vjp(lambda x, form=form: product(x, *form), x)
+            assert error(y, wanted) < 5e-7
+            dy = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+            assert error(back(dy)[0], np.asarray(dy, np.float64) @ kernel) < 5e-7
+
+
+def test_gradient_has_the_type_of_x():
+    x, codes, scales, _, kernel, _ = case(9, dtype=jnp.bfloat16)
+    y, back = jax.vjp(lambda x: product(x, codes, scales, None), x)
+    (dx,) = back(jnp.ones_like(y))
+    assert dx.dtype == jnp.bfloat16
+    assert error(dx, np.ones(y.shape) @ kernel) < 1e-2
+
+
+def test_weight_is_exact():
+    _, codes, scales, offsets, kernel, _ = case(1, bits=8, zeros=True)
+    np.testing.assert_array_equal(weight(codes, scales, offsets), kernel)
+    other = weight(apart(codes, GROUPS), scales.T, offsets.T)
+    np.testing.assert_array_equal(other, kernel)
+    np.testing.assert_array_equal(whole(apart(codes, GROUPS)), codes)
+
+
+def test_no_recipe_keeps_an_expanded_copy():
+    """In a loop a compiler would widen constant codes once, before it, if it were let to."""
+    inputs, out = 1024, 2048
+    shape = jax.ShapeDtypeStruct
+    for groups, codes in ((1, (out, inputs)), (8, (8, out, 128))):
+
+        def loop(x, codes, scales):
+            step = lambda i, x: x + product(x, codes, scales, None)[:, :inputs].astype(x.dtype)
+            return jax.lax.fori_loop(0, 4, step, x)
+
+        scales = (out, 1) if groups == 1 else (8, out)
+        for rows in (1, 64):
+            arguments = shape((rows, inputs), jnp.bfloat16), shape(codes, jnp.int8)
+            compiled = jax.jit(loop).lower(*arguments, shape(scales, jnp.float16)).compile()
+            assert compiled.memory_analysis().temp_size_in_bytes < out * inputs

@@ -1,0 +1,60 @@
+"""The page, the terminal's client and the benchmark, each with the real server."""
+
+import json
+
+import pytest
+
+from serve.bench import main
+from serve.chat import SETTINGS
+from serve.client import Remote, ServerError
+from tests.serve.browser import answers, ask, chromium, opened, press
+
+SAID = "**quick** <b>fox</b>"
+
+
+@pytest.fixture(scope="module")
+def server(scripted):
+    with scripted(SAID) as running:
+        yield running
+
+
+def test_page(server):
+    with chromium() as browser, opened(browser, server.url, ("400",)) as page:
+        page.click("#open-settings")
+        for name in ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "seed"):
+            page.fill(f"[name={name}]", "1")
+        page.fill("[name=max_tokens]", "50")
+        page.fill("#system", "Be brief.")
+        page.keyboard.press("Escape")
+        ask(page, "A question")
+        assert answers(page) == ["quick <b>fox</b>"]
+        press(page, "Another answer")
+        assert answers(page) == ["quick <b>fox</b>"]
+        page.click("#open-settings")
+        page.fill("[name=max_tokens]", "100000")
+        page.keyboard.press("Escape")
+        press(page, "Another answer")
+        page.wait_for_selector("[role=alert]")
+        assert "100000" in page.inner_text("[role=alert]")
+
+
+def test_terminal(server):
+    remote = Remote(server.url, "tiny")
+    wishes = dict.fromkeys(SETTINGS, 1) | {"stop": ["zebra"], "max_new_tokens": 50}
+    *_, answer = remote.answer("A question", [("a", "b")], "Be brief.", 1, wishes)
+    assert (answer.text, answer.finish_reason) == (SAID, "stop")
+    assert answer.tokens > 1
+    with pytest.raises(ServerError, match=r"HTTP 400: .*top_p"):
+        list(remote.answer("A question", [], None, 1, {"top_p": 7}))
+
+
+def test_benchmark(server, tmp_path):
+    how = {"url": server.url, "requests": 6, "warmup": 1, "concurrency": 3, "ignore_eos": False}
+    found = main(**how, input_length=9, output_length=30)
+    assert (found["completed"], found["failed"]) == (6, 0)
+    assert found["total_input_tokens"] == 54
+    assert found["mean_tpot_ms"] > 0
+    file = tmp_path / "sharegpt.json"
+    turns = [{"value": "one two three four five"}, {"value": "six seven eight nine"}]
+    file.write_text(json.dumps([{"conversations": turns}]))
+    assert main(**how, dataset="sharegpt", file=file)["failed"] == 0
