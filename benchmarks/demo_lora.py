@@ -21,7 +21,7 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "images" / "demo_lora.png"
-STEPS = 800
+STEPS = 900
 OPTIONS = (  # the embedding and the head are random, too: they are trained whole
     "--method lora --rank 64 --alpha 64 --dropout 0 --modules-to-save wte lm_head --dtype float32 "
     f"--learning-rate 2e-3 --warmup 0.05 --steps {STEPS} --max-length 256 --batch-size 4 "

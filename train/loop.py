@@ -102,9 +102,9 @@ class Loop:
 
     def _blame(self, step: int, failures: int) -> str:
         steps = range(step - failures + 1, step + 1)
-        newest = f"the newest checkpoint is of step {self.saved}" if self.saved else "none is saved"
+        newest = f"step {self.saved} is saved" if self.saved else "nothing is saved"
         heading = (
-            f"{failures} steps in a row had no finite gradient; they changed nothing, and {newest}. "
+            f"{failures} steps in a row had no finite gradient and changed nothing; {newest}. "
             "Look at their samples, or begin again with a lower --learning-rate and another --out:"
         )
         samples = (f"step {n}: {', '.join(self.feed.names(n))}" for n in steps)

@@ -112,8 +112,7 @@ def test_without_finite_gradients_it_stops(tmp_path, capsys):
         train.fine_tune(settings)
     heading, *blamed = str(caught.value).split("\n  ")
     assert heading.startswith(
-        "3 steps in a row had no finite gradient; they changed nothing, and the newest checkpoint "
-        "is of step "
+        "3 steps in a row had no finite gradient and changed nothing; step 4 is saved. Look at"
     )
     assert "--learning-rate" in heading
     assert [line.partition(": ")[0] for line in blamed] == ["step 3", "step 4", "step 5"]
