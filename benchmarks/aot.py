@@ -39,11 +39,13 @@ class Case:
     slots: int
     cache_dtype: str
     length: int = 2048  # of the cache, tokens; a prefill computes as many
-    weights: str = "bfloat16"  # or "int8" per channel, or "int4" in groups of 128 with zeros
+    precision: str = (
+        "bfloat16"  # of weights; or "int8" per channel, or "int4" in groups of 128 with zeros
+    )
 
     def __str__(self) -> str:
         mesh = " x ".join(f"{axis} {n}" for axis, n in self.mesh.items()) or "one device"
-        name = self.model if self.weights == "bfloat16" else f"{self.model} {self.weights}"
+        name = self.model if self.precision == "bfloat16" else f"{self.model} {self.precision}"
         return f"{name} {self.work} bs {self.slots} {self.cache_dtype}, {self.chip} {mesh}"
 
 
@@ -59,11 +61,13 @@ def _cases(platform: str) -> list[Case]:
     ]
     cases.append(Case("Qwen2.5-7B", *where, "step", 8, "bfloat16"))
     cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16"))
-    for weights in ("int8", "int4"):
+    for precision in ("int8", "int4"):
         for slots in (1, 8, 64):  # rows of a product
             short = 2048 if slots < 64 else 128
-            cases.append(Case("Qwen-7B", *where, "step", slots, "bfloat16", short, weights=weights))
-        cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16", weights=weights))
+            cases.append(
+                Case("Qwen-7B", *where, "step", slots, "bfloat16", short, precision=precision)
+            )
+        cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16", precision=precision))
     if platform == "tpu":
         for mesh in ({"tensor": 64}, {"data": 4, "tensor": 16}):
             cases.append(Case("Qwen-72B", "v5p", "v5p:4x4x4", mesh, "step", 8, "bfloat16"))
@@ -81,7 +85,7 @@ def _lower(case: Case) -> tuple[Any, Any, Any]:
     devices = chips.devices(case.topology)
     where = sharding.make_mesh(**case.mesh, devices=devices) if case.mesh else devices[0]
     plans = {"int8": (8, None, False), "int4": (4, 128, True)}
-    formats = quant.plan(config, *plans[case.weights]) if case.weights in plans else None
+    formats = quant.plan(config, *plans[case.precision]) if case.precision in plans else None
     params = lowering.params(config, jnp.bfloat16, where, formats)
     state = lowering.state(params, case.slots, case.length, case.cache_dtype)
     if case.work == "step":

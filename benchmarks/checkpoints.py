@@ -80,11 +80,14 @@ def write_hf(folder: Path, shape: Shape, model_type: str) -> Path:
     return folder
 
 
-def write_native(hf: Path, out: Path) -> Path:
+def write_native(hf: Path, out: Path, method: str | None = None) -> Path:
+    """method: "int8", or "int4" in groups of 128, with an int8 head; default, as it is."""
     import convert  # imports jax, which contestants without it must not
 
+    groups = {"int8": None, "int4": 128}
+    settings = None if method is None else convert.Settings(method, groups[method], True, True)
     with contextlib.redirect_stdout(io.StringIO()):
-        return convert.to_native(hf, out)
+        return convert.to_native(hf, out, quantize=settings)
 
 
 def write_gguf(hf: Path, out: Path, kind: str) -> Path:

@@ -42,7 +42,7 @@ class Ours:
     def __init__(self, model: str, dtype: str):
         import qwen_jax
 
-        self.params = qwen_jax.load(model, dtype=dtype)
+        self.params = qwen_jax.load(model, dtype=None if dtype.startswith("int") else dtype)
 
     def generate(self, ids: list[int], count: int, **sampling: float) -> dict[str, Any]:
         from qwen_jax import Sampling

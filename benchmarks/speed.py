@@ -26,28 +26,41 @@ from benchmarks.race import PAUSE, Runner, rates, ratio
 PROMPT = 128  # tokens
 CHECKED = 32  # tokens compared before anything is timed
 TOLERANCE = 1e-4  # of float32 logits, relative to the largest
-AGREEMENT = 0.75  # of likeliest tokens, for contestants of few bits
+AGREEMENT = {"int4": 0.3, "Q4_0": 0.3}  # of likeliest tokens, with noise for weights; else 0.75
 FIELDS = {  # model type: contestants, of which pairs become ratios
     "qwen2": (
         ("qwen_jax", "float32"),
         ("transformers", "float32"),
         ("qwen_jax", "bfloat16"),
         ("transformers", "bfloat16"),
+        ("qwen_jax", "int8"),
+        ("qwen_jax", "int4"),
         ("llama.cpp", "F16"),
         ("llama.cpp", "Q8_0"),
+        ("llama.cpp", "Q4_0"),
     ),
     "qwen": (  # the original, which transformers no longer runs
         ("qwen_jax", "float32"),
         ("qwen_jax", "bfloat16"),
+        ("qwen_jax", "int8"),
+        ("qwen_jax", "int4"),
         ("llama.cpp", "F16"),
         ("llama.cpp", "Q8_0"),
+        ("llama.cpp", "Q4_0"),
     ),
 }
+GGUF = ("F16", "Q8_0", "Q4_0")
+QUANTISED = ("int8", "int4")
 PAIRS = (
     ("qwen_jax float32", "transformers float32"),
     ("qwen_jax bfloat16", "transformers bfloat16"),
     ("qwen_jax bfloat16", "llama.cpp F16"),
     ("qwen_jax bfloat16", "llama.cpp Q8_0"),
+    ("qwen_jax int8", "qwen_jax bfloat16"),
+    ("qwen_jax int4", "qwen_jax bfloat16"),
+    ("qwen_jax int8", "transformers bfloat16"),
+    ("qwen_jax int8", "llama.cpp Q8_0"),
+    ("qwen_jax int4", "llama.cpp Q4_0"),
 )
 SAMPLED = "qwen_jax bfloat16"
 SAMPLINGS: dict[str, dict[str, float]] = {
@@ -60,7 +73,8 @@ SAMPLINGS: dict[str, dict[str, float]] = {
         "repetition_penalty": 1.05,
     },
 }
-BYTES = {"float32": 4, "bfloat16": 2, "F16": 2, "Q8_0": 34 / 32}  # of a weight
+BYTES = {"float32": 4, "bfloat16": 2, "F16": 2, "Q8_0": 34 / 32, "Q4_0": 18 / 32}  # of a weight
+BYTES |= {"int8": 1, "int4": 1}  # a CPU holds int4 in int8
 Runners = dict[str, Runner]
 
 
@@ -71,13 +85,13 @@ def start(stack: contextlib.ExitStack, root: Path, shape: Shape, model_type: str
     models = {
         "qwen_jax": write_native(hf, root / f"{model_type}-native"),
         "transformers": hf,
-        "F16": write_gguf(hf, root / f"{model_type}-F16.gguf", "F16"),
-        "Q8_0": write_gguf(hf, root / f"{model_type}-Q8_0.gguf", "Q8_0"),
+        **{kind: write_native(hf, root / f"{model_type}-{kind}", kind) for kind in QUANTISED},
+        **{kind: write_gguf(hf, root / f"{model_type}-{kind}.gguf", kind) for kind in GGUF},
     }
     runners: Runners = {}
     for name, dtype in FIELDS[model_type]:
         log(f"{model_type}: loading {name} {dtype}")
-        runner = Runner(name, models.get(name) or models[dtype], dtype)
+        runner = Runner(name, models.get(dtype) or models[name], dtype)
         runners[runner.label] = stack.enter_context(runner)
         runner.ready()
     return runners
@@ -99,7 +113,7 @@ def check(runners: Runners, shape: Shape, prompt: list[int], tokens: int, root: 
             "likeliest tokens": round(float(alike), 3),
             "leading greedy tokens": same.index(False) if False in same else len(same),
         }
-        if alike < AGREEMENT:
+        if alike < AGREEMENT.get(runner.label.split()[-1], 0.75):
             raise RuntimeError(f"{runner.label} agrees with {first.label} on {alike:.0%} of tokens")
     if (rival := runners.get("transformers float32")) is not None:
         logits = []

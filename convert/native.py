@@ -13,7 +13,7 @@ from convert.huggingface import Checkpoint, is_same
 from convert.progress import Progress, gigabytes
 from convert.quantize import Quantizer, Settings
 from convert.source import INDEX, QUANTISED, SIDE_FILES, default_out, locate
-from qwen_jax import native
+from qwen_jax import memory, native
 from qwen_jax.names import is_harmless
 from qwen_jax.native import DTYPES, Manifest
 from qwen_jax.quant import FIELDS
@@ -138,6 +138,9 @@ def _write(
             quantizer.finish(partial)
         manifest.seal(partial)
         progress.finish()
+        held = memory.by_dtype(manifest.leaves.values())
+        token = memory.cache(checkpoint.config, manifest.leaves["embed"].dtype)
+        print(memory.summary(held, token))
         if verify:
             _verify(checkpoint, manifest, partial, f"verifying {out}")
         (partial / STATE).unlink()

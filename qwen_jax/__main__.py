@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
+from qwen_jax import memory
 from qwen_jax.checkpoint import load
 from qwen_jax.completion import Completion, grow
 from qwen_jax.generate import stream_chat, text_tokenizer
@@ -63,6 +64,7 @@ def main(
         show(answer for (answer,) in grow(params, [ids], watch=True, **how))
     else:
         show(stream_chat(params, prompt, system=system, **how))
+    print(f"[{memory.of(params)}]", file=sys.stderr)
 
 
 def show(answers: Iterator[Completion]) -> None:

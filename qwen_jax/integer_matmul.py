@@ -27,7 +27,6 @@ _STEP = 254  # a piece of an activation is at most 127 steps, its rest half a st
 @jax.custom_vjp
 def product(x: Array, codes: Array, scales: Array, zeros: Array | None) -> Array:
     """x [M in] -> float32 [M out]. The weights are constants: only x has a gradient."""
-    x, codes = jax.lax.optimization_barrier((x, codes))  # or loops would widen the codes outside
     y = jax.lax.platform_dependent(x, codes, scales, cpu=_on_cpu, tpu=_on_tpu, default=_on_gpu)
     if zeros is None:
         return y

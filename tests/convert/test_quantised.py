@@ -228,8 +228,8 @@ def test_projections_of_one_product_share_their_order(tmp_path):
 def test_zeros_of_one_projection_alone(tmp_path):
     """The others' are stored with it."""
     packed, plain = random_quantised(QWEN2, GPTQ | {"sym": True})
-    made, weight = random_module(np.random.default_rng(1), 16, 32, GPTQ, None)
-    module = "model.layers.0.self_attn.v_proj"
+    made, weight = random_module(np.random.default_rng(1), 32, 32, GPTQ, None)
+    module = "model.layers.0.self_attn.q_proj"
     packed |= {f"{module}.{name}": a for name, a in made.items()}
     plain |= {f"{module}.weight": weight}
     source = write(tmp_path / "hf", QWEN2, GPTQ, packed)

@@ -86,7 +86,7 @@ def test_weight_is_exact():
 
 
 def test_no_recipe_keeps_an_expanded_copy():
-    """In a loop a compiler would widen constant codes once, before it, if it were let to."""
+    """Nor does a compiler widen constant codes once, before a loop of them."""
     inputs, out = 1024, 2048
     shape = jax.ShapeDtypeStruct
     for groups, codes in ((1, (out, inputs)), (8, (8, out, 128))):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from qwen_jax import decode, native, quant
+from qwen_jax import decode, lowering, native, quant
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
 from qwen_jax.lora import Delta, LoraLinear, fuse, map_linears
 from qwen_jax.model import Linear, init
 from qwen_jax.quant import QuantLinear, arrange, arrange_all, at_rest, dequantize, quantize
 from qwen_jax.sharding import make_mesh, shardings
+from qwen_jax.weights import flatten
 from tests.qwen_jax.networks import QWEN2, V1, distance
 
 BIG = V1 | {"hidden_size": 64, "kv_channels": 16, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -222,3 +223,25 @@ def test_a_manifest_of_other_groups(tmp_path):
     file.write_text(text.replace('"dtype": "float16"', '"dtype": "int8"'))
     with pytest.raises(ValueError, match=r"scales has dtype int8, expected float32 or bfloat16"):
         load(tmp_path / "one")
+
+
+# --- compiled ---------------------------------------------------------------------------------
+def test_programs_know_quantised_weights():
+    """Their compiler options keep a GPU from rebuilding the weights; others compile without."""
+    params, twin = (flatten(x) for x in network("v1"))
+    assert params.structure.quantised
+    assert not twin.structure.quantised
+    for program in (decode._step, decode._prefill, decode._score):
+        assert program.of(params) is program.quantised
+        assert program.of(twin) is program.plain
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_lowered_without_the_hardware(platform):
+    for zeros, group in ((True, 16), (False, None)):
+        formats = quant.plan(Config.from_hf(BIG), 4, group, zeros)
+        params = lowering.params(Config.from_hf(BIG), jnp.bfloat16, None, formats)
+        arrange_all(params, platform)
+        state = lowering.state(params, slots=2, length=64)
+        text = lowering.step(params, state, 4).lower(lowering_platforms=(platform,)).as_text()
+        assert "xi4>" in text  # two to a byte on these devices

@@ -1,0 +1,53 @@
+"""How many bytes a model takes: its weights in each precision, its cache, the most at once."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax.config import Config
+from qwen_jax.model import Qwen
+from qwen_jax.packing import bits
+
+
+def by_dtype(leaves: Iterable[Any]) -> dict[str, int]:
+    """Bytes of arrays (or their shapes) of each dtype, over all devices; two int4 are a byte."""
+    found: dict[str, int] = {}
+    for leaf in leaves:
+        name = jnp.dtype(leaf.dtype).name
+        found[name] = found.get(name, 0) + leaf.size * bits(leaf.dtype) // 8
+    return found
+
+
+def cache(config: Config, dtype: Any) -> int:
+    """Bytes of keys and values of one token; int8 comes with a float32 scale for each head."""
+    dtype = jnp.dtype(dtype)
+    head = config.head_dim * dtype.itemsize + 4 * (dtype == jnp.int8)
+    return int(2 * config.layers * config.kv_heads * head)
+
+
+def peak(params: Qwen) -> int | None:
+    """The most bytes that one device held so far; None where it does not say (a CPU)."""
+    devices = params.embed.devices()
+    found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+    return max((int(n) for n in found if n is not None), default=None)
+
+
+def summary(weights: Mapping[str, int], token: int, most: int | None = None) -> str:
+    """One line of all three. token: bytes of a token in the cache."""
+    each = ", ".join(f"{name} {megabytes(size)}" for name, size in sorted(weights.items()))
+    line = f"weights {megabytes(sum(weights.values()))} ({each}), cache {megabytes(token)} a token"
+    return line if most is None else f"{line}, peak {megabytes(most)} on a device"
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def of(params: Qwen) -> str:
+    """What loaded parameters take, with the cache that generation makes for them."""
+    asked = params.assets.cache_dtype if params.assets is not None else None
+    on_cpu = next(iter(params.embed.devices())).platform == "cpu"
+    dtype = asked or (jnp.float32 if on_cpu else params.embed.dtype)
+    return summary(by_dtype(jax.tree.leaves(params)), cache(params.config, dtype), peak(params))

@@ -1,0 +1,207 @@
+"""Making quantised checkpoints: GPTQ beats rounding, interrupted work goes on, reports are true."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import convert
+from convert import Settings, calibration, gptq
+from convert import quantize as quantizing
+from qwen_jax import decode, native, quant
+from qwen_jax.checkpoint import load
+from qwen_jax.model import Linear
+from qwen_jax.quant import dequantize, quantize
+from qwen_jax.tokenizer import Tokenizer
+from tests.convert.test_quantised import kernels
+
+LAYERS = ("attn.qkv", "attn.out", "mlp.gate", "mlp.up", "mlp.down")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A few conversations, as for fine-tuning."""
+    words = "low rank codes of a wide layer lose little when their inputs are known".split()
+    random = np.random.default_rng(0)
+    said = lambda: " ".join(random.choice(words, 30))
+    turns = lambda: [{"from": "user", "value": said()}, {"from": "assistant", "value": said()}]
+    file = tmp_path_factory.mktemp("texts") / "chats.json"
+    file.write_text(json.dumps([{"id": "x", "conversations": turns()} for _ in range(8)]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return load(convert.to_native("demo", tmp_path_factory.mktemp("plain") / "demo"))
+
+
+# --- the algorithm ----------------------------------------------------------------------------
+def reference_gptq(kernel, moments, bits, group, symmetric):
+    """Column by column with the inverse itself, as in the paper's first form, float64."""
+    w, inputs = kernel.astype(np.float64).copy(), kernel.shape[1]
+    damped = moments + gptq.DAMP * np.diag(moments).mean() * np.eye(inputs)
+    inverse, made = np.linalg.inv(damped), np.zeros_like(w)
+    least, top = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    for i in range(inputs):
+        if i % group == 0:
+            scale, zero = quant.grid(jnp.asarray(w[:, i : i + group], jnp.float32), bits, symmetric)
+            scale = np.asarray(scale, np.float64)
+            zero = 0 if zero is None else np.asarray(zero, np.float64)
+        code = np.clip(np.round(w[:, i] / scale) + zero, least, top)
+        made[:, i] = scale * (code - zero)
+        lost = (w[:, i] - made[:, i]) / inverse[i, i]
+        w[:, i:] -= lost[:, None] * inverse[i, i:]
+        inverse -= np.outer(inverse[:, i], inverse[i]) / inverse[i, i]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("group", "symmetric"), [(16, True), (16, False), (48, True), (None, False)]
+)
+def test_solve(group, symmetric):
+    random = np.random.default_rng(0)
+    kernel = random.standard_normal((20, 48)).astype(np.float32)
+    x = random.standard_normal((300, 48)) @ random.standard_normal((48, 48)) / 7
+    moments = x.T @ x
+    made = gptq.solve(
+        Linear(jnp.asarray(kernel), None), jnp.asarray(moments, jnp.float32), 4, group, symmetric
+    )
+    wanted = reference_gptq(kernel, moments, 4, group or 48, symmetric)
+    same = np.isclose(np.asarray(made.kernel), wanted, atol=1e-5)
+    assert same.mean() > 0.98  # a number halfway between two codes may fall to either
+    loss = lambda w: np.linalg.norm((w - kernel) @ x.T)
+    nearest = quantize(Linear(jnp.asarray(kernel), None), 4, group, symmetric)
+    assert loss(np.asarray(made.kernel)) < 0.8 * loss(np.asarray(nearest.kernel))
+    assert (made.zeros is None) == symmetric
+
+
+def test_inputs_that_are_always_zero():
+    kernel = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((100, 32)).astype(np.float32)
+    x[:, 5] = 0
+    made = gptq.solve(Linear(jnp.asarray(kernel), None), jnp.asarray(x.T @ x), 4, 16, True)
+    assert np.isfinite(np.asarray(made.kernel)).all()
+    assert (np.asarray(made.kernel)[:, 5] == 0).all()
+
+
+# --- whole checkpoints ------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings("int8", None, True, True),
+        Settings("int4", 32, False, False),
+        Settings("int4", 16, True, True),
+    ],
+)
+def test_to_nearest(settings, plain, tmp_path, capsys):
+    folder = convert.to_native("demo", tmp_path / "made", quantize=settings)
+    assert "mlp.down" in capsys.readouterr().out
+    params = load(folder)
+    layers = dict(quant.layers(params))
+    assert ("head" in layers) == settings.head
+    source = plain.blocks[2].mlp.gate
+    wanted = quantize(source, settings.bits, settings.group, settings.symmetric)
+    got = quant.at_rest(layers["blocks.2.mlp.gate"])
+    for name, leaf in native.named_leaves(wanted).items():
+        np.testing.assert_array_equal(getattr(got, name), leaf)
+    assert params.embed.dtype == plain.embed.dtype
+    report = json.loads((folder / quantizing.REPORT).read_text())
+    kernel = np.asarray(source.kernel, np.float32)
+    share = np.sum((dequantize(wanted).kernel - kernel) ** 2) / np.sum(kernel**2)
+    np.testing.assert_allclose(report["layers"]["blocks.2.mlp.gate"]["nearest"], share, rtol=1e-4)
+    assert not (folder / "quantising").exists()
+
+
+def test_gptq_beats_rounding(plain, texts, tmp_path, capsys):
+    """On what every layer really gets; and what the report says of texts held out is true."""
+    settings = Settings("gptq", 32, True, False)
+    folder = convert.to_native("demo", tmp_path / "made", quantize=settings, calibration=texts)
+    report = json.loads((folder / quantizing.REPORT).read_text())
+    assert len(report["layers"]) == 4 * len(LAYERS)
+    for name, errors in report["layers"].items():
+        assert 0 < errors["gptq"] < 0.8 * errors["nearest"], name
+    rows, held = calibration.read_rows(texts, Tokenizer.load(folder))
+    assert report["tokens"] == {"calibration": rows.size, "held out": held.size}
+    for params, which in ((plain, "before"), (load(folder), "after")):
+        wide = jax.tree.map(
+            lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, params
+        )
+        scores = jax.nn.log_softmax(decode.score(wide, held)[:, :-1])
+        loss = -np.take_along_axis(np.asarray(scores), held[:, 1:, None], axis=2).mean()
+        np.testing.assert_allclose(np.exp(loss), report["perplexity"][which], rtol=1e-4)
+    assert "perplexity of" in capsys.readouterr().out
+
+
+def test_interrupted(texts, tmp_path, monkeypatch):
+    settings = Settings("gptq", 32, False, False)
+    make = lambda out: convert.to_native("demo", out, quantize=settings, calibration=texts)
+    whole = make(tmp_path / "whole")
+    real, written = native.write_piece, []
+
+    def write(folder, piece, arrays):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(piece)
+        real(folder, piece, arrays)
+
+    monkeypatch.setattr(native, "write_piece", write)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "made")
+    written[:] = ["again"]
+    monkeypatch.setattr(native, "write_piece", lambda *a: (written.append(a[1]), real(*a))[1])
+    again = make(tmp_path / "made")
+    assert "blocks.1" not in written
+    assert "blocks.2" in written
+    wanted = native.named_leaves(load(whole))
+    for name, leaf in native.named_leaves(load(again)).items():
+        np.testing.assert_array_equal(leaf, wanted[name])
+    assert (again / quantizing.REPORT).read_text() == (whole / quantizing.REPORT).read_text()
+
+
+@pytest.mark.parametrize("packing", ["gptq", "awq"])
+def test_to_hf_and_back(packing, tmp_path):
+    """What we quantised is a checkpoint in others' packing, and the same one when it returns."""
+    folder = convert.to_native(
+        "demo", tmp_path / "made", quantize=Settings("int4", 32, False, False)
+    )
+    back = convert.to_hf(folder, tmp_path / "back", packing=packing)
+    said = json.loads((back / "config.json").read_text())["quantization_config"]
+    assert (said["quant_method"], said["bits"], said["group_size"]) == (packing, 4, 32)
+    assert "transformer.h.3.mlp.w1.qweight" in load_file(back / "model.safetensors")
+    again = load(convert.to_native(back, tmp_path / "again"))
+    wanted = kernels(load(folder), "qwen")
+    for name, array in kernels(again, "qwen").items():
+        np.testing.assert_array_equal(array, wanted[name])
+
+
+def test_faults(golden, texts, tmp_path):
+    make = lambda method, group=16, source="demo", texts=texts, head=False: convert.to_native(
+        source, tmp_path / "x", quantize=Settings(method, group, True, head), calibration=texts
+    )
+    with pytest.raises(ValueError, match=r"groups of 48 do not divide 128 inputs"):
+        make("int4", 48)
+    with pytest.raises(ValueError, match="gptq needs texts"):
+        make("gptq", texts=None)
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        make("gptq", source=golden("v1/base"))
+    with pytest.raises(ValueError, match="is quantised already"):
+        make("int4", source=golden("quant/gptq4"), texts=None)
+    with pytest.raises(ValueError, match="the head is the embedding"):
+        make("int8", None, golden("modern/qwen3"), None, head=True)
+    short = tmp_path / "short.txt"
+    short.write_text("few words")
+    with pytest.raises(ValueError, match="at least 128"):
+        make("int4", texts=short)
+    broken = tmp_path / "broken.json"
+    for text, match in (
+        ("{", "is not JSON"),
+        ("{}", "expected a list"),
+        ('[{"x": 1}]', "record 0"),
+    ):
+        broken.write_text(text)
+        with pytest.raises(ValueError, match=match):
+            make("int4", texts=broken)
+    assert not (tmp_path / "x").exists()
