@@ -19,7 +19,7 @@ from qwen_jax.model import Qwen
 from qwen_jax.native import named_leaves
 from qwen_jax.peft import Adapter
 from qwen_jax.peft_config import Settings as AdapterSettings
-from qwen_jax.quant import arrange, quantize
+from qwen_jax.quant import QuantLinear, arrange, quantize
 from train.network import stack, unstack
 from train.settings import Settings
 
@@ -100,11 +100,16 @@ def _whole(params: Qwen, adapter: AdapterSettings) -> set[str]:
 
 
 def _quantized(params: Qwen, bits: int, group: int) -> Qwen:
-    """Every linear layer of the blocks in `bits`, layer after layer; full ones are freed."""
+    """Every linear layer of the blocks in integers, layer after layer; full ones are freed.
+
+    A layer that its checkpoint holds so stays as it is.
+    """
     platform = next(iter(params.embed.devices())).platform
     convert = jax.jit(lambda layer: arrange(quantize(layer, bits, group, False), platform))
 
     def change(_: str, layer: Any) -> Any:
+        if isinstance(layer, QuantLinear):
+            return layer
         made = jax.block_until_ready(convert(layer))
         layer.kernel.delete()
         return made

@@ -11,9 +11,11 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from qwen_jax.integer_matmul import COMPILER_OPTIONS
 from qwen_jax.lora import with_dropout
 from qwen_jax.model import Qwen
 from qwen_jax.native import named_leaves
+from qwen_jax.quant import layers
 from qwen_jax.sharding import RULES, mesh_of, spec
 from train.loss import IGNORED, chunks, cross_entropy
 from train.network import Remat, hidden
@@ -113,8 +115,11 @@ class Trainer:
         self.optimizer = recipe.optimizer()
         self.places = None if self.mesh is None else self._places(self.mesh)
         out = None if self.places is None else (self.places, None)
-        self._step = jax.jit(self._update, donate_argnums=0, out_shardings=out)
-        self._score = jax.jit(self._losses)
+        options = COMPILER_OPTIONS if any(layers(params)) else None
+        self._step = jax.jit(
+            self._update, donate_argnums=0, out_shardings=out, compiler_options=options
+        )
+        self._score = jax.jit(self._losses, compiler_options=options)
 
     def start(self) -> TrainState:
         """Masters as the network has them; an optimizer that has seen nothing."""
