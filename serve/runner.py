@@ -52,7 +52,11 @@ class Runner:
 
     def reset(self) -> None:
         """Empty slots, whatever became of those there were."""
-        self._state = decode.start(self.weights, self.slots, self.length, self._cache_dtype)
+        state = decode.start(self.weights, self.slots, self.length, self._cache_dtype)
+        # Parameters that were loaded are bound to their devices and bind what is computed from
+        # them. A state that is not would be another kind of argument, and compile everything again.
+        bind = lambda x: x if x.committed else jax.device_put(x, x.sharding)
+        self._state = jax.tree.map(bind, state)
 
     def close(self) -> None:
         """Nothing outlives the process."""

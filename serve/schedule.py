@@ -169,7 +169,7 @@ class Schedule:
             prompt_length=len(request.tokens),
             settings=request.settings,
             max_new_tokens=request.max_new_tokens,
-            mask=request.constraint.mask() if request.constraint else None,
+            mask=request.constraint.mask() if request.constraint and end > last else None,
         )
         self._add(turn, operation, {0: request} if end > last else {})
         if end - start == self._chunk:

@@ -75,6 +75,7 @@ def babbler(small: Tokenizer) -> Qwen:  # noqa: F811
     config = dataclasses.replace(Config.from_hf(NETWORK), init_std=0.3)
     params = init(config, jax.random.key(3))
     params = dataclasses.replace(params, config=Config.from_hf(NETWORK))
+    params = jax.device_put(params, jax.devices()[0])  # bound to it, as `load` does
     return with_assets(params, small, **CHATML)
 
 

@@ -57,6 +57,7 @@ def answer(client, number):
 
 
 def test_two_hundred_streams_at_once(tiny):
+    compiled = tiny.metric("qwen_compilations")
     with httpx.Client(base_url=tiny.url, timeout=120) as client:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             together = list(pool.map(lambda number: answer(client, number), range(200)))
@@ -65,7 +66,7 @@ def test_two_hundred_streams_at_once(tiny):
     assert len({said for said, *_ in together}) > 150
     different = [n for n in range(200) if together[n] != alone[n]]
     assert not different, [(together[n], alone[n]) for n in different[:3]]
-    assert tiny.metric("qwen_compilations") == 0
+    assert tiny.metric("qwen_compilations") == compiled
     assert tiny.metric("qwen_engine_failures_total") == 0
 
 

@@ -142,7 +142,7 @@ def test_json_schema(client):
         "additionalProperties": False,
     }
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
-    answer = client.chat.completions.create(**ASK, response_format=wanted, max_tokens=100, n=2)
+    answer = client.chat.completions.create(**ASK, response_format=wanted, max_tokens=88, n=2)
     for choice in answer.choices:
         assert 0 <= json.loads(choice.message.content)["age"] <= 99
         assert choice.finish_reason == "stop"

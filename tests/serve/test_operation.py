@@ -1,0 +1,156 @@
+"""What whoever runs a server relies on: TLS, CORS, logs, metrics, loading and draining."""
+
+import dataclasses
+import json
+import logging
+import re
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from serve.api.app import build
+from serve.security import Keys
+from serve.service import Service
+from serve.settings import Settings
+from tests.serve.conftest import SETTINGS
+
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "a secret question"}]}
+CHAT = "/v1/chat/completions"
+
+
+def test_tls(scripted, tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost".split()
+    names = [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    with scripted(tls_certificate=certificate, tls_key=key) as running:
+        # the port speaks TLS and nothing else
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        url = running.url.replace("http:", "https:")
+        with httpx.Client(verify=trusted) as client:
+            assert client.post(url + CHAT, json=ASK).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            httpx.get(running.url + "/health")
+
+
+def test_no_page_from_elsewhere_may_ask(scripted):
+    asked = {"Origin": "https://elsewhere.example"}
+    with scripted() as running:
+        answer = httpx.get(running.url + "/health", headers=asked)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    with scripted(cors=("https://friend.example",), keys=Keys({"k" * 16: "ann"})) as running:
+        for origin, allowed in (("https://friend.example", True), (asked["Origin"], False)):
+            headers = {
+                "Origin": origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization",
+            }
+            answer = httpx.options(running.url + CHAT, headers=headers)
+            assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+
+
+def test_the_log_holds_no_text(scripted, caplog):
+    caplog.set_level(logging.DEBUG)
+    with scripted("a secret answer") as running:
+        httpx.post(running.url + CHAT, json=ASK, headers={"X-Request-Id": "mine"})
+        httpx.post(running.url + CHAT, json=ASK | {"secret": 1}, headers={"X-Request-Id": "b\tad"})
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "secret" not in said
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    posts = [line for line in lines if line["method"] == "POST"]
+    assert [line["status"] for line in posts] == [200, 400]
+    assert posts[0]["id"] == "mine"
+    assert posts[0]["finish"] == ["stop"]
+    assert posts[0]["new_tokens"] > 3
+    assert re.fullmatch("req-[0-9a-f]{16}", posts[1]["id"])
+
+
+def test_prompts_are_logged_on_request(scripted, caplog):
+    caplog.set_level(logging.INFO)
+    with scripted(log_prompts=True) as running:
+        httpx.post(running.url + CHAT, json=ASK)
+        records = [record for record in caplog.records if record.name == "serve.requests"]
+        (line,) = [json.loads(r.getMessage()) for r in records if CHAT in r.getMessage()]
+        assert "a secret question" in running.model.tokenizer.decode(line["prompt"])
+
+
+def test_metrics_count(scripted):
+    with scripted("one two three") as running:
+        answer = httpx.post(running.url + CHAT, json=ASK).json()
+        httpx.post(running.url + CHAT, json={})
+        usage = answer["usage"]
+        assert running.metric("qwen_prompt_tokens_total") == usage["prompt_tokens"]
+        assert running.metric("qwen_generated_tokens_total") == usage["completion_tokens"]
+        assert running.metric('qwen_requests_finished_total{reason="stop"}') == 1
+        assert running.metric('qwen_requests_rejected_total{status="400"}') == 1
+        assert running.metric("qwen_time_to_first_token_seconds_count") == 1
+        assert running.metric("qwen_time_per_output_token_seconds_count") == 1
+        assert running.metric("qwen_ready") == 1
+
+
+def test_before_the_model_is_there():
+    service = Service(SETTINGS)
+    with TestClient(build(service, Keys({}))) as client:
+        assert client.get("/health").status_code == 200
+        for answer in (client.get("/ready"), client.post(CHAT, json=ASK), client.get("/v1/models")):
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "5"
+            assert answer.json()["error"]["message"] == "the model is being loaded"
+        service.failure = "no such folder"
+        assert client.get("/health").status_code == 503
+        assert "no such folder" in client.get("/ready").json()["error"]["message"]
+
+
+def test_while_it_drains(scripted):
+    with scripted() as running:
+        running.service.draining = True
+        for path in ("/ready", "/v1/models"):
+            assert httpx.get(running.url + path).status_code == 503
+        assert httpx.post(running.url + CHAT, json=ASK).status_code == 503
+        assert httpx.get(running.url + "/health").status_code == 200
+
+
+def test_keys_in_a_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nann 0123456789abcdef\n\nbob fedcba9876543210\n")
+    keys = Keys.read(file)
+    assert keys.owner("/v1/models", "Bearer 0123456789abcdef") == "ann"
+    assert keys.owner("/v1/models", "bearer  fedcba9876543210") == "bob"
+    for wrong in ("Bearer 0123456789abcde", "Bearer ann", "0123456789abcdef", "Bearer \udcff"):
+        assert keys.owner("/v1/models", wrong) is None
+    for content in ("", "ann\n", "ann short\n", "ann 0123456789abcdef more\n"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=str(file)):
+            Keys.read(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunk": 33}, "a power of two"),
+        ({"slots": 0}, "slots is 0, wanted 1 to 4096"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"tls_key": __file__}, "belong together"),
+        ({"processes": 2}, "belong together"),
+        ({"coordinator": "a:1"}, "belong together"),
+        ({"coordinator": "auto", "process": 1}, "belong together"),
+    ],
+)
+def test_settings_are_checked(change, message):
+    change = {name: Path(value) if "tls" in name else value for name, value in change.items()}
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(Settings(), **change)

@@ -1,0 +1,114 @@
+"""The device side: everything is compiled beforehand, and runs as the schedule asks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qwen_jax import decode, prompts
+from qwen_jax.completion import complete
+from qwen_jax.rope import octave
+from qwen_jax.sampler import Settings
+from qwen_jax.sampling import Sampling
+from serve import loading
+from serve.operations import Judge, Prefill, Release, Share, Step
+from serve.runner import Runner
+from serve.schedule import Request, Schedule
+from tests.serve.conftest import SETTINGS
+
+WISH = Settings.of(Sampling(temperature=0.5, logprobs=3, stop_ids=((1, 2),)), ((3,),), 9)
+MASK = b"\xff" * 52
+
+
+@pytest.fixture(scope="module")
+def warm(babbler):
+    runner = loading.runner(babbler, SETTINGS)
+    runner.warm()
+    return runner
+
+
+def compiled():
+    jitted = (decode._start, decode._prefill, decode._step, decode._release)
+    return [function._cache_size() for function in (*jitted, prompts._share, prompts._judge)]
+
+
+def prefill(slot, length, start, mask=None, new=1):
+    return Prefill(slot, [5] * length, start, start + length, WISH, new, mask)
+
+
+@pytest.mark.parametrize("first", ["prefill", "judge", "step", "masked", "share", "release"])
+def test_whatever_comes_first_is_compiled(warm, first):
+    """And whatever comes then: chunks of every size at every place, with masks and without."""
+    before = compiled()
+    warm.reset()
+    operations = {
+        "prefill": prefill(0, 64, 0),
+        "judge": Judge(0, [1], [2], 0, 64),
+        "step": Step(4),
+        "masked": Step(1, {0: MASK}),
+        "share": Share(0, 1, [1] * 64),
+        "release": Release(7),
+    }
+    warm.run([operations.pop(first), *operations.values(), Step(1), Step(1, {2: b""})])
+    for start in range(0, warm.length, warm.chunk):
+        for length in (1, 15, 16, 17, 63, 64):
+            warm.run([prefill(3, length, start, mask, 0) for mask in (None, MASK)])
+        warm.run([Judge(1, [1] * 3, [2] * 3, start, warm.length)])
+        if start:
+            warm.run([Share(1, 2, [1] * start)])
+    assert compiled() == before
+
+
+@pytest.mark.parametrize("length", [16, 64, 256, 2048])
+@pytest.mark.parametrize("chunk", [16, 64, 128])
+def test_every_program_is_named(length, chunk):
+    """Sizes and windows of all chunks that can be, without a device."""
+    if length % chunk:
+        return
+    runner = object.__new__(Runner)
+    runner.length, runner.chunk, runner._counts = length, chunk, (1, 4)
+    runner._sizes = sorted({max(chunk // 4, 16), chunk})
+    window = lambda start, size: min(length, 1 << (start + size - 1).bit_length())
+    named = {
+        (len(op.tokens), window(op.start, len(op.tokens)))
+        for op in runner.programs()
+        if isinstance(op, Prefill)
+    }
+    possible = {
+        (size, window(start, size)) for start in range(0, length, chunk) for size in runner._sizes
+    }
+    assert named == possible
+    shared = {
+        min(length, decode.bucket(len(op.tokens)))
+        for op in runner.programs()
+        if isinstance(op, Share)
+    }
+    assert {min(length, decode.bucket(n)) for n in range(chunk, length, chunk)} <= shared
+
+
+def test_answers_are_those_of_generate(warm, babbler):
+    """Through the schedule, in chunks, beside others, the first with a grammar's mask of all."""
+    schedule = Schedule(warm.slots, warm.chunk, 99, 4, share=True)
+    texts = [[7, 8, 9], list(range(30, 110)), [50] * 64]
+    wishes = [Sampling(temperature=0.8), Sampling(temperature=0), Sampling(temperature=1.2)]
+    requests = [
+        Request(ids, Settings.of(wish, (), 5), 12, lambda news: None, lineage=str(n % 2))
+        for n, (ids, wish) in enumerate(zip(texts, wishes, strict=True))
+    ]
+    for request in requests:
+        schedule.submit(request)
+    while schedule.busy:
+        turn = schedule.next()
+        schedule.take(turn, warm.read(turn.operations, warm.run(turn.operations)))
+    for request, ids, wish in zip(requests, texts, wishes, strict=True):
+        (alone,) = complete(babbler, [ids], wish, max_new_tokens=12, seed=5, eos_ids=())
+        assert request.answer == alone.tokens
+
+
+def test_lineage_is_the_octave(warm):
+    runner = object.__new__(Runner)
+    for trained in (None, 32, 512):
+        runner.config = replace(warm.config, ntk_length=trained)
+        lengths = np.asarray([1, 31, 32, 33, 64, 65, 511, 512, 513, 1024, 1025, 5000])
+        wanted = octave(runner.config, lengths).tolist()
+        assert [runner.lineage(int(length)) for length in lengths] == wanted
