@@ -24,7 +24,7 @@ PICTURE = ROOT / "docs" / "images" / "demo_lora.png"
 STEPS = 900
 OPTIONS = (  # the embedding and the head are random, too: they are trained whole
     "--method lora --rank 64 --alpha 64 --dropout 0 --modules-to-save wte lm_head --dtype float32 "
-    f"--learning-rate 2e-3 --warmup 0.05 --steps {STEPS} --max-length 256 --batch-size 4 "
+    f"--learning-rate 3e-3 --warmup 0.05 --steps {STEPS} --max-length 256 --batch-size 4 "
     "--micro-batch 4 --remat none"
 )
 

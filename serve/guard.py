@@ -47,10 +47,11 @@ def engine(vocabulary: dict[str, Any]) -> llguidance.LLTokenizer:
 def compiled(tokenizer: llguidance.LLTokenizer, kind: str, source: str) -> LLMatcher:
     """Raises ValueError for what cannot be used."""
     matcher = LLMatcher(tokenizer, KINDS[kind](source), log_level=0, limits=LIMITS)
-    if not matcher.is_error():
-        matcher.deep_copy().compute_bitmask()  # the first is the dearest
-    if matcher.is_error():
-        raise ValueError(matcher.get_error().split("\n<backtrace>")[0][:300])
+    trial = matcher.deep_copy()
+    if not trial.is_error():
+        trial.compute_logit_bias()  # the first is the dearest; a bit mask would hide its failure
+    if trial.is_error():
+        raise ValueError(trial.get_error().split("\n<backtrace>")[0][:300])
     return matcher
 
 

@@ -11,6 +11,7 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # halves the time of compiling
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy: the reference's matrices are too small to share
 
 GOLDEN = Path(__file__).parent / "golden"

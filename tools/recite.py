@@ -26,9 +26,7 @@ def first_turns() -> list[tuple[str, str]]:
     return [(question["content"], answer["content"]) for question, answer, *_ in chats]
 
 
-def answers(
-    params: Qwen, questions: Sequence[str], sampling: Sampling | None = None
-) -> list[str]:
+def answers(params: Qwen, questions: Sequence[str], sampling: Sampling | None = None) -> list[str]:
     """To each question, asked by itself; all batches have one shape, so little is compiled."""
     prompts, stops = zip(*(chat_prompt(params, question) for question in questions), strict=True)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))

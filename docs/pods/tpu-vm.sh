@@ -1,7 +1,7 @@
 #!/bin/bash
 # Fine-tune on a slice of TPU VMs, from your own machine:
 #     docs/pods/tpu-vm.sh create     # ask for the slice and wait
-#     docs/pods/tpu-vm.sh setup      # install, and mount the bucket, on every host
+#     docs/pods/tpu-vm.sh setup      # mount the bucket and install from it, on every host
 #     docs/pods/tpu-vm.sh train [options of train]
 #     docs/pods/tpu-vm.sh log        # of the first host
 #     docs/pods/tpu-vm.sh stop       # save, and stop; `train` goes on from there
@@ -9,10 +9,11 @@
 # A spot slice that was taken away: delete, create, setup, train.
 
 set -euo pipefail
-: "${NAME:=qwen}" "${ZONE:=us-west4-a}" "${BUCKET:?the bucket that holds model and data}"
+: "${NAME:=qwen}" "${ZONE:=us-west4-a}" "${BUCKET:?the bucket that holds wheel, model and data}"
 : "${TYPE:=v5litepod-16}" "${RUNTIME:=v2-alpha-tpuv5-lite}" # v5e 4x4; 4x4x4: v5p-128, v2-alpha-tpuv5
-: "${SOURCE:=qwen_jax[tpu,train]}"                           # what pip installs
-: "${MODEL:=qwen-7b-chat}" "${DATA:=chats.json}" "${OUT:=runs/first}" # inside the bucket
+# inside the bucket; the wheel is what `pip wheel --no-deps .` makes
+: "${WHEEL:=qwen_jax-0.1.0-py3-none-any.whl}"
+: "${MODEL:=qwen-7b-chat}" "${DATA:=chats.json}" "${OUT:=runs/first}"
 slice=(--zone "$ZONE" --quiet)
 
 everywhere() { gcloud compute tpus tpu-vm ssh "$NAME" "${slice[@]}" --worker=all --command "$1"; }
@@ -33,9 +34,6 @@ state() {
 setup() {
     everywhere "
         set -e
-        curl --silent --show-error --fail --location https://astral.sh/uv/install.sh | sh
-        ~/.local/bin/uv venv --quiet --clear --python 3.12 ~/venv
-        ~/.local/bin/uv pip install --quiet --python ~/venv/bin/python '$SOURCE'
         if ! command -v gcsfuse > /dev/null; then
             key=/usr/share/keyrings/cloud.google.asc
             curl --silent --fail https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee \$key > /dev/null
@@ -45,7 +43,10 @@ setup() {
             sudo apt-get -qq install --yes gcsfuse
         fi
         mkdir -p ~/bucket
-        mountpoint -q ~/bucket || gcsfuse --implicit-dirs '$BUCKET' ~/bucket"
+        mountpoint -q ~/bucket || gcsfuse --implicit-dirs '$BUCKET' ~/bucket
+        curl --silent --show-error --fail --location https://astral.sh/uv/install.sh | sh
+        ~/.local/bin/uv venv --quiet --clear --python 3.12 ~/venv
+        ~/.local/bin/uv pip install --quiet --python ~/venv/bin/python ~/bucket/'$WHEEL'[tpu,train]"
 }
 
 train() {

@@ -151,13 +151,11 @@ class Parser:
         if self._state == "call":
             return self._arguments(text)
         self._text += text
-        if found := self._find_call():
-            return found
-        place = self._text.find(_ANSWER)
-        if place >= 0 and self._text.find(_ACTION) < 0:
+        place, action = self._text.find(_ANSWER), self._text.find(_ACTION)
+        if place >= 0 and not 0 <= action < place:
             self._state = "answer"
             return self.push(self._text[place + len(_ANSWER) :])
-        return []
+        return self._find_call()
 
     def _find_call(self) -> list[Delta]:
         text = self._text

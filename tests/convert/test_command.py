@@ -43,6 +43,7 @@ def test_there_and_back(golden, tmp_path):
     assert (run.returncode, run.stderr) == (0, "")
     assert [line.split(":")[0] for line in run.stdout.splitlines()] == [
         "writing native",
+        "weights 0.666 MB (float32 0.666 MB), cache 0.00102 MB a token",
         "verifying native",
     ]
     assert "0.67 MB in" in run.stdout

@@ -152,14 +152,14 @@ def test_options_reach_the_model(monkeypatch, base, small, capsys):
     monkeypatch.setattr(command, "stream_chat", answer)
     command.main("somewhere", "hi")
     (_, how), (given, wishes) = seen
-    assert how == {"dtype": None, "cache_dtype": None}
+    assert how == {"dtype": None, "cache_dtype": None, "adapter": None}
     assert given == ("hi",)
     checkpoint = Sampling(temperature=0.5, top_k=7)
     default = {"system": None, "sampling": checkpoint, "max_new_tokens": None, "seed": None}
     assert wishes == default
     asked = {"system": "x", "max_new_tokens": 3, "seed": 5}
     command.main("somewhere", "hi", temperature=2, dtype="float16", cache_dtype="int8", **asked)
-    assert seen[2][1] == {"dtype": "float16", "cache_dtype": "int8"}
+    assert seen[2][1] == {"dtype": "float16", "cache_dtype": "int8", "adapter": None}
     assert seen[3][1] == asked | {"sampling": replace(checkpoint, temperature=2)}
     assert capsys.readouterr().out == "yes\nyes\n"
 

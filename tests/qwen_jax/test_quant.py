@@ -115,7 +115,7 @@ def test_arrangements_hold_the_same(group):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_and_tokens(name, bits):
     params, twin = network(name, bits)
-    assert distance(decode.score(params, IDS), decode.score(twin, IDS)) < 2e-6
+    assert distance(decode.score(params, IDS), decode.score(twin, IDS)) < 5e-6
 
 
 def test_scan_and_its_gradient():
@@ -133,7 +133,7 @@ def test_scan_and_its_gradient():
         return x.sum()
 
     x = linear(6, 64).kernel
-    assert distance(jax.grad(loop)(x), jax.grad(unrolled)(x)) < 2e-6
+    assert distance(jax.grad(loop)(x), jax.grad(unrolled)(x)) < 5e-6
 
 
 def test_adapters_on_quantised_layers():
@@ -150,7 +150,7 @@ def test_adapters_on_quantised_layers():
     adapted = map_linears(adapt, params)
     wanted = decode.score(adapted, IDS)
     assert distance(wanted, decode.score(params, IDS)) > 1e-2
-    assert distance(decode.score(fuse(adapted), IDS), wanted) < 2e-6
+    assert distance(decode.score(fuse(adapted), IDS), wanted) < 5e-6
     layer = adapted.blocks[0].mlp.up
     x = jnp.ones((3, 64))
     grads = jax.grad(lambda deltas: LoraLinear(layer.base, deltas)(x).sum())(layer.deltas)

@@ -28,7 +28,7 @@ def warm(babbler):
 
 
 def compiled():
-    jitted = (decode._start, decode._prefill, decode._step, decode._release)
+    jitted = (decode._start, decode._prefill.plain, decode._step.plain, decode._release)
     return [function._cache_size() for function in (*jitted, prompts._share, prompts._judge)]
 
 

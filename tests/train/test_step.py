@@ -75,7 +75,7 @@ def test_packing_and_dividing_change_nothing():
         assert metrics[0].targets == seen[0].targets
         assert metrics[0].tokens == 55
         for name, leaf in state.trained.items():
-            np.testing.assert_allclose(other.trained[name], leaf, atol=2e-6, err_msg=name)
+            np.testing.assert_allclose(other.trained[name], leaf, atol=5e-6, err_msg=name)
 
 
 def test_dropout_is_drawn_per_row():
