@@ -47,11 +47,12 @@ def engine(vocabulary: dict[str, Any]) -> llguidance.LLTokenizer:
 def compiled(tokenizer: llguidance.LLTokenizer, kind: str, source: str) -> LLMatcher:
     """Raises ValueError for what cannot be used."""
     matcher = LLMatcher(tokenizer, KINDS[kind](source), log_level=0, limits=LIMITS)
-    trial = matcher.deep_copy()
-    if not trial.is_error():
-        trial.compute_logit_bias()  # the first is the dearest; a bit mask would hide its failure
-    if trial.is_error():
-        raise ValueError(trial.get_error().split("\n<backtrace>")[0][:300])
+    for _ in range(2):  # the first mask is the dearest; past its limits it fails the time after
+        trial = matcher.deep_copy()
+        if not trial.is_error():
+            trial.compute_logit_bias()
+        if trial.is_error():
+            raise ValueError(trial.get_error().split("\n<backtrace>")[0][:300])
     return matcher
 
 

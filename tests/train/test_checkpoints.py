@@ -101,6 +101,8 @@ def test_what_cannot_be_read_is_named(tmp_path, fault):
         checkpoints.restore(1, like)
     assert str(caught.value).startswith(f"{tmp_path / '1'} cannot be read: ")
     assert str(caught.value).endswith("; delete it to go on from the one before")
+    del caught
+    gc.collect()  # the coroutines go here, and not in another test
 
 
 def test_leftovers_of_a_killed_save_go_away(tmp_path):

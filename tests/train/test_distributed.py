@@ -87,6 +87,19 @@ def test_a_signal_asks_and_a_second_ctrl_c_insists(first):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_ctrl_c_of_one_process_is_said_to_all(monkeypatch):
+    """jax tells the others of a SIGTERM, and of nothing else."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with Stop():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # --- one curve, however it is computed ---------------------------------------------------------
 def two_processes(settings, how: str = "none", step: int = 0) -> list[tuple[int, str, str]]:
     """The command in two processes of two devices each; the second gets a signal."""
