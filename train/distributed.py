@@ -113,7 +113,7 @@ class Stop:
         if number == signal.SIGINT:  # print cannot be interrupted by itself
             os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         if not self.alone:
-            pass
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def reached(self, step: int) -> bool:
         """Whether to stop before this step; all processes ask, at every step."""
