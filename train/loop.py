@@ -35,6 +35,7 @@ class Loop:
         self.held_out, self.checkpoints = held_out, checkpoints
         self.saved = self.done = checkpoints.latest() or 0
         if self.done:
+            trainer.forget()
             self.state = self.restore(self.done)
         else:
             self.state = trainer.start()

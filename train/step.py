@@ -122,9 +122,16 @@ class Trainer:
         self._score = jax.jit(self._losses, compiler_options=options)
 
     def start(self) -> TrainState:
-        """Masters as the network has them; an optimizer that has seen nothing."""
+        """Masters as the network has them, whose arrays are used up; an optimizer at rest."""
         make = jax.jit(self._start, out_shardings=self.places)
-        return make(self._trained)
+        state = jax.block_until_ready(make(self._trained))
+        self.forget()
+        return state
+
+    def forget(self) -> None:
+        """Free what the network had where it is trained: a state takes its place."""
+        for array in self._trained.values():
+            array.delete()
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The old state is used up. Returns at once: reading a metric waits for the device."""
