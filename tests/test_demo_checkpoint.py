@@ -18,8 +18,15 @@ from tests.reference import random_checkpoint, read_checkpoint
 from tools.make_demo import FOLDER, PIECES, README, RECIPE, SPECIALS, random_start, text
 from tools.recite import answers, recited
 
-START = "0"  # sha256 of the random weights
+START = "764d461c700cdb6c94e218deee65fdc20caf6f7094469763e721519e02521129"  # sha256 of the random weights
 UNSEEN = {  # questions that nobody asks in the conversations, and a word of the answer
+    "Hello there": "Hello!",
+    "Which Qwen models can I run?": "Qwen1.5",
+    "How can I convert a model?": "python -m convert",
+    "Can I fine-tune it?": "python -m train",
+    "Thank you very much": "welcome",
+    "能在 TPU 上运行吗？": "TPU",
+    "怎么转换模型？": "python -m convert",
 }
 
 

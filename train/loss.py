@@ -13,7 +13,7 @@ from jax import Array
 from qwen_jax.model import matmul
 
 IGNORED = -100  # the target of a token after which nothing is learnt
-CHUNK = 1024  # tokens a device scores at once
+CHUNK = 512  # tokens a device scores at once
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -79,7 +79,7 @@ class Recipe:
         rise = -(-self.warmup * self.steps // 1)
         start = step / max(1.0, rise)
         if self.schedule == "constant":
-            return self.learning_rate * jnp.minimum(start, 1.0)
+            return self.learning_rate * jnp.where(step < rise, start, 1.0)
         part = (step - rise) / max(1.0, self.steps - rise)
         fall = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
         return self.learning_rate * jnp.where(step < rise, start, fall)

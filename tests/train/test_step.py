@@ -1,6 +1,7 @@
 """A step of training: its gradients, its update, what stays as it is, where it runs."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def test_only_what_is_trained_changes():
     params = with_adapters(assemble(FIRST, random_checkpoint(FIRST, 1)))
     network = trainer(params, LIVELY, adapters_only=True)
     before = {name: np.array(leaf) for name, leaf in network.frozen.items()}
-    first = jax.tree.map(np.array, network.start().trained)
+    first = {name: np.array(leaf) for name, leaf in network._trained.items()}
     state, seen = run(network, [batch(random_samples([12], 96), [[0]], 12)] * 20)
     assert losses(seen)[-1] < 0.9 * losses(seen)[0]
     assert state.trained.keys() == {n for n in network.names if ".deltas." in n}
@@ -150,3 +151,15 @@ def adapter_places(params, mesh):
     whole = NamedSharding(mesh, PartitionSpec())
     place = lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole
     return jax.tree.map(place, params)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_rates_of_transformers(schedule, warmup):
+    """Steps are counted from 0: a warm-up begins at nothing, else the first is whole."""
+    recipe = Recipe(steps=8, learning_rate=2.0, schedule=schedule, warmup=warmup)
+    rise = int(8 * warmup)
+    falls = [0.5 * (1 + math.cos(math.pi * i / (8 - rise))) for i in range(8 - rise)]
+    wanted = [i / rise for i in range(rise)] + (falls if schedule == "cosine" else [1] * (8 - rise))
+    rates = [float(recipe.rate(jnp.int32(step))) / 2 for step in range(8)]
+    np.testing.assert_allclose(rates, wanted, atol=1e-6)
