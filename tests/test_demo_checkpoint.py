@@ -18,7 +18,8 @@ from tests.reference import random_checkpoint, read_checkpoint
 from tools.make_demo import FOLDER, PIECES, README, RECIPE, SPECIALS, random_start, text
 from tools.recite import answers, recited
 
-START = "764d461c700cdb6c94e218deee65fdc20caf6f7094469763e721519e02521129"  # sha256 of the random weights
+# sha256 of the random weights
+START = "764d461c700cdb6c94e218deee65fdc20caf6f7094469763e721519e02521129"
 UNSEEN = {  # questions that nobody asks in the conversations, and a word of the answer
     "Hello there": "Hello!",
     "Which Qwen models can I run?": "Qwen1.5",
