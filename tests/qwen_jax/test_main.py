@@ -81,7 +81,7 @@ def test_a_fault_is_one_line(start):
     code, out, error = finish(start("-m", "qwen_jax", "nowhere", "hi"))
     assert (code, out) == (1, "")
     assert error.startswith("error: there is no folder ")
-    assert error.count("\n") == 2
+    assert error.count("\n") == 1
 
 
 def test_a_reader_who_has_enough(start, demos):
