@@ -1,6 +1,7 @@
 import asyncio
 import itertools
 import json
+import sys
 import threading
 import time
 
@@ -92,7 +93,8 @@ def test_arrivals_are_a_poisson_process(stub, monkeypatch):
     sleep = asyncio.sleep
 
     async def record(seconds):
-        waits.append(seconds)
+        if sys._getframe(1).f_globals["__name__"] == "serve.bench":  # others sleep, too
+            waits.append(seconds)
         await sleep(0)
 
     monkeypatch.setattr("serve.bench.asyncio.sleep", record)
