@@ -5,8 +5,7 @@ places, however our layers are fused.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,60 +16,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwen_jax import hf_config, native
+from qwen_jax import native
 from qwen_jax.config import Config
-from qwen_jax.lora import Delta, LoraLinear, Rows, map_linears
+from qwen_jax.lora import Delta, Deltas, LoraLinear, Rows, map_linears
 from qwen_jax.model import Linear, Qwen
-from qwen_jax.names import HEAD, Part, parts
 from qwen_jax.peft import Adapter, module_of
 from qwen_jax.peft_config import Settings, ends
+from qwen_jax.places import Place, model_type_of, places
 from qwen_jax.reader import report
 from qwen_jax.sharding import mesh_of, shardings
 
 V1_TARGETS = ("c_attn", "c_proj", "w1", "w2")
 LATER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one of Hugging Face's tensors is in our network."""
-
-    leaf: str  # "blocks.0.attn.qkv.kernel"
-    shape: tuple[int, ...]
-    order: Any  # ours = theirs[order]: indices, or a slice of everything
-    rows: Rows | None  # the leaf's rows that it fills; None: all
-
-    @property
-    def layer(self) -> str | None:
-        """The linear layer of a block whose kernel this is."""
-        layer, _, kind = self.leaf.rpartition(".")
-        return layer if kind == "kernel" and layer.startswith("blocks.") else None
-
-
-def places(config: Config, model_type: str) -> dict[str, Place]:
-    """For every tensor of a Hugging Face checkpoint, in the order of the network.
-
-    A head that repeats the embedding is there too: PEFT trains and stores it beside it.
-    """
-    sizes = {name: leaf.shape[0] for name, leaf in native.abstract_leaves(config).items()}
-
-    def place(part: Part) -> Place:
-        rows = part.rows(sizes[part.leaf])
-        order, count, start = rows.argsort(), len(rows), int(rows.min())
-        runs = config.kv_heads  # of a fused layer's rows
-        cut = None if count == sizes[part.leaf] else Rows(runs, start, start + count // runs)
-        same = (order == np.arange(count)).all()
-        return Place(part.leaf, part.shape, slice(None) if same else order, cut)
-
-    table = {part.tensor: place(part) for part in parts(config, model_type)}
-    return table if HEAD in table else table | {HEAD: next(iter(table.values()))}
-
-
-def model_type_of(params: Qwen) -> str:
-    """As in config.json: of the checkpoint that was loaded, or what its features amount to."""
-    if params.assets is not None:
-        return str(params.assets.model_type)
-    return str(hf_config.to_hf(params.config)["model_type"])
 
 
 # --- does it fit ------------------------------------------------------------------------------
@@ -115,21 +72,63 @@ def add(params: Qwen, adapter: Adapter, dtype: Any = None, model_type: str | Non
     default, that of the checkpoint. Raises ValueError if it does not fit.
     """
     config, model_type = params.config, model_type or model_type_of(params)
-    assert isinstance(params.blocks, tuple), "only blocks that are not stacked are adapted"
     check(adapter, config, model_type)
-    dtype, mesh = np.dtype(dtype or params.embed.dtype), mesh_of(params)
-    where = native.named_leaves(shardings(config, mesh)) if mesh else {}
-
-    def put(array: Any, leaf: str, axes: Callable[..., Any]) -> Array:
-        place = NamedSharding(mesh, P(*axes(*where[leaf].spec))) if mesh else params.embed.sharding
-        host = np.asarray(array)
-        cut = lambda index: np.array(host[index], dtype)  # a copy: the file may be written again
-        return jax.make_array_from_callback(host.shape, place, cut)
-
-    saved, deltas = _ours(adapter, places(config, model_type), put)
+    saved, deltas = _ours(adapter, places(config, model_type), _beside(params, dtype))
     leaves = native.named_leaves(params)
     if missing := sorted(saved.keys() - leaves.keys()):
         raise ValueError(f"the adapter has whole {missing}, which this network keeps otherwise")
+
+    whole = [saved.get(name, leaf) for name, leaf in leaves.items()]
+    return _wrap(jax.tree.unflatten(jax.tree.structure(params), whole), deltas)
+
+
+def add_all(params: Qwen, adapters: Mapping[str, Adapter], dtype: Any = None) -> Qwen:
+    """params with several adapters beside its layers, by number from 1 in their order.
+
+    `lora.choose` says which row of a batch follows which. Raises ValueError if one does not fit, or
+    has whole tensors, of which a network holds one.
+    """
+    config, model_type = params.config, model_type_of(params)
+    table, put = places(config, model_type), _beside(params, dtype)
+    found: dict[str, dict[Rows | None, dict[int, Delta]]] = {}
+    for number, (name, adapter) in enumerate(adapters.items(), 1):
+        try:
+            check(adapter, config, model_type)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        saved, deltas = _ours(adapter, table, lambda array, *_: array)
+        if saved:
+            raise ValueError(
+                f"{name} replaces {', '.join(sorted(saved))} as a whole, and a network with "
+                "several adapters has one of each; merge it into a checkpoint of its own"
+            )
+        for layer, parts in deltas.items():
+            for delta in parts:
+                found.setdefault(layer, {}).setdefault(delta.rows, {})[number] = delta
+    together = {
+        layer: tuple(_together(layer + ".kernel", own, put) for own in parts.values())
+        for layer, parts in found.items()
+    }
+    return _wrap(params, together)
+
+
+def _together(leaf: str, own: dict[int, Delta], put: "Put") -> Deltas:
+    """The deltas of one projection, by the numbers of their adapters, as one."""
+    deltas = list(own.values())
+    a, b = np.concatenate([d.a for d in deltas]), np.concatenate([d.b for d in deltas], axis=1)
+    return Deltas(
+        a=put(a, leaf, lambda out, inp: (None, inp)),
+        b=put(b, leaf, lambda out, inp: (out, None)),
+        chosen=None,
+        rows=deltas[0].rows,
+        numbers=tuple(own),
+        ranks=tuple(len(d.a) for d in deltas),
+        scales=tuple(d.scale for d in deltas),
+    )
+
+
+def _wrap(params: Qwen, deltas: Mapping[str, tuple[Any, ...]]) -> Qwen:
+    assert isinstance(params.blocks, tuple), "only blocks that are not stacked are adapted"
 
     def wrap(name: str, layer: Any) -> Any:
         if name not in deltas:
@@ -138,11 +137,24 @@ def add(params: Qwen, adapter: Adapter, dtype: Any = None, model_type: str | Non
             raise ValueError(f"{name} has an adapter already; fuse it first, or load without it")
         return LoraLinear(layer, deltas[name])
 
-    whole = [saved.get(name, leaf) for name, leaf in leaves.items()]
-    return map_linears(wrap, jax.tree.unflatten(jax.tree.structure(params), whole))
+    return map_linears(wrap, params)
 
 
 Put = Callable[[Any, str, Callable[..., Any]], Any]
+
+
+def _beside(params: Qwen, dtype: Any) -> Put:
+    """put(array, leaf, axes): an array on the devices where a leaf of params lies."""
+    dtype, mesh = np.dtype(dtype or params.embed.dtype), mesh_of(params)
+    where = native.named_leaves(shardings(params.config, mesh)) if mesh else {}
+
+    def put(array: Any, leaf: str, axes: Callable[..., Any]) -> Array:
+        place = NamedSharding(mesh, P(*axes(*where[leaf].spec))) if mesh else params.embed.sharding
+        host = np.asarray(array)
+        cut = lambda index: np.array(host[index], dtype)  # a copy: the file may be written again
+        return jax.make_array_from_callback(host.shape, place, cut)
+
+    return put
 
 
 def _ours(

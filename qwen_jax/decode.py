@@ -24,6 +24,7 @@ import numpy as np
 from jax import Array
 
 from qwen_jax.cache import Cache, NoCache
+from qwen_jax.lora import choose
 from qwen_jax.model import Qwen
 from qwen_jax.sampler import History, Settings, best, every_id, sample, stopped
 from qwen_jax.sampling import MAX_STOP_LENGTH
@@ -57,13 +58,15 @@ def prefill(
     max_new_tokens: int,
     allowed: np.ndarray | None = None,
     size: int | None = None,
+    adapter: int = 0,
 ) -> tuple[State, Output]:
     """Put a chunk of a prompt into a slot: its tokens from position `start` on.
 
     The chunk that reaches prompt_length activates the slot and gives the first new token as
     Output [1 1]; for earlier ones that token is -1. settings: of this request, B = 1.
     allowed: [1 W], the ids that the first new token may be, default all; see `step`. size: what
-    the chunk is padded to, default its bucket.
+    the chunk is padded to, default its bucket. adapter: by number, of those that
+    `adapters.add_all` put into params.
     """
     size = bucket(len(tokens)) if size is None else size
     needed = max(start + size, prompt_length + max_new_tokens)
@@ -81,6 +84,7 @@ def prefill(
         np.int32(prompt_length),
         settings,
         np.int32(max_new_tokens),
+        np.int32(adapter),
         every_id(weights.structure.config.vocab) if allowed is None else allowed,
         window=min(state.cache.length, _power(start + size)),
     )
@@ -138,6 +142,7 @@ def _start(structure: Structure, slots: int, length: int, cache_dtype: Any) -> S
         prompt_lengths=zeros(),
         remaining=zeros(),
         active=jnp.zeros(slots, bool),
+        adapters=zeros(),
         history=History.empty(slots, structure.config.vocab),
         settings=Settings.empty(slots),
     )
@@ -155,11 +160,12 @@ def _prefill(
     prompt_length: Array,
     settings: Settings,
     max_new_tokens: Array,
+    adapter: Array,
     allowed: Array,
     *,
     window: int,
 ) -> tuple[State, Output]:
-    model, mesh = weights.model(), weights.structure.mesh
+    model, mesh = choose(weights.model(), adapter[None]), weights.structure.mesh
     offsets = jnp.arange(tokens.shape[0], dtype=jnp.int32)
     cache = state.cache.select(slot, window)
     x, cache = model(tokens[None], (start + offsets)[None], prompt_length[None], cache)
@@ -184,6 +190,7 @@ def _prefill(
         prompt_lengths=prompt_length[None],
         remaining=max_new_tokens[None],
         active=(end == prompt_length) & (max_new_tokens > 0),
+        adapters=adapter[None],
         history=history,
         settings=settings,
     )
@@ -195,7 +202,7 @@ def _prefill(
 def _step(
     weights: Weights, state: State, count: int, allowed: Array | None
 ) -> tuple[State, Output]:
-    model, mesh = weights.model(), weights.structure.mesh
+    model, mesh = choose(weights.model(), state.adapters), weights.structure.mesh
 
     def more(carry: tuple[Array, State, Output]) -> Array:
         done, state, _ = carry

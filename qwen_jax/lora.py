@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -51,11 +52,37 @@ class Delta(nnx.Module):
 
 
 @nnx.dataclass
+class Deltas(nnx.Module):
+    """What several adapters add to one projection, where each row of the input follows one or none.
+
+    Their matrices lie beside each other: one product serves all rows, and of it a row keeps its own
+    adapter's part. It costs what one adapter of all their ranks together does, whatever the batch.
+    """
+
+    a: Array = nnx.data()  # [R in], R the ranks of all
+    b: Array = nnx.data()  # [out R]
+    chosen: Array | None = nnx.data()  # [B] the number of each row's adapter; `choose` sets it
+    rows: Rows | None = nnx.static()
+    numbers: tuple[int, ...] = nnx.static()  # of the adapters that are here, from 1
+    ranks: tuple[int, ...] = nnx.static()
+    scales: tuple[float, ...] = nnx.static()
+
+    def __call__(self, x: Array) -> Array:
+        """x [B T in] -> float32 [B T out]."""
+        assert self.chosen is not None, "several adapters, and nobody chose: see lora.choose"
+        numbers = np.repeat(self.numbers, self.ranks)
+        scales = jnp.asarray(np.repeat(self.scales, self.ranks), jnp.float32)
+        inner = scales * matmul(x, self.a.astype(x.dtype))
+        inner = jnp.where(numbers == self.chosen[:, None, None], inner, 0)
+        return matmul(inner.astype(x.dtype), self.b.astype(x.dtype))
+
+
+@nnx.dataclass
 class LoraLinear(nnx.Module):
     """A linear layer and what adapters add to it. A fused layer may have one for each part."""
 
     base: Any  # Linear, or another precision's layer
-    deltas: tuple[Delta, ...] = nnx.data()
+    deltas: tuple[Any, ...] = nnx.data()  # each a Delta, or each the Deltas of several adapters
 
     def __call__(self, x: Array) -> Array:
         return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
@@ -110,6 +137,19 @@ def fuse(params: Qwen) -> Qwen:
     """A plain network that does what params does with its adapters."""
     fused = jax.jit(LoraLinear.fused)  # else every step of it would hold a float32 kernel
     return map_linears(lambda _, x: fused(x) if isinstance(x, LoraLinear) else x, params)
+
+
+def choose(params: Qwen, chosen: Array) -> Qwen:
+    """params whose rows follow the adapters `chosen` [B], by number; 0 is the bare network."""
+
+    def change(_: str, layer: Any) -> Any:
+        several = getattr(layer, "deltas", ())
+        if not any(isinstance(deltas, Deltas) for deltas in several):
+            return layer
+        told = tuple(dataclasses.replace(deltas, chosen=chosen) for deltas in several)
+        return dataclasses.replace(layer, deltas=told)
+
+    return map_linears(change, params)
 
 
 def with_dropout(params: Qwen, keys: Array) -> Qwen:

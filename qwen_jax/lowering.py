@@ -83,7 +83,7 @@ def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Trace
         np.zeros(size, np.int32),
         *(number, number, number),
         Settings.of(Sampling(), (), 0),
-        number,
+        *(number, number),
         every_id(weights.structure.config.vocab),
         window=min(state.cache.length, size),
     )

@@ -15,6 +15,7 @@ from jax import Array
 
 from qwen_jax.cache import Store
 from qwen_jax.decode import bucket
+from qwen_jax.lora import choose
 from qwen_jax.model import Qwen
 from qwen_jax.sampler import History, best
 from qwen_jax.sampling import MAX_STOP_LENGTH
@@ -57,6 +58,7 @@ def judge(
     start: int,
     prompt_length: int,
     size: int,
+    adapter: int = 0,
 ) -> tuple[State, Scores]:
     """Score `following` [T], the id after each of a chunk's tokens, given all up to that token.
 
@@ -75,6 +77,7 @@ def judge(
         padded,
         np.int32(start),
         np.int32(prompt_length),
+        np.int32(adapter),
         window=window,
     )
 
@@ -123,10 +126,11 @@ def _judge(
     tokens: Array,  # [2 T]: the chunk, and what follows each of its tokens
     start: Array,
     prompt_length: Array,
+    adapter: Array,
     *,
     window: int,
 ) -> tuple[State, Scores]:
-    model, mesh = weights.model(), weights.structure.mesh
+    model, mesh = choose(weights.model(), adapter[None]), weights.structure.mesh
     offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     cache = state.cache.select(slot, window)
     x, cache = model(tokens[:1], (start + offsets)[None], prompt_length[None], cache)

@@ -26,6 +26,7 @@ class State:
     prompt_lengths: Array  # [B] int32: fixes dynamic NTK's alpha while a request lasts
     remaining: Array  # [B] int32: tokens the request may still get
     active: Array  # [B] bool: has a token to continue from
+    adapters: Array  # [B] int32: the number of the request's adapter, 0 for none
     history: History
     settings: Settings
 

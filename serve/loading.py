@@ -1,12 +1,12 @@
 """From settings to a model that is warm and running."""
 
+import dataclasses
 import logging
 import time
-from pathlib import Path
 
 import jax
 
-from qwen_jax import chatml, load
+from qwen_jax import adapters, chatml, load, peft
 from qwen_jax.model import Qwen
 from qwen_jax.sharding import make_mesh
 from serve.engine import Engine
@@ -26,7 +26,10 @@ def parameters(settings: Settings) -> Qwen:
     """The checkpoint on a mesh over all devices, or on the only one."""
     split = jax.device_count() > 1 or settings.data * settings.fsdp > 1
     mesh = make_mesh(settings.data, settings.fsdp) if split else None
+    added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
     params = load(settings.model, mesh, settings.dtype, settings.cache_dtype)
+    if added:
+        params = adapters.add_all(params, added)
     if params.assets.tokenizer is None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
     return params
@@ -65,8 +68,9 @@ def start(service: Service, params: Qwen, device: Runner | Leader) -> None:
         assets.tokenizer, params.config.vocab, ends or [assets.tokenizer.end_of_text]
     )
     engine.start()
-    service.model = Model(
-        name=settings.name or Path(settings.model).name,
+    model = Model(
+        name=settings.served_name,
+        adapter=0,
         config=params.config,
         tokenizer=assets.tokenizer,
         defaults=assets.defaults,
@@ -75,3 +79,8 @@ def start(service: Service, params: Qwen, device: Runner | Leader) -> None:
         grammars=grammars,
         lineage=device.lineage,
     )
+    service.adapted = {
+        name: dataclasses.replace(model, name=name, adapter=number)
+        for number, name in enumerate(settings.adapters, 1)
+    }
+    service.model = model

@@ -32,6 +32,7 @@ class Prefill:
     settings: Any
     max_new_tokens: int
     mask: bytes | None = None  # a bit for every id the first new token may be; None: all
+    adapter: int = 0  # its number; 0 is the bare model
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Judge:
     following: Sequence[int]
     start: int
     prompt_length: int
+    adapter: int = 0
 
 
 @dataclass(frozen=True)

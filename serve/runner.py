@@ -79,7 +79,7 @@ class Runner:
                 self._state = prompts.share(self.weights, self._state, source, slot, tokens)
             case Prefill():
                 self._state, output = self._prefill(operation)
-            case Judge(slot, tokens, following, start, prompt_length):
+            case Judge(slot, tokens, following, start, prompt_length, adapter):
                 self._state, output = prompts.judge(
                     self.weights,
                     self._state,
@@ -89,6 +89,7 @@ class Runner:
                     start=start,
                     prompt_length=prompt_length,
                     size=self.chunk,
+                    adapter=adapter,
                 )
             case Step(count, masks):
                 allowed = None if masks is None else self._allowed(masks)
@@ -107,6 +108,7 @@ class Runner:
             max_new_tokens=wanted.max_new_tokens,
             allowed=None if wanted.mask is None else self._words(wanted.mask)[None],
             size=next(size for size in self._sizes if size >= len(wanted.tokens)),
+            adapter=wanted.adapter,
         )
 
     def _allowed(self, masks: Any) -> np.ndarray:

@@ -39,6 +39,7 @@ class Request:
     emit: Callable[[News], None]
     ends: Sequence[Sequence[int]] = ()  # stop sequences, to tell "stop" from "length"
     tenant: str = ""
+    adapter: int = 0
     lineage: str = ""  # requests share prefixes within it
     constraint: Constraint | None = None
     logprobs: int | None = None  # so many likeliest ids beside each token
@@ -151,7 +152,7 @@ class Schedule:
             tokens, following = request.tokens[start:end], request.tokens[start + 1 : end + 1]
             self._add(
                 turn,
-                Judge(request.slot, tokens, following, start, len(request.tokens)),
+                Judge(request.slot, tokens, following, start, len(request.tokens), request.adapter),
                 {0: request},
             )
             request.scored = end
@@ -170,6 +171,7 @@ class Schedule:
             settings=request.settings,
             max_new_tokens=request.max_new_tokens,
             mask=request.constraint.mask() if request.constraint and end > last else None,
+            adapter=request.adapter,
         )
         self._add(turn, operation, {0: request} if end > last else {})
         if end - start == self._chunk:

@@ -18,6 +18,7 @@ class Model:
     """What answering needs of a checkpoint."""
 
     name: str
+    adapter: int  # its number among those in the network; 0 is none
     config: Config
     tokenizer: Tokenizer
     defaults: Defaults
@@ -35,6 +36,7 @@ class Service:
     def __init__(self, settings: Settings):
         self.settings, self.metrics = settings, Metrics()
         self.model: Model | None = None  # until it is loaded and warm
+        self.adapted: dict[str, Model] = {}  # the same with its adapters, by their names
         self.draining = False
         self.failure = ""  # why the model could not be loaded
         self.created = int(time.time())

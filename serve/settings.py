@@ -1,5 +1,6 @@
 """What a server is started with."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 Number = Literal["float32", "bfloat16", "float16"]
+_EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class Settings:
     """What `python -m convert` wrote, or "demo"."""
     name: str | None = None
     """What requests call the model; by default, its folder's name."""
+    adapter: Annotated[tuple[str, ...], *_EACH] = ()
+    """A PEFT folder and what requests call it; give one --adapter for each."""
     host: str = "127.0.0.1"
     """Where to listen; 0.0.0.0 for every network."""
     port: int = 8000
@@ -82,6 +86,7 @@ class Settings:
         ]
         if self.chunk & (self.chunk - 1):
             problems.append(f"chunk is {self.chunk}, wanted a power of two")
+        problems += self._adapter_problems()
         if self.max_length is not None and not 16 <= self.max_length <= 2**24:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -94,6 +99,28 @@ class Settings:
                 problems.append(f"{file} is not a file")
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def served_name(self) -> str:
+        """What requests call the model."""
+        return self.name or Path(self.model).name
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The folders of the adapters by the names requests give them."""
+        return {name: Path(path) for name, _, path in (one.partition("=") for one in self.adapter)}
+
+    def _adapter_problems(self) -> Iterator[str]:
+        names = [self.served_name]
+        for one in self.adapter:
+            name, _, path = one.partition("=")
+            if not (name and path):
+                yield f"adapter is {one!r}, wanted NAME=FOLDER"
+            elif name in names:
+                yield f"adapter {name!r} has the name of another model; give it one of its own"
+            elif not Path(path).is_dir():
+                yield f"adapter {name!r}: there is no folder {path}"
+            names.append(name)
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (

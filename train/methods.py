@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax import adapters, checkpoint, peft
-from qwen_jax.adapters import model_type_of
 from qwen_jax.lora import map_linears
 from qwen_jax.model import Qwen
 from qwen_jax.native import named_leaves
 from qwen_jax.peft import Adapter
 from qwen_jax.peft_config import Settings as AdapterSettings
+from qwen_jax.places import model_type_of, places
 from qwen_jax.quant import QuantLinear, arrange, quantize
 from train.network import stack, unstack
 from train.settings import Settings
@@ -94,8 +94,8 @@ def _modules_to_save(params: Qwen, settings: Settings) -> Iterator[str]:
 
 def _whole(params: Qwen, adapter: AdapterSettings) -> set[str]:
     """The leaves of a stacked network that an adapter holds in full."""
-    places = adapters.places(params.config, model_type_of(params))
-    leaves = {p.leaf for tensor, p in places.items() if adapter.saves(peft.module_of(tensor))}
+    table = places(params.config, model_type_of(params))
+    leaves = {p.leaf for tensor, p in table.items() if adapter.saves(peft.module_of(tensor))}
     return {re.sub(r"^blocks\.\d+", "blocks", leaf) for leaf in leaves}
 
 

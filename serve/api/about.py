@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from serve.api import intake, openapi
 from serve.api.errors import ApiError
 from serve.pages import FILES, POLICY
-from serve.service import Service
+from serve.service import Model, Service
 
 _HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -54,26 +54,26 @@ async def version(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """The list of models."""
+    """The list of models: the one that was loaded, and each of its adapters."""
     service: Service = request.app.state.service
-    return JSONResponse({"object": "list", "data": [_described(service)]})
+    found = [intake.model(service, None), *service.adapted.values()]
+    return JSONResponse({"object": "list", "data": [_described(service, one) for one in found]})
 
 
 async def model(request: Request) -> Response:
     """One of them."""
     service: Service = request.app.state.service
-    intake.model(service, request.path_params["name"])
-    return JSONResponse(_described(service))
+    return JSONResponse(_described(service, intake.model(service, request.path_params["name"])))
 
 
-def _described(service: Service) -> dict[str, object]:
-    found = intake.model(service, None)
+def _described(service: Service, found: Model) -> dict[str, object]:
     return {
         "id": found.name,
         "object": "model",
         "created": service.created,
         "owned_by": "qwen_jax",
         "max_model_len": found.length,
+        "parent": intake.model(service, None).name if found.adapter else None,
     }
 
 

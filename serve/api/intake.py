@@ -37,13 +37,16 @@ async def body(request: Request) -> bytes:
 
 
 def model(service: Service, name: str | None) -> Model:
-    """The model a client asks for; None: the only one."""
+    """The model a client asks for, by its own name or an adapter's; None: the bare one."""
     if service.trouble or service.model is None:
         raise ApiError(503, service.trouble, headers={"Retry-After": "5"})
-    if name is not None and name != service.model.name:
-        message = f"there is no model {name[:80]!r}, this server has {service.model.name!r}"
+    if name is None or name == service.model.name:
+        return service.model
+    if name not in service.adapted:
+        known = ", ".join(map(repr, [service.model.name, *service.adapted]))
+        message = f"there is no model {name[:80]!r}, this server has {known}"
         raise ApiError(404, message, "model", "model_not_found")
-    return service.model
+    return service.adapted[name]
 
 
 def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen_jax.config import Config
-from qwen_jax.lora import Delta, LoraLinear, Rows, fuse, map_linears, spread
+from qwen_jax.lora import Delta, Deltas, LoraLinear, Rows, fuse, map_linears, spread
 from qwen_jax.model import Linear, init
 from tests.qwen_jax.networks import QWEN2, distance, named
 
@@ -69,6 +69,26 @@ def test_bfloat16_input():
     assert layer.float32(x).dtype == jnp.float32
     assert layer(x).dtype == jnp.bfloat16
     assert distance(layer(x), layer.fused()(x)) < 2e-2
+
+
+def test_each_row_its_own():
+    """Rows beside each other follow one adapter, another, or none; what others do is no matter."""
+    base = Linear(draw(OUT, IN), draw(OUT, seed=9))
+    one, two = delta(PARTS[1], 1), delta(PARTS[1], 2)
+    broken = np.full((2, IN), np.inf, np.float32)  # a third, of rank 2
+    several = Deltas(
+        a=jnp.concatenate([one.a, two.a, broken]),
+        b=jnp.concatenate([one.b, two.b, draw(len(one.b), 2)], axis=1),
+        chosen=jnp.array([2, 0, 1, 2]),
+        rows=PARTS[1],
+        numbers=(1, 2, 5),
+        ranks=(RANK, RANK, 2),
+        scales=(SCALE, SCALE, 1.0),
+    )
+    x = draw(4, 5, IN)
+    got = LoraLinear(base, (several,))(x)
+    for row, deltas in enumerate([(two,), (), (one,), (two,)]):
+        assert distance(got[row], LoraLinear(base, deltas)(x[row])) < 1e-6
 
 
 def test_spread():
