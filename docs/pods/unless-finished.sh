@@ -8,8 +8,8 @@ for option in "$@"; do
 done
 : "${out:?give --out=FOLDER}"
 
+trap 'kill -TERM $! || exit' TERM # where there is none yet, none starts
 python -m train "$@" &
-trap 'kill -TERM $!' TERM
 wait $! # a signal ends this one
 wait $!
 code=$?
