@@ -152,7 +152,7 @@ def measure(
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
             for name, count in turns if number % 2 == 0 else reversed(turns):
-                found = measure_one(urls[name], count, output, number)
+                found = measure_one(urls[name], count, output, seed=100 * number + count)
                 print(name, count, found, file=sys.stderr, flush=True)
                 raw.setdefault(f"{name}, {count}", []).append(found)
     result = summary(raw, concurrency)
