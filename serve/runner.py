@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen_jax import decode, prompts
+from qwen_jax import decode, memory, prompts
 from qwen_jax.model import Qwen
 from qwen_jax.sampler import Settings, every_id
 from qwen_jax.sampling import Sampling
@@ -135,6 +135,7 @@ class Runner:
         for operation in self.programs():
             self._start(operation)
         jax.block_until_ready(self._state)
+        memory.trim()
         self.reset()
 
     def programs(self) -> Iterator[Operation]:

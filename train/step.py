@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from qwen_jax import memory
 from qwen_jax.integer_matmul import COMPILER_OPTIONS
 from qwen_jax.lora import with_dropout
 from qwen_jax.model import Qwen
@@ -119,6 +120,7 @@ class Trainer:
         self._step = jax.jit(
             self._update, donate_argnums=0, out_shardings=out, compiler_options=options
         )
+        self._compiled = False
         self._score = jax.jit(self._losses, compiler_options=options)
 
     def start(self) -> TrainState:
@@ -135,6 +137,10 @@ class Trainer:
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The old state is used up. Returns at once: reading a metric waits for the device."""
+        if not self._compiled:  # before the step's own memory is taken, not while it is
+            self._step.lower(state, self.frozen, batch).compile()
+            memory.trim()
+            self._compiled = True
         return self._step(state, self.frozen, batch)
 
     def score(self, state: TrainState, batch: Batch) -> tuple[Array, Array]:

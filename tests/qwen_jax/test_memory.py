@@ -1,13 +1,17 @@
 """Bytes of weights, caches and peaks."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import pytest
 
 from qwen_jax import lowering, memory, quant
 from qwen_jax.config import Config
 from tests.qwen_jax.networks import QWEN2
 
 CONFIG = Config.from_hf(QWEN2)
+STATUS = Path("/proc/self/status")
 
 
 def test_weights():
@@ -37,3 +41,20 @@ def test_summary():
         "weights 3.72 GB (bfloat16 250 MB, int4 3.47 GB), cache 0.524 MB a token, "
         "peak 5.10 GB on a device"
     )
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux says what a process holds")
+def test_what_is_freed_is_given_back():
+    """Small pieces below one that stays, which the C library would keep."""
+
+    def held() -> int:
+        lines = STATUS.read_text().splitlines()
+        return 1024 * int(next(line for line in lines if "RssAnon" in line).split()[1])
+
+    pieces = [bytes(2000) for _ in range(100_000)]
+    last = pieces[-1]
+    del pieces
+    before = held()
+    memory.trim()
+    assert held() < before - 100_000_000
+    assert last == bytes(2000)

@@ -63,6 +63,18 @@ def test_gradients_of_the_reference(hf, remat):
         )
 
 
+def test_a_step_is_compiled_once():
+    """Ahead of the first call, which finds it."""
+    events = []
+    listen = lambda event, seconds, **_: events.append(event)
+    network = trainer(assemble(QWEN2, random_checkpoint(QWEN2, 1)), LIVELY)
+    state, rows = network.start(), batch(random_samples([9, 5], 96), [[0], [1]], 24)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    for _ in range(3):
+        state, _ = network.step(state, rows)
+    assert events.count("/jax/core/compile/backend_compile_duration") == 1
+
+
 def test_packing_and_dividing_change_nothing():
     """The update is the same for rows packed or not, at once or one after another."""
     params = assemble(FIRST, random_checkpoint(FIRST, 1))
