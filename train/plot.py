@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 KEPT = 0.9  # of the mean, at each step
 
@@ -31,6 +29,9 @@ class Mean:
 
 def draw(log: list[dict[str, Any]], path: Path) -> None:
     """Write the loss curve of a log as a PNG."""
+    from matplotlib.figure import Figure  # a second, which a run that draws nothing may keep
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
     points = [(r["step"], r["loss"]) for r in log if r.get("loss") is not None]

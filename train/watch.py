@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
 from train import plot, speed
 
@@ -42,6 +41,9 @@ class Watch:
         _write_log(log, folder / LOG)
         for loss in losses(log):
             self.smoothed = self.mean.add(loss)
+        # imports torch wherever it is installed: a second and 130 MB, in the process that writes
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+
         self.log = (folder / LOG).open("a", encoding="utf-8", buffering=1)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 

@@ -10,6 +10,7 @@ from contextlib import closing
 import jax
 import numpy as np
 import pytest
+import tensorboardX
 from matplotlib.image import imread
 
 from qwen_jax.config import Config
@@ -58,11 +59,11 @@ def test_an_object_a_step(tmp_path):
 
 
 def test_going_on_replaces_what_is_made_again(tmp_path, monkeypatch):
-    purged, writer = [], watch.SummaryWriter
+    purged, writer = [], tensorboardX.SummaryWriter
     note = lambda folder, purge_step: (
         purged.append(purge_step) or writer(folder, purge_step=purge_step)
     )
-    monkeypatch.setattr(watch, "SummaryWriter", note)
+    monkeypatch.setattr(tensorboardX, "SummaryWriter", note)
     with made(tmp_path) as told:
         for step in (1, 2, 3):
             told.step(step, METRICS | {"loss": float(step)})
