@@ -196,10 +196,14 @@ class ChatRequest(Wishes):
             raise ValueError("tools and functions are two forms of one wish; send one of them")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise ValueError("tool_choice needs tools")
+        if self.parallel_tool_calls is not None and not self.tools:
+            raise ValueError("parallel_tool_calls needs tools")
         if self.function_call not in (None, "none") and not self.functions:
             raise ValueError("function_call needs functions")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens and max_completion_tokens mean the same; send one of them")
+        if self.enable_thinking is not None and self.chat_template_kwargs is not None:
+            raise ValueError("chat_template_kwargs holds enable_thinking too; send one of them")
         return self
 
 
