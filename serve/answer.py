@@ -43,6 +43,7 @@ class Answer:
         self._text, self._parser, self._stops = TextStream(tokenizer), parser, StopStrings(stop)
         self._ends = {end[0] for end in ends if len(end) == 1}
         self.count = 0  # tokens, the one that ends it included
+        self.reasoning = 0  # of them, those before the answer itself
         self.called = False  # a function
 
     def push(self, news: News) -> Part:
@@ -51,7 +52,9 @@ class Answer:
             self.count += 1
             if news.logprobs and id not in self._ends:
                 part.tokens.append(Token(id, news.logprobs[place], news.best[place]))
+            thinking = self._parser.thinking
             self._read(self._text.push([id]), part)
+            self.reasoning += thinking or self._parser.thinking
             if part.stopped:
                 part.finish = "stop"
                 break
@@ -64,6 +67,8 @@ class Answer:
         return part
 
     def _read(self, text: str, part: Part) -> None:
-        text, stopped = self._stops.push(text)
+        stopped = False
+        if not self._parser.thinking:  # a thought may hold anything
+            text, stopped = self._stops.push(text)
         part.message.add(self._parser.push(text))
         part.stopped = stopped or self._parser.done

@@ -43,6 +43,16 @@ def of_rules(rules: str) -> Grammar:
     return {"lark_grammar": rules}
 
 
+def quoted(text: str) -> str:
+    """A text as a Lark grammar has it."""
+    return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def without(*markers: str) -> str:
+    """A Lark terminal: some text in which no marker stands."""
+    return f"/(?s:.+)/ & ~(/(?s:.*)/ ({' | '.join(map(quoted, markers))}) /(?s:.*)/)"
+
+
 class Grammars:
     """Compiles grammars for one vocabulary."""
 

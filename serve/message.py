@@ -17,10 +17,12 @@ class Message:
     """A message, or what one gained."""
 
     content: str = ""
+    reasoning: str = ""  # what it thought before
     calls: dict[int, Call] = field(default_factory=dict)  # by their place in the message
 
     def add(self, gained: "Message") -> None:
         self.content += gained.content
+        self.reasoning += gained.reasoning
         for place, call in gained.calls.items():
             known = self.calls.setdefault(place, Call())
             known.name += call.name
@@ -31,6 +33,7 @@ class Parser:
     """Text in as it is generated, what the message gains out. Here all text is content."""
 
     done = False  # the message is whole, whatever the model would add
+    thinking = False  # what comes is no answer yet
 
     def push(self, text: str) -> Message:
         return Message(text)

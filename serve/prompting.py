@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_jax import chatml
+from serve import thinking
 from serve.grammar import Constraint, Grammar, of_rules
 from serve.message import Parser
 from serve.service import Model
+from serve.thinking import ThinkingParser, Thought
 from serve.tools import hermes, react
 from serve.tools.calls import Otherwise, name
 
@@ -123,13 +125,22 @@ def _modern(
     ]
     said = [_for_template(message) for message in messages]
     ids = chatml.render(model.tokenizer, said, described or None, **arguments)
-    parser = functools.partial(hermes.HermesParser, tools.parallel) if tools.functions else Parser
+    thought = thinking.after(model.tokenizer, ids)
+
+    def parser() -> Parser:
+        read = hermes.HermesParser(tools.parallel) if tools.functions else Parser()
+        return read if thought == "none" else ThinkingParser(read, thought == "begun")
+
     rules = functools.partial(hermes.rules, tokens=model.tokenizer.markup)
-    return Prompt(ids, _ends(model), (), parser, _constraint(model, tools, body, rules))
+    return Prompt(ids, _ends(model), (), parser, _constraint(model, tools, body, rules, thought))
 
 
 def _constraint(
-    model: Model, tools: Tools, body: Grammar | None, calls: Callable[[Functions, Otherwise], str]
+    model: Model,
+    tools: Tools,
+    body: Grammar | None,
+    calls: Callable[[Functions, Otherwise], str],
+    thought: Thought = "none",
 ) -> Constraint | None:
     """What an answer has to follow: calls that must be, or that are strict; the body; nothing."""
     if tools.must:
@@ -139,10 +150,10 @@ def _constraint(
     elif any(function.get("strict") for function in tools.functions):
         rules = calls(tools.functions, "text")
     elif body is not None:
-        return model.grammars.compile(body)
+        rules = "answer: @body"
     else:
         return None
-    return model.grammars.compile(of_rules(f"start: answer\n{rules}"), body)
+    return model.grammars.compile(of_rules(f"{thinking.rules(thought)}\n{rules}"), body)
 
 
 def _ends(model: Model) -> tuple[tuple[int, ...], ...]:

@@ -157,6 +157,8 @@ class Reply:
 
     def _delta(self, gained: Message) -> dict[str, Any]:
         made: dict[str, Any] = {"content": gained.content} if gained.content else {}
+        if gained.reasoning:
+            made["reasoning_content"] = gained.reasoning
         calls = []
         for place, call in gained.calls.items():
             function = {"name": call.name} if call.name else {}
@@ -172,6 +174,8 @@ class Reply:
 
     def _message(self, message: Message) -> dict[str, Any]:
         made: dict[str, Any] = {"role": "assistant", "content": message.content, "refusal": None}
+        if message.reasoning:
+            made["reasoning_content"] = message.reasoning
         calls = [dataclasses.asdict(call) for call in message.calls.values()]
         if self._fields.functions:
             return {**made, "function_call": calls[0] if calls else None}

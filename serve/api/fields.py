@@ -125,6 +125,7 @@ class ToolCall(Fields):
 class Message(Fields):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = None
+    reasoning_content: str | None = None  # of an earlier answer; what of it counts, templates say
     name: Name | None = None  # of the function that answers
     function_call: FunctionCall | None = None
     tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
@@ -136,6 +137,8 @@ class Message(Fields):
         calls = self.tool_calls or self.function_call
         if calls and self.role != "assistant":
             raise ValueError(f"a message of role {self.role} cannot call functions")
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role} has no reasoning_content")
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise ValueError("tool_call_id goes with messages of role tool, and only with those")
         if self.content is None and self.role not in ("assistant", "user"):

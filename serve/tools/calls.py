@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from serve.grammar import Unusable, enforced
+from serve.grammar import Unusable, enforced, quoted
 
 Otherwise = Literal["nothing", "text", "body"]  # what an answer may be that calls no function
 
@@ -32,16 +32,6 @@ def rules(
         made.append(f"function{n}: {quoted(before(name(function)))} arguments{n} {quoted(after)}")
         made.append(f"arguments{n}: %json {json.dumps(_schema(function))}")
     return made
-
-
-def quoted(text: str) -> str:
-    """A text as a Lark grammar has it."""
-    return json.dumps(text, ensure_ascii=False) if text else ""
-
-
-def without(*markers: str) -> str:
-    """A Lark terminal: some text in which no marker stands."""
-    return f"/(?s:.+)/ & ~(/(?s:.*)/ ({' | '.join(map(quoted, markers))}) /(?s:.*)/)"
 
 
 def _schema(function: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from serve.grammar import quoted, without
 from serve.message import Call, Message, Parser, held_back
 from serve.tools import calls
-from serve.tools.calls import Otherwise, quoted, without
+from serve.tools.calls import Otherwise
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_jax.chatml import DEFAULT_SYSTEM
+from serve.grammar import quoted, without
 from serve.message import Call, Message, Parser, held_back
 from serve.tools import calls
-from serve.tools.calls import Otherwise, name, quoted, without
+from serve.tools.calls import Otherwise, name
 
 STOP = "Observation:"  # here the model would make up what the function answers
 
@@ -184,7 +185,7 @@ class ReactParser(Parser):
         before = text[:action]
         thought = before.find(_THOUGHT)
         content = before[thought + len(_THOUGHT) :] if thought >= 0 else before
-        found = Message(content.strip(), {0: Call(name)})
+        found = Message(content.strip(), calls={0: Call(name)})
         found.add(self._arguments(text[given + len(_INPUT) :].lstrip()))
         return found
 

@@ -16,9 +16,9 @@ from tests.serve.wire import CHAT, fault
 
 TEMPLATE = (
     "{{ tools | tojson }}{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}{{ m.name }}{{ m.tool_call_id }}\n"
-    "{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ m.name }}{{ m.reasoning_content }}"
+    "{{ m.tool_call_id }}\n{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WORDS = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "seed": 1}
 USED = {"role": "assistant", "content": "so"}
@@ -92,6 +92,7 @@ USED_FIELDS = {
     "ToolCall.function": ("calls", "messages.1.tool_calls.0.function.name", "g"),
     "Message.role": ("chat turns tokenize", "messages.0.role", "system"),
     "Message.content": ("chat tokenize", "messages.0.content", [{"type": "text", "text": "a"}]),
+    "Message.reasoning_content": ("turns", "messages.1.reasoning_content", "hm"),
     "Message.name": ("chat", "messages.0.name", "Ann"),
     "Message.function_call": ("turns", "messages.1.function_call", ASKED["function"]),
     "Message.tool_calls": ("turns", "messages.1.tool_calls", [ASKED]),

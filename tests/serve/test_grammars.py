@@ -37,10 +37,10 @@ def allowed(constraint, id):
     return constraint.mask()[id // 8] >> id % 8 & 1
 
 
-def fits(grammars, small, rules, text, markup=True):
+def fits(grammars, small, rules, text, markup=True, start="start: answer"):
     """Whether a text may be the whole answer."""
     body = of_schema(BODY) if "@body" in rules else None
-    constraint = grammars.compile(of_rules(f"start: answer\n{rules}"), body)
+    constraint = grammars.compile(of_rules(f"{start}\n{rules}"), body)
     for id in small.encode(text, specials=small.markup if markup else ()):
         if constraint.finished or not allowed(constraint, id):
             return False
