@@ -47,16 +47,13 @@ def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[
     """What the engine is asked for; off the event loop, since texts may be long."""
     tools = tools_of(fields)
     messages = [message.model_dump(exclude_none=True) for message in fields.messages]
-    thinking = fields.enable_thinking
-    if fields.chat_template_kwargs is not None:
-        thinking = fields.chat_template_kwargs.enable_thinking
     body, blamed = formats.grammar_of(fields.response_format), "response_format"
     if tools.functions:
         blamed = "functions" if fields.functions else "tools"
         if body is not None:
             formats.compiled(model, body)  # by itself first: its faults are not theirs
     try:
-        prompt = prompting.chat(model, messages, tools, thinking, body)
+        prompt = prompting.chat(model, messages, tools, fields.thinking, body)
     except Unusable as error:
         raise ApiError(400, f"{blamed} cannot be used: {error}", blamed) from None
     except ValueError as error:

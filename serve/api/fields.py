@@ -191,6 +191,17 @@ class ChatRequest(Wishes):
     enable_thinking: bool | None = None
     chat_template_kwargs: TemplateArguments | None = None
 
+    @property
+    def thinking(self) -> bool | None:
+        """enable_thinking in either form; clients of several servers send both."""
+        return next(iter(self._thinking), None)
+
+    @property
+    def _thinking(self) -> set[bool]:
+        form = self.chat_template_kwargs
+        given = {self.enable_thinking, form.enable_thinking if form else None}
+        return {one for one in given if one is not None}
+
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
@@ -205,8 +216,8 @@ class ChatRequest(Wishes):
             raise ValueError("function_call needs functions")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens and max_completion_tokens mean the same; send one of them")
-        if self.enable_thinking is not None and self.chat_template_kwargs is not None:
-            raise ValueError("chat_template_kwargs holds enable_thinking too; send one of them")
+        if len(self._thinking) > 1:
+            raise ValueError("enable_thinking and chat_template_kwargs contradict each other")
         return self
 
 

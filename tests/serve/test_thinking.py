@@ -72,13 +72,16 @@ def test_pieces_change_nothing(parts, cuts, begun):
 
 
 def test_what_a_prompt_leaves_open(small):
-    def after(template, **how):
+    asked = [{"role": "user", "content": "hi <think>"}]
+    said = [*asked, {"role": "assistant", "content": "<think>a</think>b"}, *asked]
+
+    def after(template, said=asked, **how):
         tokenizer = copy.copy(small)
         tokenizer.chat_template = template
-        said = [{"role": "user", "content": "hi <think>"}]
         return thinking.after(tokenizer, render(tokenizer, said, **how))
 
     assert after(HYBRID) == "possible"
+    assert after(HYBRID, said=said) == "possible"
     assert after(HYBRID, enable_thinking=True) == "possible"
     assert after(HYBRID, enable_thinking=False) == "none"
     assert after(ALWAYS) == "begun"
@@ -145,8 +148,9 @@ def test_a_thought_is_told_apart(scripted, small, form):
 
 def test_no_thought(scripted):
     """None where it is switched off, where the model has none, in plain completions."""
-    off = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
-    for template, how in ((HYBRID, off), (TEMPLATE, {})):
+    kwargs = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+    twice = {"extra_body": kwargs["extra_body"] | {"enable_thinking": False}}
+    for template, how in ((HYBRID, kwargs), (HYBRID, twice), (TEMPLATE, {})):
         with scripted(THOUGHT + REST, template) as running:
             client = running.client()
             answer = client.chat.completions.create(**ASK, **how)
