@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 
 from qwen_jax.chatml import render
 from serve import thinking
+from serve.grammar import of_rules, of_schema
 from serve.message import Message
 from serve.tools.hermes import HermesParser
-from tests.serve.test_grammars import BODY, CALL, FORMAT, STRICT, fits, grammars  # noqa: F401
+from tests.serve.test_grammars import (
+    BODY,
+    CALL,
+    FORMAT,
+    STRICT,
+    fits,
+    follows,
+    grammars,  # noqa: F401
+)
 from tests.serve.test_tools import ASK as SHORT
 from tests.serve.test_tools import TEMPLATE, TOOLS, WEATHER, read
 
@@ -110,6 +119,11 @@ def test_what_a_prompt_leaves_open(small):
 def test_a_grammar_waits_for_the_thought(grammars, small, state, text, good):  # noqa: F811
     start = thinking.rules(state)
     assert fits(grammars, small, "answer: @body", text, start=start) == good
+
+
+def test_a_marker_spelled_out_ends_no_thought(grammars, small):  # noqa: F811
+    rules = of_rules(f"{thinking.rules('begun')}\nanswer: @body")
+    assert not follows(grammars.compile(rules, of_schema(BODY)), small.encode("a</think>"))
 
 
 # --- over HTTP ---------------------------------------------------------------------------------
