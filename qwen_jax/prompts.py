@@ -20,7 +20,7 @@ from qwen_jax.model import Qwen
 from qwen_jax.sampler import History, best
 from qwen_jax.sampling import MAX_STOP_LENGTH
 from qwen_jax.state import State, gathered, pin, replicated
-from qwen_jax.weights import Structure, Weights, flatten
+from qwen_jax.weights import Program, Structure, Weights, flatten
 
 
 @jax.tree_util.register_dataclass
@@ -118,7 +118,7 @@ def _share(
     return pin(state.put(slot, row), structure.mesh)
 
 
-@functools.partial(jax.jit, donate_argnums=1, static_argnames="window")
+@functools.partial(Program, donate_argnums=1, static_argnames="window")
 def _judge(
     weights: Weights,
     state: State,

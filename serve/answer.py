@@ -1,9 +1,10 @@
-"""One answer as text while its tokens come in."""
+"""One answer as a message while its tokens come in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qwen_jax.tokenizer import StopStrings, TextStream, Tokenizer
+from serve.message import Message, Parser
 from serve.operations import News
 
 
@@ -20,22 +21,30 @@ class Token:
 class Part:
     """What an answer gained."""
 
-    text: str = ""
+    message: Message = field(default_factory=Message)
     tokens: list[Token] = field(default_factory=list)  # empty unless log probabilities are asked
     finish: str = ""
-    stopped: bool = False  # at a stop string, which the device knows nothing of
+    stopped: bool = False  # by what the device knows nothing of: a stop string, the parser
 
 
 class Answer:
-    """Takes news in, gives text out; ends at stop strings.
+    """Takes news in, gives parts of a message out; ends at stop strings.
 
     ends: ids that end an answer and are no part of its text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], ends: Sequence[Sequence[int]]):
-        self._text, self._stops = TextStream(tokenizer), StopStrings(stop)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        parser: Parser,
+        stop: Sequence[str],
+        ends: Sequence[Sequence[int]],
+    ):
+        self._text, self._parser, self._stops = TextStream(tokenizer), parser, StopStrings(stop)
         self._ends = {end[0] for end in ends if len(end) == 1}
         self.count = 0  # tokens, the one that ends it included
+        self.reasoning = 0  # of them, those before the answer itself
+        self.called = False  # a function
 
     def push(self, news: News) -> Part:
         part = Part(finish=news.finish)
@@ -43,12 +52,23 @@ class Answer:
             self.count += 1
             if news.logprobs and id not in self._ends:
                 part.tokens.append(Token(id, news.logprobs[place], news.best[place]))
-            text, part.stopped = self._stops.push(self._text.push([id]))
-            part.text += text
+            thinking = self._parser.thinking
+            self._read(self._text.push([id]), part)
+            self.reasoning += thinking or self._parser.thinking
             if part.stopped:
                 part.finish = "stop"
-                return part
-        if news.finish:
-            text, stopped = self._stops.push(self._text.flush())
-            part.text += text + ("" if stopped else self._stops.flush())
+                break
+        if news.finish and not part.stopped:
+            self._read(self._text.flush(), part)
+            part.message.add(self._parser.push(self._stops.flush()))
+        if part.finish:
+            part.message.add(self._parser.finish())
+        self.called = self.called or bool(part.message.calls)
         return part
+
+    def _read(self, text: str, part: Part) -> None:
+        stopped = False
+        if not self._parser.thinking:  # a thought may hold anything
+            text, stopped = self._stops.push(text)
+        part.message.add(self._parser.push(text))
+        part.stopped = stopped or self._parser.done

@@ -30,7 +30,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.finish_reason, self.usage, self.done = "", dict[str, int](), False
-        self._rest = b""
+        self._rest, self._thinking = b"", False
 
     def push(self, data: bytes) -> list[str]:
         """The texts in the events that are complete now; empty ones are left out."""
@@ -56,12 +56,20 @@ class Stream:
                 return ""
             choice = chunk["choices"][0]
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            text = choice["delta"].get("content") if "delta" in choice else choice["text"]
-            return str(text or "")
+            return self._said(choice["delta"]) if "delta" in choice else str(choice["text"] or "")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise ServerError(
                 f"got an event that is no chunk of an answer: {event[:200]!r}"
             ) from None
+
+    def _said(self, delta: dict[str, Any]) -> str:
+        """What was thought and said, as the model wrote it: a thought between its markers."""
+        thought, text = str(delta.get("reasoning_content") or ""), str(delta.get("content") or "")
+        opening = "<think>\n" if thought and not self._thinking else ""
+        self._thinking = self._thinking or bool(thought)
+        closing = "\n</think>\n\n" if text and self._thinking else ""
+        self._thinking = self._thinking and not text
+        return opening + thought + closing + text
 
 
 def connection() -> dict[str, Any]:

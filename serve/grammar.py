@@ -2,15 +2,55 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, regex_to_lark
 
 from qwen_jax.tokenizer import Tokenizer
 from serve import guard
 
 MAX_SOURCE = 64 * 1024  # characters of a schema, pattern or grammar
+# Between the parts of JSON; without a limit a model may write nothing else for ever.
+SPACING = {"whitespace_pattern": r"[\x20\x0A]{0,40}"}
+
+Grammar = Mapping[str, Any]  # as the library has it
+
+
+class Unusable(ValueError):
+    """A grammar that is malformed, too large or too dear."""
+
+
+def enforced(schema: Mapping[str, Any], strict: bool | None) -> dict[str, Any]:
+    """A schema as the library reads it. strict False: keywords it cannot enforce are let pass."""
+    given = schema.get("x-guidance")
+    options = {**(given if isinstance(given, dict) else {}), **SPACING}
+    if strict is False:
+        options["lenient"] = True
+    return {**schema, "x-guidance": options}
+
+
+def of_schema(schema: Mapping[str, Any], strict: bool | None = None) -> Grammar:
+    return {"json_schema": enforced(schema, strict)}
+
+
+def of_pattern(pattern: str) -> Grammar:
+    return {"lark_grammar": f"start: /{regex_to_lark(pattern)}/"}
+
+
+def of_rules(rules: str) -> Grammar:
+    """rules: Lark's, from `start`."""
+    return {"lark_grammar": rules}
+
+
+def quoted(text: str) -> str:
+    """A text as a Lark grammar has it."""
+    return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def without(*markers: str) -> str:
+    """A Lark terminal: some text in which no marker stands."""
+    return f"/(?s:.+)/ & ~(/(?s:.*)/ ({' | '.join(map(quoted, markers))}) /(?s:.*)/)"
 
 
 class Grammars:
@@ -21,21 +61,17 @@ class Grammars:
         content = vocabulary(tokenizer, rows, ends)
         self._tokenizer, self._guard = guard.engine(content), guard.Guard(content)
 
-    def json_schema(self, schema: dict[str, Any]) -> "Constraint":
-        return self.compile("schema", json.dumps(schema))
-
-    def compile(self, kind: str, source: str) -> "Constraint":
-        """kind: schema, pattern or grammar (Lark's). Takes up to seconds.
-
-        Raises ValueError for what is malformed, too large or too dear.
-        """
+    def compile(self, answer: Grammar, body: Grammar | None = None) -> "Constraint":
+        """body: what the rules of the answer call @body. Takes up to seconds; raises Unusable."""
+        parts = [answer] if body is None else [answer, {**body, "name": "body"}]
+        source = json.dumps({"grammars": parts}, ensure_ascii=False)
         try:
             if len(source) > MAX_SOURCE:
                 raise ValueError(f"it has {len(source)} characters, at most {MAX_SOURCE} fit")
-            self._guard.check(kind, source)
-            return Constraint(guard.compiled(self._tokenizer, kind, source))
+            self._guard.check(source)
+            return Constraint(guard.compiled(self._tokenizer, source))
         except ValueError as error:
-            raise ValueError(f"the {kind} cannot be used: {error}") from None
+            raise Unusable(str(error)) from None
 
     def close(self) -> None:
         self._guard.close()

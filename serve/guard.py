@@ -13,7 +13,6 @@ import selectors
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any, cast
 
 import llguidance
@@ -24,15 +23,6 @@ _START_SECONDS = 60.0
 _MEMORY = 4 * 2**30  # address space; a vocabulary of 152,000 takes a tenth
 
 LIMITS = LLParserLimits(max_lexer_states=20_000, max_grammar_size=100_000, verbose_errors=False)
-# Between the parts of JSON; without a limit a model may write nothing else for ever.
-SPACING = {"whitespace_pattern": r"[\x20\x0A]{0,40}"}
-KINDS: dict[str, Callable[[str], str]] = {
-    "schema": lambda source: LLMatcher.grammar_from_json_schema(
-        source, overrides=cast(Any, SPACING)
-    ),
-    "pattern": LLMatcher.grammar_from_regex,
-    "grammar": LLMatcher.grammar_from_lark,
-}
 
 
 def engine(vocabulary: dict[str, Any]) -> llguidance.LLTokenizer:
@@ -44,9 +34,9 @@ def engine(vocabulary: dict[str, Any]) -> llguidance.LLTokenizer:
     return cast(llguidance.LLTokenizer, made)
 
 
-def compiled(tokenizer: llguidance.LLTokenizer, kind: str, source: str) -> LLMatcher:
+def compiled(tokenizer: llguidance.LLTokenizer, grammar: str) -> LLMatcher:
     """Raises ValueError for what cannot be used."""
-    matcher = LLMatcher(tokenizer, KINDS[kind](source), log_level=0, limits=LIMITS)
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     for _ in range(2):  # the first mask is the dearest; past its limits it fails the time after
         trial = matcher.deep_copy()
         if not trial.is_error():
@@ -64,12 +54,12 @@ class Guard:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def check(self, kind: str, source: str) -> None:
+    def check(self, grammar: str) -> None:
         """Raises ValueError for a grammar that is wrong, or takes too much time or memory."""
         with self._lock:
             if self._process is None:
                 self._process = self._start()
-            answer = self._ask(self._process, json.dumps([kind, source]), SECONDS)
+            answer = self._ask(self._process, json.dumps(grammar), SECONDS)
             if answer is None:
                 self._stop()
                 raise ValueError("it takes too much time or memory")
@@ -124,7 +114,7 @@ def main() -> None:
     print('""', flush=True)
     for line in sys.stdin:
         try:
-            compiled(tokenizer, *json.loads(line))
+            compiled(tokenizer, json.loads(line))
             print('""', flush=True)
         except Exception as error:
             print(json.dumps(str(error) or "it is wrong"), flush=True)

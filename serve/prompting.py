@@ -1,18 +1,23 @@
 """From what a client asks to prompts of ids, for every kind of checkpoint."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qwen_jax import chatml
-from serve.grammar import Constraint
+from serve import thinking
+from serve.grammar import Constraint, Grammar, of_rules
+from serve.message import Parser
 from serve.service import Model
+from serve.thinking import ThinkingParser, Thought
 from serve.tools import hermes, react
-from serve.tools.calls import Forced, Parser, Plain
+from serve.tools.calls import Otherwise, name
 
 Message = Mapping[str, Any]
+Functions = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -22,17 +27,17 @@ class Prompt:
     ids: list[int]
     ends: tuple[tuple[int, ...], ...]  # sequences of ids that end the answer
     stop: tuple[str, ...] = ()  # texts that do, beside those the client names
-    parser: Callable[[], Parser] = Plain
-    opening: str = ""  # what the prompt already holds of the answer
+    parser: Callable[[], Parser] = Parser
     constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
 class Tools:
-    """Functions a model may call; must: it has to call one of these."""
+    """Functions a model may call; must: it has to call one of these; parallel: or several."""
 
-    functions: Sequence[Mapping[str, Any]] = ()
-    must: Sequence[Mapping[str, Any]] = ()
+    functions: Functions = ()
+    must: Functions = ()
+    parallel: bool = True
 
 
 def chat(
@@ -40,14 +45,23 @@ def chat(
     messages: Sequence[Message],
     tools: Tools,
     enable_thinking: bool | None = None,
+    body: Grammar | None = None,
+    add_generation_prompt: bool = True,
 ) -> Prompt:
-    """Raises ValueError for messages that the checkpoint's form of prompts cannot hold."""
+    """The prompt of a conversation. body: what the text of the answer has to follow.
+
+    Raises ValueError for messages that the checkpoint's form of prompts cannot hold, Unusable for
+    functions whose parameters cannot be enforced.
+    """
     messages = [
         {**message, "role": "system"} if message["role"] == "developer" else message
         for message in messages
     ]
     if model.tokenizer.chat_template is not None:
-        return _modern(model, messages, tools, enable_thinking)
+        arguments: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
+        if enable_thinking is not None:
+            arguments["enable_thinking"] = enable_thinking
+        return _modern(model, messages, tools, body, arguments)
     if model.defaults.chat_format != "chatml":
         raise ValueError(
             f"{model.name} is a base model, it continues text and answers nobody; "
@@ -55,7 +69,9 @@ def chat(
         )
     if enable_thinking is not None:
         raise ValueError("enable_thinking needs a chat template that knows it; this model has none")
-    return _original(model, messages, tools)
+    if not add_generation_prompt:
+        raise ValueError("add_generation_prompt=false needs a chat template; this model has none")
+    return _original(model, messages, tools, body)
 
 
 def constrained(prompt: Prompt, constraint: Constraint) -> Prompt:
@@ -73,7 +89,9 @@ def completion(model: Model, text: str | list[int]) -> Prompt:
     return Prompt(ids, model.defaults.eos_ids)
 
 
-def _original(model: Model, messages: Sequence[Message], tools: Tools) -> Prompt:
+def _original(
+    model: Model, messages: Sequence[Message], tools: Tools, body: Grammar | None
+) -> Prompt:
     """Qwen v1: ChatML, functions as ReAct."""
     tokenizer, defaults = model.tokenizer, model.defaults
     said = react.conversation(react.parallel(messages), tools.functions)
@@ -84,41 +102,58 @@ def _original(model: Model, messages: Sequence[Message], tools: Tools) -> Prompt
         query, reply = said.history[-1]
         ids = chatml.prompt_ids(tokenizer, query, said.history[:-1], said.system, 2**31)
         ids += tokenizer.encode(reply)
-    opening, constraint = "", None
-    if tools.must:
-        wanted = react.forced(tools.must, going_on=said.query is None)
-        opening, constraint = _force(model, wanted)
-        ids += tokenizer.encode(opening)
+    rules = functools.partial(react.rules, going_on=said.query is None)
     return Prompt(
         ids,
         _ends(model),
         (react.STOP,) if tools.functions else (),
-        react.Parser if tools.functions else Plain,
-        opening,
-        constraint,
+        react.ReactParser if tools.functions else Parser,
+        _constraint(model, tools, body, rules),
     )
 
 
 def _modern(
-    model: Model, messages: Sequence[Message], tools: Tools, enable_thinking: bool | None
+    model: Model,
+    messages: Sequence[Message],
+    tools: Tools,
+    body: Grammar | None,
+    arguments: Mapping[str, Any],
 ) -> Prompt:
     """Qwen1.5 and later: the checkpoint's own template, functions as Hermes has them."""
-    arguments = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     described = [
         {"type": "function", "function": _openai(function)} for function in tools.functions
     ]
     said = [_for_template(message) for message in messages]
     ids = chatml.render(model.tokenizer, said, described or None, **arguments)
-    opening, constraint = "", None
+    thought = thinking.after(model.tokenizer, ids)
+
+    def parser() -> Parser:
+        read = hermes.HermesParser(tools.parallel) if tools.functions else Parser()
+        return read if thought == "none" else ThinkingParser(read, thought == "begun")
+
+    rules = functools.partial(hermes.rules, tokens=model.tokenizer.markup)
+    return Prompt(ids, _ends(model), (), parser, _constraint(model, tools, body, rules, thought))
+
+
+def _constraint(
+    model: Model,
+    tools: Tools,
+    body: Grammar | None,
+    calls: Callable[[Functions, Otherwise], str],
+    thought: Thought = "none",
+) -> Constraint | None:
+    """What an answer has to follow: calls that must be, or that are strict; the body; nothing."""
     if tools.must:
-        opening, constraint = _force(model, hermes.forced(list(map(_openai, tools.must))))
-        ids += model.tokenizer.encode(opening, specials=model.tokenizer.markup)
-    parser = hermes.Parser if tools.functions else Plain
-    return Prompt(ids, _ends(model), (), parser, opening, constraint)
-
-
-def _force(model: Model, wanted: Forced) -> tuple[str, Constraint]:
-    return wanted.opening, model.grammars.compile("grammar", wanted.grammar)
+        rules, body = calls(tools.must, "nothing"), None
+    elif tools.functions and body is not None:
+        rules = calls(tools.functions, "body")
+    elif any(function.get("strict") for function in tools.functions):
+        rules = calls(tools.functions, "text")
+    elif body is not None:
+        rules = "answer: @body"
+    else:
+        return None
+    return model.grammars.compile(of_rules(f"{thinking.rules(thought)}\n{rules}"), body)
 
 
 def _ends(model: Model) -> tuple[tuple[int, ...], ...]:
@@ -129,7 +164,7 @@ def _ends(model: Model) -> tuple[tuple[int, ...], ...]:
 def _openai(function: Mapping[str, Any]) -> dict[str, Any]:
     """A function in OpenAI's form, whatever form it came in."""
     description = function.get("description_for_model") or function.get("description")
-    made = {"name": react.name(function), "parameters": function.get("parameters") or {}}
+    made = {"name": name(function), "parameters": function.get("parameters") or {}}
     return made if description is None else {**made, "description": description}
 
 
@@ -149,6 +184,6 @@ def _for_template(message: Message) -> dict[str, Any]:
 def _object(arguments: str) -> Any:
     try:
         parsed = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
     return parsed if isinstance(parsed, dict) else arguments

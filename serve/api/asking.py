@@ -10,12 +10,10 @@ from qwen_jax.sampler import Settings
 from qwen_jax.sampling import Sampling
 from serve.answer import Answer, Token
 from serve.api.errors import ApiError
-from serve.api.fields import ResponseFormat, Wishes
-from serve.grammar import Constraint
+from serve.api.fields import Wishes
 from serve.prompting import Prompt
 from serve.schedule import Request
 from serve.service import Model
-from serve.tools.calls import Parser
 
 _SAMPLING = (
     "temperature top_p min_p repetition_penalty presence_penalty frequency_penalty min_tokens"
@@ -29,7 +27,6 @@ class Choice:
     prompt: Prompt
     request: Request
     answer: Answer
-    parser: Parser
     finish: str = ""
     scores: list[Token] = field(default_factory=list)  # of the prompt's tokens but the first
 
@@ -63,24 +60,6 @@ def _biases(model: Model, given: dict[str, float]) -> dict[int, float]:
             )
         biases[int(name)] = bias
     return biases
-
-
-def constraint_of(model: Model, wanted: ResponseFormat | None) -> Constraint | None:
-    """The grammar of a response format; raises a 400 for one that cannot be used."""
-    if wanted is None or wanted.type == "text":
-        return None
-    try:
-        match wanted.type:
-            case "json_schema":
-                assert wanted.json_schema is not None
-                return model.grammars.json_schema(wanted.json_schema.schema_)
-            case "regex":
-                return model.grammars.compile("pattern", wanted.pattern or "")
-            case "grammar":
-                return model.grammars.compile("grammar", wanted.grammar or "")
-        return model.grammars.json_schema({"type": "object"})
-    except ValueError as error:
-        raise ApiError(400, str(error), "response_format") from None
 
 
 def choices_of(
@@ -141,10 +120,8 @@ def _choice(
         logprobs=sampling.logprobs,
         judged=judged,
     )
-    answer = Answer(model.tokenizer, (*prompt.stop, *(wishes.stop or ())), ends)
-    parser = prompt.parser()
-    parser.push(prompt.opening)
-    return Choice(prompt, request, answer, parser)
+    stop = (*prompt.stop, *(wishes.stop or ()))
+    return Choice(prompt, request, Answer(model.tokenizer, prompt.parser(), stop, ends))
 
 
 def _budget(model: Model, length: int, wanted: int | None) -> int:

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 import asyncio
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -11,14 +12,16 @@ from starlette.responses import JSONResponse, Response
 
 from serve import prompting
 from serve.answer import Part, Token
-from serve.api import intake, scores
-from serve.api.asking import Choice, choices_of, constraint_of
+from serve.api import formats, intake, scores
+from serve.api.asking import Choice, choices_of
 from serve.api.errors import ApiError, parse
 from serve.api.fields import ChatRequest, FunctionName, ToolName
 from serve.api.streams import EventStream, parts, until_gone
+from serve.grammar import Unusable
+from serve.message import Message
 from serve.prompting import Tools
 from serve.service import Model, Service
-from serve.tools.calls import Delta, Message, new_id
+from serve.tools.calls import new_id
 
 
 async def complete(request: Request) -> Response:
@@ -44,18 +47,17 @@ def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[
     """What the engine is asked for; off the event loop, since texts may be long."""
     tools = tools_of(fields)
     messages = [message.model_dump(exclude_none=True) for message in fields.messages]
-    thinking = fields.enable_thinking
-    if fields.chat_template_kwargs is not None:
-        thinking = fields.chat_template_kwargs.enable_thinking
+    body, blamed = formats.grammar_of(fields.response_format), "response_format"
+    if tools.functions:
+        blamed = "functions" if fields.functions else "tools"
+        if body is not None:
+            formats.compiled(model, body)  # by itself first: its faults are not theirs
     try:
-        prompt = prompting.chat(model, messages, tools, thinking)
+        prompt = prompting.chat(model, messages, tools, fields.thinking, body)
+    except Unusable as error:
+        raise ApiError(400, f"{blamed} cannot be used: {error}", blamed) from None
     except ValueError as error:
         raise ApiError(400, str(error), "messages") from None
-    constraint = constraint_of(model, fields.response_format)
-    if constraint is not None:
-        if tools.functions:
-            raise ApiError(400, "response_format cannot go with tools", "response_format")
-        prompt = prompting.constrained(prompt, constraint)
     wanted = fields.max_completion_tokens
     return choices_of(
         model,
@@ -73,17 +75,18 @@ def tools_of(fields: ChatRequest) -> Tools:
     given = fields.functions or [tool.function for tool in fields.tools or ()]
     functions = [function.model_dump(exclude_none=True) for function in given]
     choice = fields.tool_choice if fields.tools else fields.function_call
+    parallel = not fields.functions and fields.parallel_tool_calls is not False
     if choice == "none":
         return Tools()
     if choice == "required":
-        return Tools(functions, functions)
+        return Tools(functions, functions, parallel)
     if isinstance(choice, ToolName | FunctionName):
         name = choice.name if isinstance(choice, FunctionName) else choice.function.name
         chosen = [f for f in functions if name in (f.get("name"), f.get("name_for_model"))]
         if not chosen:
             raise ApiError(400, f"tool_choice names {name!r}, which is none of the tools")
-        return Tools(functions, chosen)
-    return Tools(functions)
+        return Tools(functions, chosen, parallel=False)
+    return Tools(functions, parallel=parallel)
 
 
 class Reply:
@@ -103,8 +106,7 @@ class Reply:
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
-            for delta in self._read(index, part):
-                messages[index].add(delta)
+            messages[index].add(part.message)
         return {
             **self._head,
             "object": "chat.completion",
@@ -127,20 +129,15 @@ class Reply:
         for index in range(len(self._choices)):
             yield self._chunk(index, {"role": "assistant", "content": ""})
         async for index, part in working:
-            deltas = self._read(index, part)
+            delta = self._delta(part.message)
             logprobs = self._logprobs(part.tokens) if part.tokens else None
-            for place, delta in enumerate(deltas or ([Delta()] if logprobs else [])):
-                yield self._chunk(index, self._delta(index, delta), logprobs if not place else None)
+            if delta or logprobs:
+                yield self._chunk(index, delta, logprobs)
             if part.finish:
                 yield self._chunk(index, {}, finish=self._finish(index))
         options = self._fields.stream_options
         if options is not None and options.include_usage:
             yield {**self._event(), "choices": [], "usage": intake.usage(self._choices)}
-
-    def _read(self, index: int, part: Part) -> list[Delta]:
-        parser = self._choices[index].parser
-        deltas = parser.push(part.text)
-        return [*deltas, *parser.finish()] if part.finish else deltas
 
     def _event(self) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk"}
@@ -155,27 +152,34 @@ class Reply:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {**self._event(), "choices": [choice]}
 
-    def _delta(self, index: int, delta: Delta) -> dict[str, Any]:
-        made: dict[str, Any] = {"content": delta.content} if delta.content else {}
-        if delta.call is None:
-            return made
-        function = {"name": delta.name} if delta.name else {}
-        function["arguments"] = delta.arguments
-        if self._fields.functions:
-            return {**made, "function_call": function}
-        call: dict[str, Any] = {"index": delta.call, "function": function}
-        if delta.name:
-            call |= {"id": new_id(), "type": "function"}
-        return {**made, "tool_calls": [call]}
+    def _delta(self, gained: Message) -> dict[str, Any]:
+        made: dict[str, Any] = {"content": gained.content} if gained.content else {}
+        if gained.reasoning:
+            made["reasoning_content"] = gained.reasoning
+        calls = []
+        for place, call in gained.calls.items():
+            function = {"name": call.name} if call.name else {}
+            function["arguments"] = call.arguments
+            calls.append({"index": place, "function": function})
+            if call.name:
+                calls[-1] |= {"id": new_id(), "type": "function"}
+        if calls and self._fields.functions:
+            made["function_call"] = calls[0]["function"]
+        elif calls:
+            made["tool_calls"] = calls
+        return made
 
     def _message(self, message: Message) -> dict[str, Any]:
         made: dict[str, Any] = {"role": "assistant", "content": message.content, "refusal": None}
+        if message.reasoning:
+            made["reasoning_content"] = message.reasoning
+        calls = [dataclasses.asdict(call) for call in message.calls.values()]
         if self._fields.functions:
-            return {**made, "function_call": message.calls[0] if message.calls else None}
-        if message.calls:
+            return {**made, "function_call": calls[0] if calls else None}
+        if calls:
             made["content"] = message.content or None
             made["tool_calls"] = [
-                {"id": new_id(), "type": "function", "function": call} for call in message.calls
+                {"id": new_id(), "type": "function", "function": call} for call in calls
             ]
         return made
 
@@ -184,6 +188,6 @@ class Reply:
 
     def _finish(self, index: int) -> str:
         choice = self._choices[index]
-        if choice.parser.called and choice.finish == "stop":
+        if choice.answer.called and choice.finish == "stop":
             return "function_call" if self._fields.functions else "tool_calls"
         return choice.finish

@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from serve import prompting
 from serve.answer import Part, Token
-from serve.api import intake, scores
-from serve.api.asking import Choice, choices_of, constraint_of
+from serve.api import formats, intake, scores
+from serve.api.asking import Choice, choices_of
 from serve.api.errors import ApiError, parse
 from serve.api.fields import CompletionRequest
 from serve.api.streams import EventStream, parts, until_gone
@@ -53,7 +53,8 @@ def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) ->
         raise ApiError(400, "echo with logprobs cannot be streamed", "stream")
     if fields.max_tokens == 0 and not fields.echo:
         raise ApiError(400, "max_tokens 0 gives nothing without echo", "max_tokens")
-    constraint = constraint_of(model, fields.response_format)
+    grammar = formats.grammar_of(fields.response_format)
+    constraint = None if grammar is None else formats.compiled(model, grammar)
     try:
         prompts = [prompting.completion(model, text) for text in texts]
     except ValueError as error:
@@ -91,7 +92,7 @@ class Reply:
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
-            texts[index] += part.text
+            texts[index] += part.message.content
         return {
             **self._head,
             "choices": [
@@ -111,10 +112,11 @@ class Reply:
             if text := self._echo(choice):
                 yield {**self._head, "choices": [self._choice(index, text, None, None)]}
         async for index, part in working:
-            if part.text or part.tokens or part.finish:
+            text = part.message.content
+            if text or part.tokens or part.finish:
                 logprobs = self._logprobs(part.tokens, self._shown[index])
-                self._shown[index] += len(part.text)
-                made = self._choice(index, part.text, logprobs, part.finish or None)
+                self._shown[index] += len(text)
+                made = self._choice(index, text, logprobs, part.finish or None)
                 yield {**self._head, "choices": [made]}
         options = self._fields.stream_options
         if options is not None and options.include_usage:

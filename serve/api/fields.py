@@ -125,6 +125,7 @@ class ToolCall(Fields):
 class Message(Fields):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = None
+    reasoning_content: str | None = None  # of an earlier answer; what of it counts, templates say
     name: Name | None = None  # of the function that answers
     function_call: FunctionCall | None = None
     tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
@@ -136,6 +137,8 @@ class Message(Fields):
         calls = self.tool_calls or self.function_call
         if calls and self.role != "assistant":
             raise ValueError(f"a message of role {self.role} cannot call functions")
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role} has no reasoning_content")
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise ValueError("tool_call_id goes with messages of role tool, and only with those")
         if self.content is None and self.role not in ("assistant", "user"):
@@ -188,6 +191,17 @@ class ChatRequest(Wishes):
     enable_thinking: bool | None = None
     chat_template_kwargs: TemplateArguments | None = None
 
+    @property
+    def thinking(self) -> bool | None:
+        """enable_thinking in either form; clients of several servers send both."""
+        return next(iter(self._thinking), None)
+
+    @property
+    def _thinking(self) -> set[bool]:
+        form = self.chat_template_kwargs
+        given = {self.enable_thinking, form.enable_thinking if form else None}
+        return {one for one in given if one is not None}
+
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
@@ -196,10 +210,14 @@ class ChatRequest(Wishes):
             raise ValueError("tools and functions are two forms of one wish; send one of them")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise ValueError("tool_choice needs tools")
+        if self.parallel_tool_calls is not None and not self.tools:
+            raise ValueError("parallel_tool_calls needs tools")
         if self.function_call not in (None, "none") and not self.functions:
             raise ValueError("function_call needs functions")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens and max_completion_tokens mean the same; send one of them")
+        if len(self._thinking) > 1:
+            raise ValueError("enable_thinking and chat_template_kwargs contradict each other")
         return self
 
 

@@ -66,9 +66,11 @@ def usage(choices: list[Choice]) -> dict[str, object]:
     prompts = {id(choice.prompt): choice for choice in choices}.values()
     read = sum(len(choice.prompt.ids) for choice in prompts)
     written = sum(choice.answer.count for choice in choices)
+    thought = sum(choice.answer.reasoning for choice in choices)
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
         "total_tokens": read + written,
         "prompt_tokens_details": {"cached_tokens": sum(c.request.shared for c in prompts)},
+        "completion_tokens_details": {"reasoning_tokens": thought},
     }

@@ -31,7 +31,8 @@ def _ids(model: Model, fields: TokenizeRequest) -> list[int]:
     assert fields.messages is not None
     messages = [message.model_dump(exclude_none=True) for message in fields.messages]
     try:
-        return prompting.chat(model, messages, Tools()).ids
+        begun = fields.add_generation_prompt
+        return prompting.chat(model, messages, Tools(), add_generation_prompt=begun).ids
     except ValueError as error:
         raise ApiError(400, str(error), "messages") from None
 

@@ -31,16 +31,24 @@ export async function models(key) {
   return (await response.json()).data.map((model) => model.id);
 }
 
-/** The pieces of an answer as they come: {content, finish}. */
+/** The pieces of an answer as they come: {content, finish}; thoughts stand between markers. */
 export async function* chat(body, key, signal) {
   const request = { method: "POST", body: JSON.stringify({ ...body, stream: true }), signal };
   const response = await ask("chat/completions", key, request);
+  let thinking = false;
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.message, chunk.error.code);
     const choice = chunk.choices?.[0];
-    if (choice) yield { content: choice.delta.content ?? "", finish: choice.finish_reason };
+    if (!choice) continue;
+    const { reasoning_content: thought, content: text } = choice.delta;
+    let content = "";
+    if (thought) content += (thinking ? "" : "<think>\n") + thought;
+    thinking ||= Boolean(thought);
+    if (text) content += (thinking ? "\n</think>\n\n" : "") + text;
+    thinking &&= !text;
+    yield { content, finish: choice.finish_reason };
   }
   throw new ApiError("");
 }

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_jax.chatml import DEFAULT_SYSTEM
-from serve.tools.calls import Delta, Forced, alternatives, held_back
+from serve.grammar import quoted, without
+from serve.message import Call, Message, Parser, held_back
+from serve.tools import calls
+from serve.tools.calls import Otherwise, name
 
 STOP = "Observation:"  # here the model would make up what the function answers
 
@@ -120,19 +123,32 @@ def _instruction(functions: Sequence[Mapping[str, Any]]) -> str:
     return _INSTRUCTION.format(tools="\n\n".join(lines), names=", ".join(names))
 
 
-def name(function: Mapping[str, Any]) -> str:
-    """What the model calls a function."""
-    return str(function.get("name_for_model") or function["name"])
+def rules(functions: Sequence[Mapping[str, Any]], otherwise: Otherwise, going_on: bool) -> str:
+    """Lark rules of an `answer` that calls a function, or is what it may be otherwise.
+
+    going_on: the prompt ends with "Thought:".
+    """
+    need = f"{'' if going_on else 'Thought:'} I need a tool.{_ACTION}"
+    shapes = {
+        "nothing": f"{quoted(need)} function",
+        "body": "acting function | answering @body",
+        "text": "TEXT | acting function | answering /(?s:.*)/",
+    }
+    free = [
+        f"acting[lazy]: /(?s:.*)/ {quoted(_ACTION)}",
+        f"answering[lazy]: /(?s:.*)/ {quoted(_ANSWER)}",
+    ]
+    return "\n".join(
+        [
+            f"answer: {shapes[otherwise]}",
+            *calls.rules(functions, lambda name: f" {name}{_INPUT} "),
+            *(free if otherwise != "nothing" else []),
+            *([f"TEXT: {without(_ACTION, _ANSWER)}"] if otherwise == "text" else []),
+        ]
+    )
 
 
-def forced(functions: Sequence[Mapping[str, Any]], going_on: bool) -> Forced:
-    """An answer that calls one of the functions. going_on: the prompt ends with "Thought:"."""
-    opening = " I need a tool." if going_on else "Thought: I need a tool."
-    called = [{**function, "name": name(function)} for function in functions]
-    return Forced(opening + _ACTION, alternatives(called, f" NAME{_INPUT} ", ""))
-
-
-class Parser:
+class ReactParser(Parser):
     """Finds the call, or the final answer, in a ReAct text as it grows.
 
     Thoughts before a call are content. Before a call or a final answer begins, nothing is known,
@@ -141,64 +157,66 @@ class Parser:
 
     def __init__(self) -> None:
         self._text, self._state, self._pending = "", "open", ""
-        self.called = False
 
-    def push(self, text: str) -> list[Delta]:
-        if self._state == "done":
-            return []
+    def push(self, text: str) -> Message:
+        if self.done:
+            return Message()
         if self._state == "answer":
-            return [Delta(text)] if text else []
+            return Message(text)
         if self._state == "call":
             return self._arguments(text)
         self._text += text
         place, action = self._text.find(_ANSWER), self._text.find(_ACTION)
         if place >= 0 and not 0 <= action < place:
             self._state = "answer"
-            return self.push(self._text[place + len(_ANSWER) :])
+            return Message(self._text[place + len(_ANSWER) :])
         return self._find_call()
 
-    def _find_call(self) -> list[Delta]:
+    def _find_call(self) -> Message:
         text = self._text
         action = text.find(_ACTION)
         given = text.find(_INPUT)
         if not 0 <= action < given:
-            return []
+            return Message()
         name = text[action + len(_ACTION) : given].strip()
         if not name:
-            return []
-        self._state, self.called = "call", True
+            return Message()
+        self._state = "call"
         before = text[:action]
         thought = before.find(_THOUGHT)
         content = before[thought + len(_THOUGHT) :] if thought >= 0 else before
-        rest = text[given + len(_INPUT) :].lstrip()
-        return [Delta(content.strip(), 0, name), *self._arguments(rest)]
+        found = Message(content.strip(), calls={0: Call(name)})
+        found.add(self._arguments(text[given + len(_INPUT) :].lstrip()))
+        return found
 
-    def _arguments(self, text: str) -> list[Delta]:
+    def _arguments(self, text: str) -> Message:
         """Arguments are trimmed, so blanks wait for what follows them."""
         text = self._pending + text
         if not self._begun:
             text = text.lstrip()
         end = text.find(_OBSERVATION)
         if end >= 0:
-            self._state, kept = "done", text[:end].rstrip()
+            self.done, kept = True, text[:end].rstrip()
         else:
             kept = text[: len(text) - held_back(text, (_OBSERVATION,))].rstrip()
             self._pending = text[len(kept) :]
         self._begun = self._begun or bool(kept)
-        return [Delta(call=0, arguments=kept)] if kept else []
+        return _more(kept)
 
     _begun = False
 
-    def finish(self) -> list[Delta]:
+    def finish(self) -> Message:
         """What is left once the text has ended."""
-        if self._state == "call":
-            kept = self._pending.rstrip()
-            return [Delta(call=0, arguments=kept)] if kept else []
+        if self._state == "call" and not self.done:
+            return _more(self._pending.rstrip())
         if self._state != "open":
-            return []
+            return Message()
         place = self._text.rfind(_ANSWER)
-        content = self._text[place + len(_ANSWER) :] if place >= 0 else self._text
-        return [Delta(content)] if content else []
+        return Message(self._text[place + len(_ANSWER) :] if place >= 0 else self._text)
+
+
+def _more(arguments: str) -> Message:
+    return Message(calls={0: Call("", arguments)} if arguments else {})
 
 
 def parallel(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Quantised layers in Linear's place: exact, on any mesh, in a scan, under adapters."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from qwen_jax import decode, lowering, native, quant
+from qwen_jax import decode, lowering, native, prompts, quant
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
 from qwen_jax.lora import Delta, LoraLinear, fuse, map_linears
 from qwen_jax.model import Linear, init
 from qwen_jax.quant import QuantLinear, arrange, arrange_all, at_rest, dequantize, quantize
 from qwen_jax.sharding import make_mesh, shardings
-from qwen_jax.weights import flatten
+from qwen_jax.weights import Program, flatten
 from tests.qwen_jax.networks import QWEN2, V1, distance
 
 BIG = V1 | {"hidden_size": 64, "kv_channels": 16, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -231,9 +232,12 @@ def test_programs_know_quantised_weights():
     params, twin = (flatten(x) for x in network("v1"))
     assert params.structure.quantised
     assert not twin.structure.quantised
-    for program in (decode._step, decode._prefill, decode._score):
-        assert program.of(params) is program.quantised
-        assert program.of(twin) is program.plain
+    for function in (*vars(decode).values(), *vars(prompts).values()):
+        if isinstance(function, Program):
+            assert function.of(params) is function.quantised
+            assert function.of(twin) is function.plain
+        elif hasattr(function, "_cache_size"):
+            assert "weights" not in inspect.signature(function).parameters, function
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -113,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             for piece in itertools.chain(first, rest):
                 count += 1
-                said = {"delta": {"content": piece}} if chat else {"text": piece}
+                delta = piece if isinstance(piece, dict) else {"content": piece}
+                said = {"delta": delta} if chat else {"text": piece}
                 self._event({"choices": [{"index": 0, "finish_reason": None, **said}]})
         except Refusal as refusal:
             self._event({"error": {"message": refusal.message, "code": refusal.status}})

@@ -6,6 +6,8 @@ from serve.client import ServerError, Stream
 
 CHUNKS = [
     {"choices": [{"delta": {"role": "assistant"}, "finish_reason": None}]},
+    {"choices": [{"delta": {"reasoning_content": "h"}, "finish_reason": None}]},
+    {"choices": [{"delta": {"reasoning_content": "m"}, "finish_reason": None}]},
     {"choices": [{"delta": {"content": "你\u2028"}, "finish_reason": None}]},
     {"choices": [{"text": "b", "finish_reason": "stop"}]},
     {"choices": [], "usage": {"completion_tokens": 2}},
@@ -21,7 +23,7 @@ def test_a_stream_in_any_pieces(end, size):
     for at in range(0, len(data), size):
         texts += stream.push(data[at : at + size])
     stream.finish()
-    assert texts == ["你\u2028", "b"]
+    assert texts == ["<think>\nh", "m", "\n</think>\n\n你\u2028", "b"]
     assert (stream.finish_reason, stream.usage) == ("stop", {"completion_tokens": 2})
 
 

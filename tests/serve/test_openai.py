@@ -10,6 +10,7 @@ import pytest
 import qwen_jax
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "the dog"}]}
+THINK_NOT = {"enable_thinking": False}
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,7 @@ def test_a_system_prompt_is_reused(client, tiny):
         ({"extra_body": {"seed": 2**64}}, "seed"),
         ({"extra_body": {"chat_template_kwargs": {"tools": []}}}, "chat_template_kwargs.tools"),
         ({"extra_body": {"enable_thinking": True}}, "messages"),
+        ({"extra_body": {"enable_thinking": True, "chat_template_kwargs": THINK_NOT}}, None),
     ],
 )
 def test_refusals_name_the_field(client, change, param):

@@ -39,7 +39,7 @@ def test_an_answer_is_shown_while_it_streams(page, stub):
     goes_on = threading.Event()
 
     def answer(body):
-        yield "**first** "
+        yield from ({"reasoning_content": "hm"}, {"reasoning_content": "m"}, "**first** ")
         goes_on.wait(10)
         yield "second"
 
@@ -49,7 +49,7 @@ def test_an_answer_is_shown_while_it_streams(page, stub):
     assert page.is_visible("#stop")
     assert page.get_attribute(".assistant", "aria-busy") == "true"
     goes_on.set()
-    assert answers(page) == ["first second"]
+    assert (answers(page), page.text_content("details .prose")) == (["first second"], "hmm")
     assert page.get_attribute(".assistant", "aria-busy") == "false"
     assert "first second" in page.inner_text("#status")
     messages = [{"role": "user", "content": "A question"}]

@@ -28,8 +28,9 @@ def warm(babbler):
 
 
 def compiled():
-    jitted = (decode._start, decode._prefill.plain, decode._step.plain, decode._release)
-    return [function._cache_size() for function in (*jitted, prompts._share, prompts._judge)]
+    programs = [program.plain for program in (decode._prefill, decode._step, prompts._judge)]
+    jitted = (*programs, decode._start, decode._release, prompts._share)
+    return [function._cache_size() for function in jitted]
 
 
 def prefill(slot, length, start, mask=None, new=1):
