@@ -76,7 +76,9 @@ async def answer(client: httpx.AsyncClient, number: int) -> tuple[dict[int, Any]
             if last == "[DONE]":
                 break
             chunk = json.loads(last)
-            tokens = (chunk["usage"] or {}).get("completion_tokens", tokens)
+            if "error" in chunk:
+                raise RuntimeError(f"request {number}: {chunk['error']}")
+            tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
             for piece in chunk["choices"]:
                 text, scores, _ = choices.get(piece["index"], ("", (), None))
                 text += piece.get("text") or piece.get("delta", {}).get("content") or ""
