@@ -1,0 +1,1 @@
+"""Clients that people use, against a real server of the bundled model: make clients."""

@@ -1,0 +1,35 @@
+"""One server with a key for all clients, and what became of every check as JSON."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks import record
+from benchmarks.server import Server, started
+
+KEY = "a-key-for-all-clients"
+PACKAGES = ("openai", "langchain-openai", "lm-eval", "jax", "starlette", "uvicorn", "llguidance")
+found: dict[str, str] = {}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The bundled model, without a compilation or a slot that is left taken by any client."""
+    options = ("--model", "demo", "--slots", "8", "--queue", "32")
+    with started(*options, key=KEY) as server:
+        yield server
+        metrics = server.settled()
+        assert metrics["qwen_compilations"] == metrics["qwen_engine_failures_total"] == 0
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.failed:
+        found[report.nodeid.removeprefix("benchmarks/clients/test_")] = report.outcome
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Only a whole run is kept."""
+    if session.config.getoption("keyword") or len(session.config.args) != 1 or not found:
+        return
+    result = {"versions": record.versions(*PACKAGES), "machine": record.machine()}
+    record.write("clients", result | {"checks": found})
