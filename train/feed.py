@@ -5,13 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from qwen_jax.sharding import RULES
 from train.batches import Batches
 from train.samples import Samples
-from train.step import Batch
+from train.step import Batch, batch_place
 
 FIELDS = ("tokens", "targets", "positions", "segments")
 
@@ -26,7 +24,7 @@ class Feed(Iterator[Batch]):
         self._make = lambda rows: Batches(
             samples, batch=division[1], accumulation=division[0], rows=rows, **order
         )
-        self._place = NamedSharding(mesh, P(None, RULES["slot"]))
+        self._place: Any = batch_place(mesh)
         self.shape = (*division, samples.length)
         self._rows = self._own_rows()
         batches = self._make(self._rows)

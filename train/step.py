@@ -99,6 +99,11 @@ def _decays(name: str) -> bool:
     return not name.endswith((".bias", ".scale"))
 
 
+def batch_place(mesh: Mesh | None) -> NamedSharding | None:
+    """Where the arrays of a batch go: rows over the devices, None for the only device."""
+    return None if mesh is None else NamedSharding(mesh, P(None, RULES["slot"]))
+
+
 class Trainer:
     """A network divided into what is trained and what is not, and the step that both go through.
 
@@ -158,15 +163,11 @@ class Trainer:
         if self.places is not None:
             put = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
             state = jax.tree.map(put, state, self.places)
-        one: Any = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=self.batch_place())
+        one: Any = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=batch_place(self.mesh))
         return state, self.frozen, Batch(one, one, one, one)
 
     def lower(self, rows: tuple[int, int, int]) -> jax.stages.Lowered:
         return self._step.lower(*self.abstract(rows))
-
-    def batch_place(self) -> NamedSharding | None:
-        """Where the arrays of a batch go: rows over the devices, None for the only device."""
-        return None if self.mesh is None else NamedSharding(self.mesh, P(None, RULES["slot"]))
 
     def _start(self, trained: Leaves) -> TrainState:
         masters = {name: x.astype(jnp.float32) for name, x in trained.items()}
