@@ -112,7 +112,7 @@ def test_operations_survive_the_wire():
         Judge(0, [1], [2], 64, 70),
         Step(4),
         Step(1, {0: b"", 3: b"\1\0\0\377"}),
-        Prefill(1, [5, 6], 0, 9, wishes, 7, b"\0\1"),
+        Prefill(1, [5, 6], 0, 9, wishes, 7, b"\0\1", 2),
     ):
         back = decode(json.loads(json.dumps(encode(operation))))
         if isinstance(operation, Prefill):
@@ -121,7 +121,9 @@ def test_operations_survive_the_wire():
             ):
                 np.testing.assert_array_equal(mine, other)
                 assert mine.dtype == other.dtype
-            operation, back = ((op.tokens, op.mask, op.slot, op.start) for op in (operation, back))
+            operation, back = (
+                (op.tokens, op.mask, op.slot, op.start, op.adapter) for op in (operation, back)
+            )
         assert operation == back
 
 
