@@ -48,9 +48,9 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def without(*markers: str) -> str:
-    """A Lark terminal: some text in which no marker stands."""
-    return f"/(?s:.+)/ & ~(/(?s:.*)/ ({' | '.join(map(quoted, markers))}) /(?s:.*)/)"
+def without(marker: str) -> str:
+    """A Lark terminal: some text in which a marker does not stand."""
+    return f"/(?s:.+)/ & ~(/(?s:.*)/ {quoted(marker)} /(?s:.*)/)"
 
 
 class Grammars:

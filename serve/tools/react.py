@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_jax.chatml import DEFAULT_SYSTEM
-from serve.grammar import quoted, without
+from serve.grammar import quoted
 from serve.message import Call, Message, Parser, held_back
 from serve.tools import calls
 from serve.tools.calls import Otherwise, name
@@ -132,9 +132,9 @@ def rules(functions: Sequence[Mapping[str, Any]], otherwise: Otherwise, going_on
     shapes = {
         "nothing": f"{quoted(need)} function",
         "body": "acting function | answering @body",
-        "text": "TEXT | acting function | answering /(?s:.*)/",
+        "text": "/(?s:.+)/ | acting function | answering /(?s:.*)/",
     }
-    free = [
+    free = [  # text up to the first marker, which ends any other reading of it
         f"acting[lazy]: /(?s:.*)/ {quoted(_ACTION)}",
         f"answering[lazy]: /(?s:.*)/ {quoted(_ANSWER)}",
     ]
@@ -143,7 +143,6 @@ def rules(functions: Sequence[Mapping[str, Any]], otherwise: Otherwise, going_on
             f"answer: {shapes[otherwise]}",
             *calls.rules(functions, lambda name: f" {name}{_INPUT} "),
             *(free if otherwise != "nothing" else []),
-            *([f"TEXT: {without(_ACTION, _ANSWER)}"] if otherwise == "text" else []),
         ]
     )
 

@@ -91,6 +91,13 @@ def test_stop_strings(client):
     assert text_of(stream)[0] == cut.choices[0].message.content
 
 
+def test_what_began_like_a_stop_string_is_text(scripted):
+    with scripted("Hello, world") as running:
+        ask = running.client().chat.completions.create
+        assert ask(**ASK, stop="ld!").choices[0].message.content == "Hello, world"
+        assert text_of(ask(**ASK, stop="ld!", stream=True))[0] == "Hello, world"
+
+
 def test_stop_ids(client, tiny):
     encode = tiny.model.tokenizer.encode
     logged = client.chat.completions.create(**ASK, seed=1, logprobs=True).choices[0]

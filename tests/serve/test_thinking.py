@@ -178,19 +178,23 @@ def test_no_thought(scripted):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tools", [TOOLS, STRICT])
 @pytest.mark.parametrize("choice", ["auto", "required"])
-def test_calls_follow_thoughts(scripted, form, tools, choice):
-    """What looks like a call within a thought is none."""
+def test_calls_follow_thoughts(scripted, small, form, tools, choice):
+    """What looks like a call within a thought is none; one call ends the answer, where asked."""
     template, thought = FORMS[form]
     inner = thought.replace("{", f"{CALL}")
     if choice == "required" or tools is STRICT:
         inner = thought  # a grammar lets no marker into a thought
-    with scripted(f"{inner}\n\n{CALL}", template) as running:
-        made = running.client().chat.completions.create(**ASK, tools=tools, tool_choice=choice)
+    how = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False}
+    said = f"{inner}\n\n{CALL}"
+    with scripted(f"{said}\n{CALL}", template) as running:
+        made = running.client().chat.completions.create(**ASK, **how)
         message = made.choices[0].message
         (call,) = message.tool_calls
         assert json.loads(call.function.arguments)["city"] == "Rome"
         assert (message.content, made.choices[0].finish_reason) == (None, "tool_calls")
-        assert message.reasoning_content == inner.split("</think>")[0][8:-1] or form == "always"
+        assert message.reasoning_content == inner.split("\n</think>")[0].removeprefix("<think>\n")
+        spent = len(small.encode(said, specials=small.markup))
+        assert made.usage.completion_tokens == spent
 
 
 @pytest.mark.parametrize("form", FORMS)

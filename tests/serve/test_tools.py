@@ -30,6 +30,7 @@ REACT = 'Thought: look.\nAction: weather\nAction Input: {"city": "Rome"}\nObserv
 HERMES = (
     'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 )
+DEEP = "[" * 99999  # deeper than JSON is read
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|im_end|>\n"
@@ -149,13 +150,15 @@ def test_calls_made_together_come_in_turn():
         ("a <tool", "a <tool", []),
         ("<tool_call>{", "<tool_call>{", []),
         (HERMES + "\n\nSo\n\nit is.\n", "Let me see.\nSo\n\nit is.", [{"name": "weather"}]),
-        ("<tool_call>" + "[" * 9999, "<tool_call>" + "[" * 9999, []),
+        (f"<tool_call>{DEEP}", f"<tool_call>{DEEP}", []),
+        (f"<tool_call>{DEEP}</tool_call>", f"<tool_call>{DEEP}</tool_call>", []),
         (
             HERMES.replace("Rome", "</tool_call>"),
             "Let me see.\n",
             [{"arguments": '{"city": "</tool_call>"}'}],
         ),
     ],
+    ids=lambda value: str(value)[:30],
 )
 def test_hermes(text, content, calls):
     message = read(hermes.HermesParser(), text)
