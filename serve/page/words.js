@@ -37,7 +37,7 @@ const ENGLISH = {
   keyNote: "Kept in this browser, sent to this server alone.",
   language: "Language",
   theme: "Theme",
-  themeSystem: "As the system",
+  themeSystem: "System",
   themeLight: "Light",
   themeDark: "Dark",
   exportAll: "Export all",

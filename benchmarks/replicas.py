@@ -1,0 +1,143 @@
+"""Two replicas of the bundled model behind Ray Serve, one of which is killed: make replicas.
+
+deploy/ray_serve.yaml with a small model on CPUs. Writes benchmarks/results/replicas.json.
+"""
+
+import asyncio
+import collections
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import ray
+import yaml
+
+from benchmarks import record
+from benchmarks.server import ROOT
+
+PORT = 8231
+URL = f"http://127.0.0.1:{PORT}"
+ASK = {"model": "demo", "prompt": "Hello", "seed": 3, "ignore_eos": True}
+LONG = ASK | {"max_tokens": 400, "stream": True}
+
+
+def config() -> dict[str, Any]:
+    """The deployment's own file, but for the model, the port and the GPUs."""
+    read: dict[str, Any] = yaml.safe_load((ROOT / "deploy/ray_serve.yaml").read_text())
+    read["http_options"] = {"host": "127.0.0.1", "port": PORT}
+    (application,) = read["applications"]
+    application["args"] |= {"model": "demo", "slots": 4, "max_length": 512}
+    (deployment,) = application["deployments"]
+    deployment |= {"max_ongoing_requests": 4, "ray_actor_options": {"num_cpus": 1}}
+    return read
+
+
+@contextmanager
+def running() -> Iterator[subprocess.Popen]:
+    """`serve run` on a cluster of this machine alone, its replicas warm."""
+    how = {"include_dashboard": False, "object_store_memory": 100_000_000}
+    cluster = ray.init("local", num_cpus=4, **how)
+    environment = os.environ | {"RAY_ADDRESS": cluster.address_info["address"]}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(yaml.safe_dump(config()))
+        file.flush()
+        command = [Path(sys.executable).with_name("serve"), "run", file.name]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        try:
+            wait(lambda: len(generated()) == 2)
+            yield process
+        finally:
+            process.terminate()
+            process.wait(120)
+            ray.shutdown()
+
+
+def wait(met: Callable[[], bool], seconds: float = 900.0) -> float:
+    """Seconds until it is met; raises TimeoutError."""
+    began = time.monotonic()
+    while not met():
+        if time.monotonic() > began + seconds:
+            raise TimeoutError(f"not met after {seconds} s")
+        time.sleep(0.5)
+    return round(time.monotonic() - began, 1)
+
+
+def generated() -> set[str]:
+    """What replicas say of themselves, from a look at each; /metrics is of any one of them."""
+    texts = []
+    for _ in range(16):
+        try:
+            answer = httpx.get(f"{URL}/metrics", timeout=30)
+        except httpx.HTTPError:
+            continue
+        if answer.status_code == 200:
+            texts.append(answer.text)
+    wanted = "qwen_time_to_first_token_seconds_created"  # when a replica began
+    return {line for text in texts for line in text.splitlines() if line.startswith(wanted)}
+
+
+def replicas() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [one for one in children if "ray::ServeReplica" in " ".join(one.cmdline()[:1])]
+
+
+async def stream(client: httpx.AsyncClient) -> tuple[str, str, int]:
+    """What became of it, its text, and in how many pieces that came."""
+    text, pieces, last = "", 0, ""
+    try:
+        async with client.stream("POST", "/v1/completions", json=LONG) as response:
+            if response.status_code != 200:
+                return str(response.status_code), "", 0
+            async for line in response.aiter_lines():
+                last = line.removeprefix("data: ") or last
+                if line and last != "[DONE]":
+                    text += json.loads(last)["choices"][0]["text"]
+                    pieces += 1
+    except (httpx.HTTPError, LookupError) as error:
+        return type(error).__name__, text, pieces
+    return ("whole" if last == "[DONE]" else "broken off"), text, pieces
+
+
+async def streams(count: int, meanwhile: Callable[[], object] = lambda: None) -> list[tuple]:
+    """So many at once; meanwhile: done when they are under way."""
+    async with httpx.AsyncClient(base_url=URL, timeout=120) as client:
+        tasks = [asyncio.create_task(stream(client)) for _ in range(count)]
+        await asyncio.sleep(1.0)
+        meanwhile()
+        return await asyncio.gather(*tasks)
+
+
+def ends(found: list[tuple]) -> dict[str, int]:
+    return dict(collections.Counter(end for end, *_ in found))
+
+
+def measure() -> None:
+    result: dict[str, Any] = {"versions": record.versions("ray", "jax", "starlette", "uvicorn")}
+    with running() as process:
+        spread = asyncio.run(streams(8))
+        result["streams"] = {
+            "ends": ends(spread),
+            "different texts": len({text for _, text, _ in spread}),
+            "fewest pieces": min(pieces for *_, pieces in spread),
+        }
+        victim, *_ = replicas()
+        result["a replica is killed"] = ends(asyncio.run(streams(8, victim.kill)))
+        result["right after"] = ends(asyncio.run(streams(4)))
+        result["seconds until there are two again"] = wait(lambda: len(generated()) == 2)
+        result["with two again"] = ends(asyncio.run(streams(8)))
+        result["told to end"] = ends(asyncio.run(streams(8, process.terminate)))
+    print(json.dumps(result, indent=1))
+    record.write("replicas", result)
+
+
+if __name__ == "__main__":
+    measure()
