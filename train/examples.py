@@ -4,9 +4,9 @@ from typing import Literal
 
 import numpy as np
 
+from qwen_jax.data.formats import Document, Record
 from qwen_jax.tokenizer import Tokenizer
 from qwen_jax.transcript import transcript
-from train.formats import Document, Record
 from train.loss import IGNORED
 
 LossOn = Literal["turns", "assistant"]

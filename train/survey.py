@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from train.faults import Faults
-from train.formats import Record, Wrong
+from qwen_jax.data.faults import Faults
+from qwen_jax.data.formats import Record, Wrong
+from qwen_jax.data.records import Records
 from train.loss import IGNORED
 from train.processes import gather, share
-from train.records import Records
 
 CHUNK = 64  # records that a thread measures at a time
 PATIENCE = 5.0  # seconds between two lines of progress
@@ -73,7 +73,7 @@ def survey(records: Records, encode: Encode) -> Survey:
     faults = Faults(*max((process["files"] for process in everyone), key=lambda files: files[1]))
     for process in everyone:
         faults.join(Faults(*process["records"]))
-    faults.stop()
+    faults.stop("trained")
     if len({process["digest"] for process in everyone}) > 1:
         raise ValueError("the processes of this run see different data; give all of them the same")
     unread = sorted({name for process in everyone for name in process["unread"]})

@@ -19,11 +19,11 @@ class Faults:
         self.shown = [*self.shown, *other.shown][:SHOWN]
         self.count += other.count
 
-    def stop(self) -> None:
-        """Raise ValueError if there is any."""
+    def stop(self, undone: str) -> None:
+        """Raise ValueError if there is any. undone: what they kept from being done, "trained"."""
         if self.count:
             noun = "fault" if self.count == 1 else "faults"
             more = self.count - len(self.shown)
             rest = [f"and {more} more"] if more else []
-            found = f"{self.count} {noun} in the data, nothing was trained:"
+            found = f"{self.count} {noun} in the data, nothing was {undone}:"
             raise ValueError("\n  ".join([found, *self.shown, *rest]))
