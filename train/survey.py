@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qwen_jax.data.examples import IGNORED
 from qwen_jax.data.faults import Faults
-from qwen_jax.data.formats import Record, Wrong
+from qwen_jax.data.formats import Record
 from qwen_jax.data.records import Records
-from train.loss import IGNORED
 from train.processes import gather, share
 
 CHUNK = 64  # records that a thread measures at a time
@@ -91,19 +91,10 @@ def _measured(records: Records, encode: Encode, own: range) -> Iterator[_Share]:
 def _measure(records: Records, encode: Encode, numbers: range) -> _Share:
     found = _Share()
     for number in numbers:
-        try:
+        with found.faults.blaming(records.where(number)):
             record = records[number]
             ids, labels = encode(record)
             first = int(np.append(labels[1:] != IGNORED, True).argmax()) + 1
             found.rows.append((len(ids), first, check(ids, labels)))
             found.unread |= record.unread
-        except (ValueError, RecursionError, OSError) as error:
-            lines = error.lines if isinstance(error, Wrong) else (_line(error),)
-            found.faults.add(*(f"{records.where(number)}: {line}" for line in lines))
     return found
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return " ".join(str(error).split())

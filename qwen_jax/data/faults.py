@@ -1,6 +1,9 @@
 """What is wrong with a user's data: all of it counted, the first of it shown, in one error."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from qwen_jax.data.formats import Wrong
 
 SHOWN = 20
 
@@ -13,6 +16,15 @@ class Faults:
 
     def add(self, *lines: str) -> None:
         self.join(Faults(lines, len(lines)))
+
+    @contextlib.contextmanager
+    def blaming(self, where: str) -> Iterator[None]:
+        """Add what reading or encoding the record at `where` raises in the meantime."""
+        try:
+            yield
+        except (ValueError, RecursionError, OSError) as error:
+            lines = error.lines if isinstance(error, Wrong) else (_line(error),)
+            self.add(*(f"{where}: {line}" for line in lines))
 
     def join(self, other: "Faults") -> None:
         """Those of `other` come behind these."""
@@ -27,3 +39,9 @@ class Faults:
             rest = [f"and {more} more"] if more else []
             found = f"{self.count} {noun} in the data, nothing was {undone}:"
             raise ValueError("\n  ".join([found, *self.shown, *rest]))
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return " ".join(str(error).split())

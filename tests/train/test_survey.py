@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import pytest
 
+from qwen_jax.data.examples import encode
 from qwen_jax.data.faults import Faults
 from qwen_jax.data.records import Records
 from train import survey as module
-from train.examples import encode
 from train.survey import check, survey
 
 

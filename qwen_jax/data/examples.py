@@ -7,8 +7,8 @@ import numpy as np
 from qwen_jax.data.formats import Document, Record
 from qwen_jax.tokenizer import Tokenizer
 from qwen_jax.transcript import transcript
-from train.loss import IGNORED
 
+IGNORED = -100  # the label of a token that is not learnt
 LossOn = Literal["turns", "assistant"]
 LEARNT = {"turns": ("control", "answer"), "assistant": ("answer",)}
 
