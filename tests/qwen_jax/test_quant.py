@@ -101,8 +101,9 @@ def test_arrangements_hold_the_same(group):
     made = quantize(linear(), 4, group, False)
     for platform in PLATFORMS:
         placed = arrange(made, platform)
-        assert placed.codes.dtype == (jnp.int8 if platform == "cpu" else jnp.int4)
-        assert placed.codes.ndim == (3 if group and platform != "gpu" else 2)
+        assert placed.codes.dtype == (jnp.uint8 if platform == "cpu" else jnp.int4)
+        assert placed.codes.ndim == (3 if group and platform == "tpu" else 2)
+        assert placed.inputs == made.inputs == 64
         for back in (at_rest(placed), at_rest(arrange(arrange(placed, "tpu"), platform))):
             for name, leaf in native.named_leaves(made).items():
                 other = native.named_leaves(back)[name]
