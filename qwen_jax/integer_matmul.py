@@ -145,6 +145,7 @@ def _of_pairs(x: Array, codes: Array, scales: Array) -> Array:
     overflows alike.
     """
     half = codes.shape[1] // scales.shape[1]
+    x, codes = jax.lax.optimization_barrier((x, codes))  # else loops widen codes before they begin
     x = x.astype(jnp.float32).reshape(scales.shape[1], half, 2).swapaxes(1, 2)  # as codes in pairs
     unit = jnp.sum(jnp.abs(x), axis=(1, 2), keepdims=True) * (8 / (2**31 - 2**20))
     digits = jnp.round(x / jnp.where(unit == 0, 1, unit)).astype(jnp.int32)
