@@ -37,7 +37,7 @@ class Ours:
     def step(self, rows: list[list[int]]) -> dict[str, float]:
         import numpy as np
 
-        from train.loss import IGNORED
+        from qwen_jax.data.examples import IGNORED
         from train.step import Batch
 
         tokens = np.array(rows, np.int32)[None]

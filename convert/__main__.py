@@ -38,8 +38,8 @@ def main(
         group_size: Inputs that share a scale: 128 by default, all of them for int8; -1: all.
         asymmetric: Give every group a zero point of its own.
         quantize_head: Make the output head int8 too.
-        calibration: Texts for gptq and for the report: the conversations of a fine-tuning JSON, or
-            plain text.
+        calibration: Texts for gptq and for the report: a file of conversations or of plain text, as
+            for training.
     """
     if (hf is None) == (to_hf is None):
         raise ValueError("give either --hf MODEL or --to-hf FOLDER")

@@ -1,65 +1,80 @@
-"""Text to calibrate and to judge a quantised model with: conversations, or plain text."""
+"""Text to calibrate and to judge a quantised model with: what training reads, as it reads it."""
 
-import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from qwen_jax import chatml
+from qwen_jax.data.examples import IGNORED, encode
+from qwen_jax.data.formats import Conversation, Record
+from qwen_jax.data.records import Records
 from qwen_jax.tokenizer import Tokenizer
 
-LENGTH = 512  # tokens of a row
-ROWS = 128
-HELD = 16  # rows that judge and do not calibrate
-_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+LENGTH = 512  # tokens of a row, at most
+ROWS = 144  # so long: of shorter ones there are more
+HELD = 9  # one in so many judges and does not calibrate
+_SHEET = 1024  # tokens of a sheet
+_STEP = 128  # lengths are multiples, so that few programs are compiled
+
+Row = tuple[np.ndarray, np.ndarray]  # ids, and which of them count in a perplexity
 
 
-def read_rows(file: Path, tokenizer: Tokenizer | None) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids to calibrate with, [rows length], and to judge with.
+@dataclass(frozen=True)
+class Sheet:
+    """Rows of about one length: a conversation each, or a piece of a text."""
 
-    file: JSON, [{"conversations": [{"from": "user", "value": ...}, ...]}, ...] as for fine-tuning,
-    or plain text. The texts are laid end to end and cut into rows. Raises ValueError.
+    ids: np.ndarray  # int32 [B T], padded behind
+    lengths: np.ndarray  # int32 [B]
+    judged: np.ndarray  # bool [B T]: of conversations the answers, of texts everything
+
+
+def read_sheets(file: Path, tokenizer: Tokenizer | None) -> tuple[list[Sheet], list[Sheet]]:
+    """What calibrates, and what judges.
+
+    file: conversations or texts in any format that training reads. Records are drawn at random, the
+    same ones every time, until there are ROWS * LENGTH tokens. Raises ValueError with every fault.
     """
     if tokenizer is None:
         raise ValueError("the checkpoint has no tokenizer, which calibration texts need")
-    ids = np.fromiter(_ids(file, tokenizer), np.int32)
-    length = min(LENGTH, len(ids) // 8)
-    if length < 16:
-        raise ValueError(f"{file} has {len(ids)} tokens, calibration needs at least 128")
-    rows = ids[: len(ids) // length * length].reshape(-1, length)[: ROWS + HELD]
-    held = min(HELD, max(1, len(rows) // 8))
-    return rows[held:], rows[:held]
+    records = Records(file)
+    for number in range(len(records)):
+        with records.faults.blaming(records.where(number)):
+            records[number]
+    records.faults.stop("quantised")
+    rows, room = list[Row](), ROWS * LENGTH
+    for number in np.random.default_rng(0).permutation(len(records)).tolist():
+        if room <= 0:
+            break
+        with records.faults.blaming(records.where(number)):
+            more = list(_rows(records[number], tokenizer, room))
+            rows, room = rows + more, room - sum(len(ids) for ids, _ in more)
+    records.faults.stop("quantised")
+    held = rows[::HELD]
+    del rows[::HELD]
+    if not rows or not any(judged[1:].any() for _, judged in held):
+        raise ValueError(
+            f"{file} is too short: it takes a text of more than {LENGTH} tokens, or two "
+            "conversations with answers, because what judges must not calibrate"
+        )
+    return list(_sheets(rows)), list(_sheets(held))
 
 
-def _ids(file: Path, tokenizer: Tokenizer) -> Iterator[int]:
-    text = file.read_text("utf-8")
-    if file.suffix != ".json":
-        yield from tokenizer.encode(text)
-        return
-    try:
-        records = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(records, list):
-        raise ValueError(f"{file} holds a {type(records).__name__}, expected a list")
-    for number, record in enumerate(records):
-        try:
-            yield from _conversation(record, tokenizer)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{file}, record {number}: {error!r}") from None
+def _rows(record: Record, tokenizer: Tokenizer, room: int) -> Iterator[Row]:
+    """A conversation loses what is too long, a text is cut; of neither more than there is room."""
+    ids, labels = encode(record, tokenizer, loss_on="assistant")
+    end = LENGTH if isinstance(record, Conversation) else room
+    for start in range(0, min(len(ids), end), LENGTH):
+        part = slice(start, min(start + LENGTH, end))
+        yield ids[part], labels[part] != IGNORED
 
 
-def _conversation(record: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
-    """The prompt as the model would get it, and its last answer."""
-    turns = [
-        {"role": _ROLES[turn["from"]], "content": turn["value"]} for turn in record["conversations"]
-    ]
-    if turns and turns[0]["role"] == "assistant":
-        turns = turns[1:]
-    answer = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else ""
-    if system := record.get("system"):
-        turns = [{"role": "system", "content": system}, *turns]
-    end = [tokenizer.specials[chatml.IM_END], *tokenizer.encode("\n")]
-    return [*chatml.render(tokenizer, turns), *tokenizer.encode(answer), *end]
+def _sheets(rows: list[Row]) -> Iterator[Sheet]:
+    rows = sorted(rows, key=lambda row: -len(row[0]))
+    while rows:
+        length = -(-len(rows[0][0]) // _STEP) * _STEP
+        count = max(1, _SHEET // length)
+        taken, rows = rows[:count], rows[count:]
+        padded = lambda x, length=length: np.pad(x, (0, length - len(x)))
+        ids, judged = (np.stack([padded(x) for x in part]) for part in zip(*taken, strict=True))
+        yield Sheet(ids, np.array([len(ids) for ids, _ in taken], np.int32), judged)

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from convert import calibration, gptq
+from convert import gptq
+from convert.calibration import Sheet, read_sheets
 from convert.huggingface import Checkpoint
 from qwen_jax import model, native, quant, rope
 from qwen_jax.cache import NoCache
@@ -61,9 +64,10 @@ class Quantizer:
         self.config = checkpoint.config
         self.formats = settings.formats(self.config)
         self.structure = jax.tree.structure(model.build(self.config, lambda *_: 0).blocks[0])
-        self.rows = None
+        self.sheets: dict[str, list[Sheet]] = {}
         if texts is not None:
-            self.rows = calibration.read_rows(texts, Tokenizer.load(checkpoint.folder))
+            seen, held = read_sheets(texts, Tokenizer.load(checkpoint.folder))
+            self.sheets = {"calibration": seen, "held": held, "exact": held}
         elif settings.method == "gptq":
             raise ValueError("gptq needs texts of the model's kind; give --calibration FILE")
 
@@ -87,17 +91,10 @@ class Quantizer:
         if not piece.startswith("blocks."):
             return arrays
         layer = int(piece.removeprefix("blocks."))
-        block = self._block(piece, arrays)
-        before = None if self.rows is None else self._rows(layer)
-        if before is not None:
-            exact = [np.asarray(_run(block, x, self.config)) for x in before["exact"]]
-        made = {f"{piece}.{n}": x for n, x in self._layers(piece, block, before).items()}
-        if before is not None:
-            after = {
-                name: [np.asarray(_run(block, x, self.config)) for x in before[name]]
-                for name in ("calibration", "held")
-            }
-            self._keep(layer + 1, after | {"exact": exact})
+        block = self._block(arrays)
+        self._pass(layer, block, "exact")
+        made = {f"{piece}.{n}": x for n, x in self._layers(layer, block).items()}
+        self._pass(layer, block, "calibration", "held")
         return _leaves(made, arrays)
 
     def done(self, piece: str) -> None:
@@ -108,54 +105,59 @@ class Quantizer:
 
     def __repr__(self) -> str:
         """What a conversion that is taken up again must agree in."""
-        return f"{self.settings} {None if self.rows is None else [r.sum() for r in self.rows]}"
+        sums = {name: sum(int(s.ids.sum()) for s in part) for name, part in self.sheets.items()}
+        return f"{self.settings} {sums}"
 
     # --- one block ----------------------------------------------------------------------------
-    def _block(self, piece: str, arrays: dict[str, np.ndarray]) -> Block:
+    def _block(self, arrays: dict[str, np.ndarray]) -> Block:
         return jax.tree.unflatten(
             self.structure, [jnp.asarray(a, jnp.float32) for a in arrays.values()]
         )
 
-    def _layers(self, piece: str, block: Block, rows: Any) -> dict[str, QuantLinear]:
+    def _layers(self, layer: int, block: Block) -> dict[str, QuantLinear]:
         """Quantise a block's layers; in `block` their float twins take their places."""
         how, made, errors = self.settings, {}, {}
         for stage in STAGES:
             moments = None
-            for x in [] if rows is None else rows["calibration"]:
-                seen = _moments(block, x, stage[0], self.config)
+            for x, lengths in self._inputs(layer, "calibration"):
+                seen = _moments(block, x, lengths, stage[0], self.config)
                 moments = seen if moments is None else moments + seen
             for name in stage:
-                layer = _get(block, name)
-                nearest = made[name] = quantize(layer, how.bits, how.group, how.symmetric)
-                errors[f"{piece}.{name}"] = {
-                    "nearest": float(_lost(layer.kernel, nearest.kernel, moments))
-                }
+                linear = _get(block, name)
+                nearest = made[name] = quantize(linear, how.bits, how.group, how.symmetric)
+                lost = {"nearest": float(_lost(linear.kernel, nearest.kernel, moments))}
                 if how.method == "gptq":
                     assert moments is not None
-                    made[name] = gptq.solve(layer, moments, how.bits, how.group, how.symmetric)
-                    error = _lost(layer.kernel, made[name].kernel, moments)
-                    errors[f"{piece}.{name}"]["gptq"] = float(error)
+                    made[name] = gptq.solve(linear, moments, how.bits, how.group, how.symmetric)
+                    lost["gptq"] = float(_lost(linear.kernel, made[name].kernel, moments))
+                errors[f"blocks.{layer}.{name}"] = lost
             for name in stage:
                 _set(block, name, dequantize(made[name]))
         self._note({"layers": errors})
         return made
 
     # --- what goes from block to block, and the report ------------------------------------------
-    def _rows(self, layer: int) -> dict[str, np.ndarray]:
-        """Inputs of a block [rows T D]: as quantised blocks give them, and as exact ones do."""
-        names = ("calibration", "held", "exact")
-        if layer > 0:
-            load = lambda name: np.load(self.work / f"{layer}-{name}.npy", mmap_mode="r")
-            return {name: load(name) for name in names}
-        assert self.rows is not None
-        table = self.checkpoint.tensor(self.checkpoint.leaves["embed"][0].tensor)
-        tokens = dict(zip(names, (*self.rows, self.rows[1]), strict=True))
-        return {name: np.asarray(table[ids], np.float32) for name, ids in tokens.items()}
+    def _inputs(self, layer: int, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What a block gets, [B T D] and lengths [B], a sheet at a time.
 
-    def _keep(self, layer: int, rows: dict[str, list[np.ndarray]]) -> None:
-        self.work.mkdir(exist_ok=True)
-        for name, arrays in rows.items():
-            np.save(self.work / f"{layer}-{name}.npy", np.stack(arrays))
+        name: "calibration" and "held", as quantised blocks give it; "exact", as the source's do.
+        """
+        table = self.checkpoint.tensor(self.checkpoint.leaves["embed"][0].tensor)
+        for number, sheet in enumerate(self.sheets.get(name, ())):
+            if layer == 0:
+                yield np.asarray(table[sheet.ids], np.float32), sheet.lengths
+            else:
+                yield np.load(self._file(layer, name, number)), sheet.lengths
+
+    def _pass(self, layer: int, block: Block, *names: str) -> None:
+        """Keep what a block makes of its inputs: the next one's."""
+        for name in names:
+            for number, (x, lengths) in enumerate(self._inputs(layer, name)):
+                self.work.mkdir(exist_ok=True)
+                np.save(self._file(layer + 1, name, number), _run(block, x, lengths, self.config))
+
+    def _file(self, layer: int, name: str, number: int) -> Path:
+        return self.work / f"{layer}-{name}-{number}.npy"
 
     def _note(self, facts: dict[str, Any]) -> None:
         report = self.report()
@@ -171,13 +173,14 @@ class Quantizer:
 
     def finish(self, folder: Path) -> None:
         """All pieces are made: write the whole report into the folder and print its gist."""
-        if self.rows is not None:
-            rows, ids = self._rows(self.config.layers), self.rows[1]
-            found = {name: self._perplexity(rows[name], ids) for name in ("exact", "held")}
+        if self.sheets:
+            judged = sum(int(sheet.judged[:, 1:].sum()) for sheet in self.sheets["held"])
+            seen = sum(int(sheet.lengths.sum()) for sheet in self.sheets["calibration"])
+            found = {"before": self._loss("exact"), "after": self._loss("held")}
             self._note(
                 {
-                    "perplexity": {"before": found["exact"], "after": found["held"]},
-                    "tokens": {"calibration": self.rows[0].size, "held out": ids.size},
+                    "perplexity": {name: math.exp(x / judged) for name, x in found.items()},
+                    "tokens": {"calibration": seen, "judged": judged},
                 }
             )
         report = self.report()
@@ -185,15 +188,15 @@ class Quantizer:
         shutil.rmtree(self.work)
         print(summary(report))
 
-    def _perplexity(self, rows: np.ndarray, ids: np.ndarray) -> float:
-        """Of held-out rows, from what the last block gives; the head is the source's."""
+    def _loss(self, name: str) -> float:
+        """Of all tokens that judge, from what the last block gives; the head is the source's."""
         leaf = lambda name: jnp.asarray(
             self.checkpoint.tensor(self.checkpoint.leaves[name][0].tensor), jnp.float32
         )
         norm = model.RMSNorm(leaf("norm.scale"), self.config.norm_eps)
         head = leaf("embed" if self.config.tied else "head.kernel")
-        losses = [_loss(norm, head, x, y) for x, y in zip(rows, ids, strict=True)]
-        return float(np.exp(np.mean(losses)))
+        inputs = zip(self._inputs(self.config.layers, name), self.sheets[name], strict=True)
+        return sum(float(_loss(norm, head, x, s.ids, s.judged)) for (x, _), s in inputs)
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -207,8 +210,7 @@ def summary(report: dict[str, Any]) -> str:
         means = {how: np.mean([e[how] for e in errors]) for how in errors[0]}
         lines.append(f"  {kind:9s}" + "".join(f" {how} {x:.2e}" for how, x in means.items()))
     if found := report.get("perplexity"):
-        tokens = report["tokens"]["held out"]
-        before, after = found["before"], found["after"]
+        tokens, before, after = report["tokens"]["judged"], found["before"], found["after"]
         lines.append(f"perplexity of {tokens} held-out tokens: {before:.4f}, now {after:.4f}")
     return "\n".join(lines)
 
@@ -232,25 +234,26 @@ class _Tap:
         raise _Seen(x)
 
 
-def _forward(block: Block, x: Array, config: Config) -> Array:
-    """A block's output for one row [T D]."""
-    positions = jnp.arange(x.shape[0], dtype=jnp.int32)[None]
-    angles = rope.angles(config, positions, jnp.full(1, x.shape[0], jnp.int32))
+def _forward(block: Block, x: Array, lengths: Array, config: Config) -> Array:
+    """A block's output for a sheet [B T D]; nothing attends to what is padded behind."""
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+    angles = rope.angles(config, positions, lengths)
     scale = None if config.logn_length is None else rope.log_n(config, positions)
-    return block(x[None], positions, angles, scale, NoCache(), 0, config)[0][0]
+    return block(x, positions, angles, scale, NoCache(), 0, config)[0]
 
 
 _run = jax.jit(_forward, static_argnames="config")
 
 
 @functools.partial(jax.jit, static_argnames=("name", "config"))
-def _moments(block: Block, x: Array, name: str, config: Config) -> Array:
+def _moments(block: Block, x: Array, lengths: Array, name: str, config: Config) -> Array:
     """The sum of x xᵀ over what a layer gets, float32 [in in]."""
     _set(block, name, _Tap())
     try:
-        _forward(block, x, config)
+        _forward(block, x, lengths, config)
     except _Seen as seen:
-        inputs = seen.args[0].reshape(-1, seen.args[0].shape[-1])
+        real = jnp.arange(x.shape[1]) < lengths[:, None]
+        inputs = jnp.where(real[..., None], seen.args[0], 0).reshape(-1, seen.args[0].shape[-1])
         return jnp.matmul(inputs.T, inputs, precision="highest")
     raise AssertionError(f"{name} was not called")
 
@@ -264,9 +267,16 @@ def _lost(kernel: Array, made: Array, moments: Array | None) -> Array:
 
 
 @jax.jit
-def _loss(norm: model.RMSNorm, head: Array, x: Array, ids: Array) -> Array:
-    scores = jax.nn.log_softmax(model.matmul(norm(x), head)[:-1])
-    return -jnp.mean(jnp.take_along_axis(scores, ids[1:, None], axis=1))
+def _loss(norm: model.RMSNorm, head: Array, x: Array, ids: Array, judged: Array) -> Array:
+    """The sum of -log p over the tokens of a sheet that are judged, a row at a time."""
+
+    def row(one: tuple[Array, Array, Array]) -> Array:
+        x, ids, judged = one
+        scores = jax.nn.log_softmax(model.matmul(norm(x), head)[:-1])
+        found = jnp.take_along_axis(scores, ids[1:, None], axis=1)[:, 0]
+        return -jnp.sum(jnp.where(judged[1:], found, 0))
+
+    return jax.lax.map(row, (x, ids, judged)).sum()
 
 
 def _get(block: Block, name: str) -> Any:

@@ -1,9 +1,10 @@
 """Products of activations with integer weights: a recipe for each platform and number of rows.
 
 A weight is scale * (code - zero), with a scale and a zero for every `size` inputs of an output.
-Its codes lie in one of two orders: whole rows, codes [out in] with scales and zeros [out groups],
-which a GPU reads best; or groups apart, [groups out size] and [groups out], which TPUs and CPUs
-do. Every recipe takes both. No recipe makes an expanded copy of the codes in memory.
+Its codes lie in one of three orders: whole rows, codes [out in] with scales and zeros [out groups],
+which a GPU reads best; groups apart, [groups out size] and [groups out], which TPUs do, and CPUs
+for int8; or int4 in pairs, uint8 [out in/2] with [out groups], for CPUs, where XLA unpacks int4
+slowly. Every recipe takes all of them, and none makes an expanded copy of the codes in memory.
 """
 
 from typing import Any
@@ -34,17 +35,27 @@ def product(x: Array, codes: Array, scales: Array, zeros: Array | None) -> Array
 
 
 def whole(codes: Array) -> Array:
-    """Codes in either order -> [out in]."""
+    """Codes in any order -> [out in]."""
+    if codes.dtype == jnp.uint8:
+        pairs = jnp.stack([codes & 15, codes >> 4], axis=-1)
+        return pairs.reshape(len(codes), -1).astype(jnp.int8) - 8
     if codes.ndim == 2:
         return codes
     return codes.swapaxes(0, 1).reshape(codes.shape[1], -1)
 
 
 def apart(codes: Array, groups: int) -> Array:
-    """Codes in either order -> [groups out size]."""
+    """Codes in any order -> [groups out size]."""
     if codes.ndim == 3:
         return codes
+    codes = whole(codes)
     return codes.reshape(codes.shape[0], groups, -1).swapaxes(0, 1)
+
+
+def paired(codes: Array) -> Array:
+    """Codes of 4 bits in any order -> uint8 [out in/2]: code + 8, the first in the low bits."""
+    codes = (whole(codes).astype(jnp.int8) + 8).astype(jnp.uint8)
+    return codes[:, ::2] | codes[:, 1::2] << 4
 
 
 def groups(codes: Array, scales: Array) -> int:
@@ -103,21 +114,58 @@ def _on_tpu(x: Array, codes: Array, scales: Array) -> Array:
 
 
 def _on_cpu(x: Array, codes: Array, scales: Array) -> Array:
-    """Integers against integers, the only fast product of int8 there is; floats of many rows."""
-    codes, scales = apart(codes, groups(codes, scales)), _by_group(codes, scales)
-    codes, scales = codes.astype(jnp.int8), scales.astype(jnp.float32)
-    if x.shape[0] <= _FEW["cpu"]:
+    """Integers against integers, which alone are fast, for few rows; floats for many."""
+    count, pairs = groups(codes, scales), codes.dtype == jnp.uint8
+    rows, few = x.shape[0], x.shape[0] <= _FEW["cpu"]
+    if pairs and few:
+        return jnp.stack([_of_pairs(row, codes, scales) for row in x])
+    scales = _by_group(codes, scales).astype(jnp.float32)
+    codes = codes if pairs else apart(codes, count).astype(jnp.int8)
+    if few:
         return _in_pieces(x, codes, scales)
-    if len(codes) == 1:
-        return _by_blocks(x, codes[0]) * scales[0]
+    if count == 1:
+        return _by_blocks(x, codes if pairs else codes[0]) * scales[0]
 
-    def add(y: Array, group: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        x, codes, scales = group
-        return y + _dot(x, codes.astype(x.dtype)) * scales, None
+    def add(group: int, y: Array) -> Array:
+        if pairs:
+            half = codes.shape[1] // count
+            part = whole(jax.lax.dynamic_slice_in_dim(codes, group * half, half, axis=1))
+        else:
+            part = codes[group]
+        return y + _dot(grouped[group], part.astype(x.dtype)) * scales[group]
 
-    grouped = x.reshape(x.shape[0], len(codes), -1).swapaxes(0, 1)
-    start = jnp.zeros((x.shape[0], codes.shape[1]), jnp.float32)
-    return jax.lax.scan(add, start, (grouped, codes, scales))[0]
+    grouped = x.reshape(rows, count, -1).swapaxes(0, 1)
+    return jax.lax.fori_loop(0, count, add, jnp.zeros((rows, scales.shape[1]), jnp.float32))
+
+
+def _of_pairs(x: Array, codes: Array, scales: Array) -> Array:
+    """x [in] -> [out], with each activation as an int32 of the bits a group's sum has room for.
+
+    So it is about as exact as float32. The sums of codes + 8 may overflow; what is taken off them
+    overflows alike.
+    """
+    half = codes.shape[1] // scales.shape[1]
+    x, codes = jax.lax.optimization_barrier((x, codes))  # else loops widen codes before they begin
+    x = x.astype(jnp.float32).reshape(scales.shape[1], half, 2).swapaxes(1, 2)  # as codes in pairs
+    unit = jnp.sum(jnp.abs(x), axis=(1, 2), keepdims=True) * (8 / (2**31 - 2**20))
+    digits = jnp.round(x / jnp.where(unit == 0, 1, unit)).astype(jnp.int32)
+    # It changes nothing, but what costs a division is computed once; the rest, for every output.
+    digits = jax.lax.rem(digits, jnp.where(unit.max() < 0, 1, 2**31 - 1))
+    axes = _short(half)
+    codes = codes.reshape(*scales.shape, *axes)
+    low, high = (digits[:, n].reshape(-1, *axes) for n in (0, 1))
+    terms = (codes & 15).astype(jnp.int32) * low + (codes >> 4).astype(jnp.int32) * high
+    sums = terms.sum(range(2, terms.ndim)) - 8 * digits.sum((1, 2))  # [out groups]
+    return (sums.astype(jnp.float32) * (scales.astype(jnp.float32) * unit[:, 0, 0])).sum(-1)
+
+
+def _short(size: int) -> list[int]:
+    """Axes that make up `size`, of 32 at most where that can be: XLA would sum longer ones twice,
+    with all terms in memory."""
+    axes: list[int] = []
+    while size > 32 and (axis := max(n for n in range(1, 33) if size % n == 0)) > 1:
+        axes, size = [axis, *axes], size // axis
+    return [size, *axes]
 
 
 def _in_pieces(x: Array, codes: Array, scales: Array) -> Array:
@@ -138,11 +186,11 @@ def _in_pieces(x: Array, codes: Array, scales: Array) -> Array:
 
 
 def _by_blocks(x: Array, codes: Array) -> Array:
-    """The product with codes [out in], some outputs at a time."""
+    """The product with codes in whole rows, some outputs at a time."""
     out = codes.shape[0]
     count = next(n for n in range(_BLOCKS, 0, -1) if out % n == 0)
     blocks = codes.reshape(count, out // count, -1)
-    y = jax.lax.map(lambda block: _dot(x, block.astype(x.dtype)), blocks)  # [blocks M out]
+    y = jax.lax.map(lambda block: _dot(x, whole(block).astype(x.dtype)), blocks)  # [blocks M out]
     return y.swapaxes(0, 1).reshape(x.shape[0], out)
 
 
@@ -171,7 +219,7 @@ def _backward(kept, dy: Array):
     like_x, codes, scales, zeros = kept
     dtype = like_x.dtype
     if codes.ndim == 2:
-        count = scales.shape[1]
+        count, codes = scales.shape[1], whole(codes)
         scaled = codes.astype(dtype) * jnp.repeat(
             scales.astype(dtype), codes.shape[1] // count, axis=1
         )

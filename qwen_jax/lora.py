@@ -134,9 +134,23 @@ def map_linears(change: Callable[[str, Any], Any], params: Qwen) -> Qwen:
 
 
 def fuse(params: Qwen) -> Qwen:
-    """A plain network that does what params does with its adapters."""
+    """A plain network that does what params does with its adapters.
+
+    Raises ValueError over quantised layers.
+    """
     fused = jax.jit(LoraLinear.fused)  # else every step of it would hold a float32 kernel
-    return map_linears(lambda _, x: fused(x) if isinstance(x, LoraLinear) else x, params)
+
+    def change(name: str, x: Any) -> Any:
+        if not isinstance(x, LoraLinear):
+            return x
+        if not isinstance(x.base, Linear):
+            raise ValueError(
+                f"{name} is quantised, and nothing can be merged into integers; keep the adapter "
+                "beside it, or fuse it with the model that is not, and quantise that"
+            )
+        return fused(x)
+
+    return map_linears(change, params)
 
 
 def choose(params: Qwen, chosen: Array) -> Qwen:

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax import model
 from qwen_jax.config import Config
-from qwen_jax.integer_matmul import apart, by_output, groups, product, weight, whole
+from qwen_jax.integer_matmul import apart, by_output, groups, paired, product, weight, whole
 from qwen_jax.model import LINEAR, Leaf, Linear, Qwen
 
 CODES = {4: jnp.int4, 8: jnp.int8}
@@ -30,9 +30,9 @@ FIELDS = ("codes", "scales", "zeros", "order")  # what takes the place of a kern
 
 @nnx.dataclass
 class QuantLinear(nnx.Module):
-    """In Linear's place. codes: [out in], or [groups out size] where `arrange` put groups apart."""
+    """In Linear's place. codes: [out in]; `arrange` makes [groups out size] or pairs [out in/2]."""
 
-    codes: Array = nnx.data()  # int4 or int8
+    codes: Array = nnx.data()  # int4 or int8; uint8 in pairs
     scales: Array = nnx.data()  # [out groups]; [groups out] where groups are apart
     zeros: Array | None = nnx.data()  # int8, as scales; None: all 0
     order: Array | None = nnx.data()  # int32 [in]; None: as they come
@@ -49,6 +49,10 @@ class QuantLinear(nnx.Module):
         y = product(x.reshape(-1, x.shape[-1]), self.codes, self.scales, self.zeros)
         y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
+
+    @property
+    def inputs(self) -> int:
+        return self.codes.size * (1 + (self.codes.dtype == jnp.uint8)) // self.codes.shape[-2]
 
     @property
     def kernel(self) -> Array:
@@ -111,14 +115,17 @@ def group_size(shape: tuple[int, ...], group: int | None) -> int:
 def arrange(layer: QuantLinear, platform: str) -> QuantLinear:
     """The same layer with its integers as this platform ("cpu", "gpu", "tpu") reads them best."""
     count = groups(layer.codes, layer.scales)
-    codes = layer.codes.astype(jnp.int8) if platform == "cpu" else layer.codes
     scales, zeros = by_output(layer.codes, layer.scales), layer.zeros
     zeros = None if zeros is None else by_output(layer.codes, zeros)
-    if count == 1 or platform not in ("cpu", "tpu"):
-        codes = whole(codes)
+    if platform == "cpu" and layer.bits == 4 and layer.inputs // count % 2 == 0:
+        codes = paired(layer.codes)
+    elif count == 1 or platform not in ("cpu", "tpu"):
+        codes = whole(layer.codes)
     else:
-        codes, scales = apart(codes, count), scales.T
+        codes, scales = apart(layer.codes, count), scales.T
         zeros = None if zeros is None else zeros.T
+    if platform == "cpu" and codes.dtype == jnp.int4:
+        codes = codes.astype(jnp.int8)
     return QuantLinear(codes, scales, zeros, layer.order, layer.bias, layer.bits)
 
 

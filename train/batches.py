@@ -12,7 +12,7 @@ from typing import Any
 import grain  # type: ignore[import-untyped]
 import numpy as np
 
-from train.loss import IGNORED
+from qwen_jax.data.examples import IGNORED
 from train.packing import plan
 from train.samples import Samples
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qwen_jax.data.examples import IGNORED
 from qwen_jax.model import matmul
 
-IGNORED = -100  # the target of a token after which nothing is learnt
 CHUNK = 512  # tokens a device scores at once
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qwen_jax.data.examples import LEARNT, LossOn, encode
+from qwen_jax.data.records import Paths, Records
 from qwen_jax.tokenizer import Tokenizer
-from train.examples import LEARNT, LossOn, encode
-from train.records import Paths, Records
 from train.survey import check, survey
 
 KEPT = 1 << 26  # tokens of documents that stay in memory, 512 MiB with their labels

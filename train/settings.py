@@ -11,8 +11,8 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
+from qwen_jax.data.examples import LossOn
 from qwen_jax.sharding import make_mesh
-from train.examples import LossOn
 from train.network import Remat
 from train.step import Recipe
 

@@ -12,13 +12,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax import memory
+from qwen_jax.data.examples import IGNORED
 from qwen_jax.integer_matmul import COMPILER_OPTIONS
 from qwen_jax.lora import with_dropout
 from qwen_jax.model import Qwen
 from qwen_jax.native import named_leaves
 from qwen_jax.quant import layers
 from qwen_jax.sharding import RULES, mesh_of, spec
-from train.loss import IGNORED, chunks, cross_entropy
+from train.loss import chunks, cross_entropy
 from train.network import Remat, hidden
 
 Leaves = dict[str, Array]

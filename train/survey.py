@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from train.faults import Faults
-from train.formats import Record, Wrong
-from train.loss import IGNORED
+from qwen_jax.data.examples import IGNORED
+from qwen_jax.data.faults import Faults
+from qwen_jax.data.formats import Record
+from qwen_jax.data.records import Records
 from train.processes import gather, share
-from train.records import Records
 
 CHUNK = 64  # records that a thread measures at a time
 PATIENCE = 5.0  # seconds between two lines of progress
@@ -73,7 +73,7 @@ def survey(records: Records, encode: Encode) -> Survey:
     faults = Faults(*max((process["files"] for process in everyone), key=lambda files: files[1]))
     for process in everyone:
         faults.join(Faults(*process["records"]))
-    faults.stop()
+    faults.stop("trained")
     if len({process["digest"] for process in everyone}) > 1:
         raise ValueError("the processes of this run see different data; give all of them the same")
     unread = sorted({name for process in everyone for name in process["unread"]})
@@ -91,19 +91,10 @@ def _measured(records: Records, encode: Encode, own: range) -> Iterator[_Share]:
 def _measure(records: Records, encode: Encode, numbers: range) -> _Share:
     found = _Share()
     for number in numbers:
-        try:
+        with found.faults.blaming(records.where(number)):
             record = records[number]
             ids, labels = encode(record)
             first = int(np.append(labels[1:] != IGNORED, True).argmax()) + 1
             found.rows.append((len(ids), first, check(ids, labels)))
             found.unread |= record.unread
-        except (ValueError, RecursionError, OSError) as error:
-            lines = error.lines if isinstance(error, Wrong) else (_line(error),)
-            found.faults.add(*(f"{records.where(number)}: {line}" for line in lines))
     return found
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return " ".join(str(error).split())

@@ -1,10 +1,12 @@
-"""Vocabularies: the real one where it is installed, and a small one trained on the spot."""
+"""Vocabularies: the real one where it is installed, a small one trained here; and data files."""
 
 import hashlib
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -88,3 +90,20 @@ def small(small_folder: Path) -> Tokenizer:
 def oracle(small_folder: Path) -> Oracle:
     """Hugging Face's reading of `small_folder`."""
     return Oracle.from_file(str(small_folder / "tokenizer.json"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Callable[..., Path]:
+    """data("chats.jsonl", item, item) -> such a file; a .json is a list, bytes are written raw."""
+
+    def write(name: str, *items: Any) -> Path:
+        file = tmp_path / name
+        if items and all(isinstance(item, bytes) for item in items):
+            file.write_bytes(b"".join(items))
+        elif file.suffix == ".json":
+            file.write_text(json.dumps(list(items), indent=1), "utf-8")
+        else:
+            file.write_text("".join(json.dumps(item) + "\n" for item in items), "utf-8")
+        return file
+
+    return write

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qwen_jax.data.examples import IGNORED
 from qwen_jax.lora import Delta, LoraLinear, map_linears
 from qwen_jax.model import Qwen
 from qwen_jax.native import named_leaves
-from train.loss import IGNORED
 from train.network import stack
 from train.step import Batch, Metrics, Recipe, Trainer, TrainState, batch_place
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_jax.data.examples import IGNORED
 from train.batches import Batches
-from train.loss import IGNORED
 from train.samples import Samples
 
 

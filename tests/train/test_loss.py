@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.loss import CHUNK, IGNORED, chunks, cross_entropy
+from qwen_jax.data.examples import IGNORED
+from train.loss import CHUNK, chunks, cross_entropy
 
 
 def whole(head, x, targets):

@@ -21,7 +21,7 @@ import json
 from qwen_jax.tokenizer import Tokenizer
 from tests.train.test_processes import known, told
 from train.processes import gather
-from train.records import Records
+from qwen_jax.data.records import Records
 from train.samples import Samples
 assert gather(b"" if rank else "é".encode()) == ["é".encode(), b""]
 tokenizer, reads = Tokenizer.load(folder + "/small"), []

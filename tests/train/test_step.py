@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen_jax.config import Config
+from qwen_jax.data.examples import IGNORED
 from qwen_jax.names import parts
 from qwen_jax.native import named_leaves
 from qwen_jax.sharding import make_mesh, shardings
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble
 from tests.reference import random_checkpoint, reference_logits
 from tests.train.networks import batch, losses, random_samples, run, trainer, with_adapters
-from train.loss import IGNORED
 from train.network import unstack
 from train.step import Recipe
 

@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import pytest
 
+from qwen_jax.data.examples import encode
+from qwen_jax.data.faults import Faults
+from qwen_jax.data.records import Records
 from train import survey as module
-from train.examples import encode
-from train.faults import Faults
-from train.records import Records
 from train.survey import check, survey
 
 
@@ -109,4 +109,4 @@ def test_faults_add_up():
     faults.join(Faults([str(n) for n in range(15, 30)], 40))
     assert faults.shown == [str(n) for n in range(20)]
     assert faults.count == 55
-    Faults().stop()
+    Faults().stop("trained")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.strict import decode
+from qwen_jax.data.strict import decode
 
 Item = dict[str, Any]
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from train.formats import Conversation, Document
-from train.records import Records
+from qwen_jax.data.formats import Conversation, Document
+from qwen_jax.data.records import Records
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen_jax.data.examples import IGNORED, encode
+from qwen_jax.data.formats import Conversation, Document, parse
 from qwen_jax.tokenizer import Tokenizer
 from qwen_jax.vocabulary import read
-from train.examples import encode
-from train.formats import Conversation, Document, parse
-from train.loss import IGNORED
 
-GOLDEN = Path(__file__).parents[1] / "golden/text/finetune_preprocess.json"
+GOLDEN = Path(__file__).parents[2] / "golden/text/finetune_preprocess.json"
 CASES = json.loads(GOLDEN.read_text("utf-8"))
 CHAT = Conversation(
     [

@@ -4,11 +4,11 @@ from typing import Literal
 
 import numpy as np
 
+from qwen_jax.data.formats import Document, Record
 from qwen_jax.tokenizer import Tokenizer
 from qwen_jax.transcript import transcript
-from train.formats import Document, Record
-from train.loss import IGNORED
 
+IGNORED = -100  # the label of a token that is not learnt
 LossOn = Literal["turns", "assistant"]
 LEARNT = {"turns": ("control", "answer"), "assistant": ("answer",)}
 

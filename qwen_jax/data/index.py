@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from train.formats import recognise
-from train.strict import decode
+from qwen_jax.data.formats import recognise
+from qwen_jax.data.strict import decode
 
 SUFFIXES = (".json", ".jsonl", ".txt")
 UTF8_MARK, UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")

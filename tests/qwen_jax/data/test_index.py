@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from train.index import index
+from qwen_jax.data.index import index
 
 quick = settings(
     max_examples=100,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from train.faults import Faults
-from train.formats import Record, document, parse, recognise
-from train.index import SUFFIXES, Index, index
-from train.strict import decode
+from qwen_jax.data.faults import Faults
+from qwen_jax.data.formats import Record, document, parse, recognise
+from qwen_jax.data.index import SUFFIXES, Index, index
+from qwen_jax.data.strict import decode
 
 Paths = str | Path | Sequence[str | Path]
 NO_DATA = (".md", "")  # what lies beside data: README.md, LICENSE

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.formats import Conversation, Document, Wrong, parse
+from qwen_jax.data.formats import Conversation, Document, Wrong, parse
 
 USER = {"from": "user", "value": "hi"}
 HI = {"role": "user", "content": "hi"}

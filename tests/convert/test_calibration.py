@@ -1,0 +1,119 @@
+"""What calibrates and what judges: every format that training reads, and where faults lie."""
+
+import json
+
+import numpy as np
+import pytest
+
+from convert.calibration import HELD, LENGTH, ROWS, read_sheets
+from qwen_jax import chatml
+from qwen_jax.bundled import CHECKPOINT
+from qwen_jax.tokenizer import Tokenizer
+from tools.make_demo import CHATS
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load(CHECKPOINT)
+
+
+def chats(*pairs):
+    turns = lambda ask, answer: [("user", ask), ("assistant", answer)]
+    return [[{"role": r, "content": c} for r, c in turns(*pair)] for pair in pairs]
+
+
+def rows(sheets):
+    """(ids, judged) of every row, without what is padded."""
+    return [
+        (sheet.ids[n, :length].tolist(), sheet.judged[n, :length])
+        for sheet in sheets
+        for n, length in enumerate(sheet.lengths)
+    ]
+
+
+def test_formats_agree(tokenizer, tmp_path):
+    """A row is the prompt as the model gets it, and the answer, which alone is judged."""
+    talk = chats(("Hello!", "Good day."), ("Who?", "A model, and a small one."))
+    lines, items = tmp_path / "chats.jsonl", tmp_path / "chats.json"
+    lines.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in talk))
+    turns = [[{"from": m["role"], "value": m["content"]} for m in chat] for chat in talk]
+    items.write_text(json.dumps([{"conversations": chat} for chat in turns]))
+    found = [
+        rows([*seen, *held]) for seen, held in (read_sheets(f, tokenizer) for f in (lines, items))
+    ]
+    expected = {}
+    for chat in talk:
+        prompt = chatml.render(tokenizer, chat[:1])
+        answer = tokenizer.encode(chat[1]["content"] + "<|im_end|>", specials=True)
+        answer += tokenizer.encode("\n")
+        expected[tuple(prompt + answer)] = [False] * len(prompt) + [True] * len(answer)
+    for each in found:
+        assert {tuple(ids): judged.tolist() for ids, judged in each} == expected
+
+
+def test_what_judges_does_not_calibrate(tokenizer):
+    seen, held = (rows(sheets) for sheets in read_sheets(CHATS, tokenizer))
+    assert len(held) == -(-(len(seen) + len(held)) // HELD)
+    assert {tuple(ids) for ids, _ in held}.isdisjoint(tuple(ids) for ids, _ in seen)
+    again = [rows(sheets) for sheets in read_sheets(CHATS, tokenizer)]
+    assert [ids for ids, _ in again[0]] == [ids for ids, _ in seen]
+
+
+def test_sheets_are_small_and_of_few_shapes(tokenizer):
+    seen, held = read_sheets(CHATS, tokenizer)
+    shapes = {sheet.ids.shape for sheet in [*seen, *held]}
+    assert len(shapes) < 8
+    for sheet in seen:
+        assert sheet.ids.shape == sheet.judged.shape
+        assert sheet.ids.size <= 1024
+        assert not sheet.judged[np.arange(sheet.ids.shape[1]) >= sheet.lengths[:, None]].any()
+
+
+def test_texts_are_cut_and_conversations_are_shortened(tokenizer, tmp_path):
+    text = " ".join(map(str, range(ROWS * LENGTH)))
+    file = tmp_path / "text.txt"
+    file.write_text(text)
+    seen, held = (rows(sheets) for sheets in read_sheets(file, tokenizer))
+    assert (len(seen) + len(held), len(held)) == (ROWS, ROWS // HELD)
+    assert all(len(ids) == LENGTH and judged.all() for ids, judged in seen)
+    ids = tokenizer.encode(text[: 4 * LENGTH])
+    assert ids[:LENGTH] == held[0][0]
+    long = tmp_path / "long.jsonl"
+    talk = chats(("a", text[: 4 * LENGTH]), ("b", text[: 4 * LENGTH]))
+    long.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in talk))
+    assert [len(r) for r in (rows(s)[0][0] for s in read_sheets(long, tokenizer))] == [LENGTH] * 2
+
+
+GOOD = json.dumps({"messages": chats(("a", "b"))[0]})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        (
+            "a.jsonl",
+            GOOD + '\n{"messages": [{"role": "bot"}]}\n',
+            r"a\.jsonl:2: messages\[0\]\.role",
+        ),
+        ("a.jsonl", GOOD + "\n{\n" + GOOD, r"a\.jsonl:2: not JSON"),
+        ("a.json", "{}", r"a\.json:1: got no fields"),
+        ("a.json", '[{"x": 1}]', r"a\.json\[0\] \(line 1\): got 'x'"),
+        ("a.json", "{", "nothing was quantised:.*not JSON"),
+        ("a.csv", "a", "got a name in '.csv'"),
+        ("a.jsonl", GOOD, "is too short"),
+        ("a.txt", "few words", "is too short"),
+        ("a.jsonl", GOOD[:-1] + ', "tools": [{}]}', r"a\.jsonl:1: tools needs a chat template"),
+    ],
+)
+def test_faults(name, text, match, tokenizer, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"(?s){match}"):
+        read_sheets(tmp_path / name, tokenizer)
+
+
+def test_every_fault_is_told(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text("[]\n".replace("[]", "{}") * 3)
+    with pytest.raises(ValueError, match="3 faults"):
+        read_sheets(tmp_path / "a.jsonl", tokenizer)
+    with pytest.raises(ValueError, match="No such file"):
+        read_sheets(tmp_path / "none.jsonl", tokenizer)
