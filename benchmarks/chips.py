@@ -85,7 +85,7 @@ def local(tree: Any) -> list[Array]:
     import jax
 
     part = lambda x: x.sharding.shard_shape(x.shape)
-    names = {"bfloat16": "bf16", "float32": "f32", "int8": "s8", "int4": "s4"}
+    names = {"bfloat16": "bf16", "float32": "f32", "float16": "f16", "int8": "s8", "int4": "s4"}
     return [Array(names.get(str(x.dtype), "s32"), part(x), False) for x in jax.tree.leaves(tree)]
 
 

@@ -31,6 +31,8 @@ def product(x: Array, codes: Array, scales: Array, zeros: Array | None) -> Array
     y = jax.lax.platform_dependent(x, codes, scales, cpu=_on_cpu, tpu=_on_tpu, default=_on_gpu)
     if zeros is None:
         return y
+    # a barrier, or XLA makes the offsets of many layers before it needs them
+    x, scales, zeros = jax.lax.optimization_barrier((x, scales, zeros))
     return y - _highest(group_sums(x, groups(codes, scales)), _offsets(codes, scales, zeros))
 
 

@@ -58,16 +58,19 @@ def shardings(config: Config, mesh: Mesh, formats: Mapping[str, Format] | None =
     """The network's tree with a NamedSharding for every leaf; formats: of its quantised layers."""
 
     def leaf(shape, axes, kind):
-        # rows of heads are cut between key/value heads only
-        heads = (
+        # rows of heads are cut between key/value heads only, two int4 share a byte
+        *counts, last = (
             math.gcd(config.kv_heads, n) if a == "heads" else n
             for a, n in zip(axes, shape, strict=True)
         )
-        return NamedSharding(mesh, spec(mesh, axes, tuple(heads)))
+        last = math.gcd(last, shape[-1] // 2) if kind == "int4" else last
+        return NamedSharding(mesh, spec(mesh, axes, (*counts, last)))
 
-    made = build(config, formats or {}, leaf)
-    for _, layer in layers(made):
-        layer.codes = layer.scales  # codes are cut between groups only
+    formats = formats or {}
+    made = build(config, formats, leaf)
+    for name, layer in layers(made):
+        if formats[name].groups > 1:
+            layer.codes = layer.scales  # codes are cut between groups only
     return made
 
 

@@ -32,10 +32,10 @@ def linear(out=24, inputs=64, bias=True, seed=0):
 
 
 @functools.cache
-def network(name, bits=4, symmetric=False):
-    """Random parameters quantised in groups of 16, and their float twin."""
+def network(name, bits=4, symmetric=False, group=16):
+    """Random parameters quantised in groups of 16, or of all inputs, and their float twin."""
     params = init(Config.from_hf(NETWORKS[name]), jax.random.key(1))
-    params = map_linears(lambda _, x: quantize(x, bits, 16, symmetric), params)
+    params = map_linears(lambda _, x: quantize(x, bits, group, symmetric), params)
     return params, map_linears(lambda _, x: dequantize(x), params)
 
 
@@ -166,10 +166,13 @@ def test_adapters_on_quantised_layers():
 MESHES = {"tensor 8": {}, "fsdp 2 tensor 4": {"fsdp": 2}, "data 4 tensor 2": {"data": 4}}
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_checkpoints_on_meshes(name, mesh, tmp_path):
-    params, twin = network(name)
+@pytest.mark.parametrize(
+    ("name", "how", "mesh"),
+    [(name, {}, mesh) for name in NETWORKS for mesh in MESHES]
+    + [("v1", {"bits": bits, "group": None}, "fsdp 2 tensor 4") for bits in (4, 8)],
+)
+def test_checkpoints_on_meshes(name, how, mesh, tmp_path):
+    params, twin = network(name, **how)
     save(params, tmp_path / "one")
     placed = load(tmp_path / "one", make_mesh(**MESHES[mesh]))
     assert distance(decode.score(placed, IDS), decode.score(twin, IDS)) < 3e-6
@@ -192,6 +195,18 @@ def test_codes_and_scales_are_cut_between_groups():
     block = places("grouped").blocks[0]
     assert block.attn.out.codes.spec == P("fsdp", "tensor")
     assert block.mlp.down.codes.spec == P("fsdp", None)  # 2 devices do not divide 3 groups
+
+
+def test_one_group_is_cut_anywhere():
+    """What each device adds up has one scale, which waits for the whole sum."""
+    params = network("v1", 8, True, None)[0]
+    block = shardings(params.config, make_mesh(fsdp=2), quant.formats(params)).blocks[0]
+    assert block.attn.out.codes.spec == block.mlp.down.codes.spec == P("fsdp", "tensor")
+    assert block.attn.out.scales.spec == P("fsdp", None)
+    odd = {name: quant.Format(4, 1, False, False) for name in quant.formats(params)}
+    config = Config.from_hf(BIG | {"intermediate_size": 2 * 12})  # 12 inputs: 3 a device
+    block = shardings(config, make_mesh(fsdp=2), odd).blocks[0]
+    assert block.mlp.down.codes.spec == P("fsdp", None)  # two of which share a byte
 
 
 def test_arranged_arrays_keep_their_devices(tmp_path):
