@@ -144,7 +144,7 @@ def _constraint(
 ) -> Constraint | None:
     """What an answer has to follow: calls that must be, or that are strict; the body; nothing."""
     if tools.must:
-        rules, body = calls(tools.must, "nothing"), None
+        rules = calls(tools.must, "nothing")
     elif tools.functions and body is not None:
         rules = calls(tools.functions, "body")
     elif any(function.get("strict") for function in tools.functions):

@@ -84,7 +84,8 @@ def tools_of(fields: ChatRequest) -> Tools:
         name = choice.name if isinstance(choice, FunctionName) else choice.function.name
         chosen = [f for f in functions if name in (f.get("name"), f.get("name_for_model"))]
         if not chosen:
-            raise ApiError(400, f"tool_choice names {name!r}, which is none of the tools")
+            field = "tool_choice" if fields.tools else "function_call"
+            raise ApiError(400, f"{field} names {name!r}, which was not sent", field)
         return Tools(functions, chosen, parallel=False)
     return Tools(functions, parallel=parallel)
 

@@ -239,6 +239,7 @@ def test_a_system_prompt_is_reused(client, tiny):
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"top_logprobs": 3}, None),
         ({"extra_body": {"best_of": 2}}, "best_of"),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call"),
         ({"extra_body": {"frequency_penalty": True}}, "frequency_penalty"),
         ({"extra_body": {"seed": 2**64}}, "seed"),
         ({"extra_body": {"chat_template_kwargs": {"tools": []}}}, "chat_template_kwargs.tools"),
