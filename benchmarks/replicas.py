@@ -25,9 +25,10 @@ from benchmarks import record
 from benchmarks.server import ROOT
 
 PORT = 8231
+CACHE = Path.home() / ".cache/qwen_jax/xla"
 URL = f"http://127.0.0.1:{PORT}"
 ASK = {"model": "demo", "prompt": "Hello", "seed": 3, "ignore_eos": True}
-LONG = ASK | {"max_tokens": 400, "stream": True}
+LONG = ASK | {"max_tokens": 1900, "stream": True}
 
 
 def config() -> dict[str, Any]:
@@ -35,9 +36,12 @@ def config() -> dict[str, Any]:
     read: dict[str, Any] = yaml.safe_load((ROOT / "deploy/ray_serve.yaml").read_text())
     read["http_options"] = {"host": "127.0.0.1", "port": PORT}
     (application,) = read["applications"]
-    application["args"] |= {"model": "demo", "slots": 4, "max_length": 512}
+    application["args"] |= {"model": "demo", "slots": 4, "max_length": 2048}
     (deployment,) = application["deployments"]
-    deployment |= {"max_ongoing_requests": 4, "ray_actor_options": {"num_cpus": 1}}
+    deployment["max_ongoing_requests"] = 4
+    options = deployment["ray_actor_options"]
+    options |= {"num_gpus": 0, "num_cpus": 1}
+    options["runtime_env"]["env_vars"]["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
     return read
 
 
@@ -53,7 +57,9 @@ def running() -> Iterator[subprocess.Popen]:
         command = [Path(sys.executable).with_name("serve"), "run", file.name]
         process = subprocess.Popen(command, cwd=ROOT, env=environment)
         try:
-            wait(lambda: len(generated()) == 2)
+            wait(lambda: process.poll() is not None or len(answering()) == 2)
+            if process.poll() is not None:
+                raise RuntimeError("`serve run` ended; what it said is above")
             yield process
         finally:
             process.terminate()
@@ -71,8 +77,8 @@ def wait(met: Callable[[], bool], seconds: float = 900.0) -> float:
     return round(time.monotonic() - began, 1)
 
 
-def generated() -> set[str]:
-    """What replicas say of themselves, from a look at each; /metrics is of any one of them."""
+def answering() -> set[str]:
+    """The replicas that answer, by when they began; each look reaches any one of them."""
     texts = []
     for _ in range(16):
         try:
@@ -81,7 +87,7 @@ def generated() -> set[str]:
             continue
         if answer.status_code == 200:
             texts.append(answer.text)
-    wanted = "qwen_time_to_first_token_seconds_created"  # when a replica began
+    wanted = "qwen_time_to_first_token_seconds_created"
     return {line for text in texts for line in text.splitlines() if line.startswith(wanted)}
 
 
@@ -90,8 +96,8 @@ def replicas() -> list[psutil.Process]:
     return [one for one in children if "ray::ServeReplica" in " ".join(one.cmdline()[:1])]
 
 
-async def stream(client: httpx.AsyncClient) -> tuple[str, str, int]:
-    """What became of it, its text, and in how many pieces that came."""
+async def stream(client: httpx.AsyncClient, begun: asyncio.Event) -> tuple[str, str, int]:
+    """What became of it, its text, and in how many pieces that came; begun: set at the first."""
     text, pieces, last = "", 0, ""
     try:
         async with client.stream("POST", "/v1/completions", json=LONG) as response:
@@ -102,16 +108,20 @@ async def stream(client: httpx.AsyncClient) -> tuple[str, str, int]:
                 if line and last != "[DONE]":
                     text += json.loads(last)["choices"][0]["text"]
                     pieces += 1
+                    begun.set()
     except (httpx.HTTPError, LookupError) as error:
         return type(error).__name__, text, pieces
+    finally:
+        begun.set()
     return ("whole" if last == "[DONE]" else "broken off"), text, pieces
 
 
 async def streams(count: int, meanwhile: Callable[[], object] = lambda: None) -> list[tuple]:
-    """So many at once; meanwhile: done when they are under way."""
+    """So many at once; meanwhile: done when all are under way."""
+    begun = [asyncio.Event() for _ in range(count)]
     async with httpx.AsyncClient(base_url=URL, timeout=120) as client:
-        tasks = [asyncio.create_task(stream(client)) for _ in range(count)]
-        await asyncio.sleep(1.0)
+        tasks = [asyncio.create_task(stream(client, event)) for event in begun]
+        await asyncio.gather(*(event.wait() for event in begun))
         meanwhile()
         return await asyncio.gather(*tasks)
 
@@ -132,7 +142,7 @@ def measure() -> None:
         victim, *_ = replicas()
         result["a replica is killed"] = ends(asyncio.run(streams(8, victim.kill)))
         result["right after"] = ends(asyncio.run(streams(4)))
-        result["seconds until there are two again"] = wait(lambda: len(generated()) == 2)
+        result["seconds until there are two again"] = wait(lambda: len(answering()) == 2)
         result["with two again"] = ends(asyncio.run(streams(8)))
         result["told to end"] = ends(asyncio.run(streams(8, process.terminate)))
     print(json.dumps(result, indent=1))
