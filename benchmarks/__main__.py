@@ -7,7 +7,7 @@ Each runs in a process of its own; those of GPUs and TPUs are `python -m benchma
 import subprocess
 import sys
 
-PARTS = ("load", "startup", "speed", "finetune")
+PARTS = ("load", "startup", "speed", "finetune", "perplexity")
 TINY = {"startup": ("--tiny", "--repeats", "1"), "speed": ("--tiny", "--rounds", "2")}
 TINY["finetune"] = ("--tiny", "--rounds", "2")
 
