@@ -7,9 +7,10 @@ Each runs in a process of its own; those of GPUs and TPUs are `python -m benchma
 import subprocess
 import sys
 
-PARTS = ("load", "startup", "speed", "finetune", "serve_load")
+PARTS = ("load", "startup", "speed", "finetune", "perplexity", "serving", "serve_load")
 TINY = {"startup": ("--tiny", "--repeats", "1"), "speed": ("--tiny", "--rounds", "2")}
 TINY["finetune"] = ("--tiny", "--rounds", "2")
+TINY["serving"] = ("--tiny", "--rounds", "1")
 TINY["serve_load"] = ("--requests", "40", "--mixed", "20")
 
 

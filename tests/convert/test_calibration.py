@@ -81,7 +81,29 @@ def test_texts_are_cut_and_conversations_are_shortened(tokenizer, tmp_path):
     long = tmp_path / "long.jsonl"
     talk = chats(("a", text[: 4 * LENGTH]), ("b", text[: 4 * LENGTH]))
     long.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in talk))
-    assert [len(r) for r in (rows(s)[0][0] for s in read_sheets(long, tokenizer))] == [LENGTH] * 2
+    found = [len(ids) for sheets in read_sheets(long, tokenizer) for ids, _ in rows(sheets)]
+    assert found == [LENGTH] * 2
+
+
+@pytest.fixture(scope="module")
+def long():
+    """A line with more text than is drawn."""
+    return json.dumps({"text": " ".join(map(str, range(ROWS * LENGTH)))}) + "\n"
+
+
+def test_no_more_is_drawn_than_there_is_room_for(long, tokenizer, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"text": "1 2 3 " * 300}) + "\n" + long)
+    found = [len(ids) for sheets in read_sheets(file, tokenizer) for ids, _ in rows(sheets)]
+    assert sum(found) == ROWS * LENGTH
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_faults_that_are_not_drawn(first, long, tokenizer, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": 1}\n' + long if first else long + '{"text": 1}\n')
+    with pytest.raises(ValueError, match=rf"a\.jsonl:{1 if first else 2}: text: got a number"):
+        read_sheets(file, tokenizer)
 
 
 GOOD = json.dumps({"messages": chats(("a", "b"))[0]})
