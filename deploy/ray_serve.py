@@ -23,6 +23,8 @@ def build(arguments: dict[str, Any]) -> Application:
 
     Those that say where to listen and how long to drain are Ray's to decide.
     """
+    if unknown := arguments.keys() - Settings.__dataclass_fields__.keys():
+        raise ValueError(f"python -m serve has no option {', '.join(sorted(unknown))}")
     settings = TypeAdapter(Settings).validate_python(arguments)
 
     def application() -> Starlette:

@@ -165,6 +165,7 @@ def test_ray_serve():
     """Its arguments are settings, and no replica gets more than it has slots for."""
     (config,) = documents("ray_serve")
     (application,) = config["applications"]
+    assert application["args"].keys() <= Settings.__dataclass_fields__.keys()
     settings = TypeAdapter(Settings).validate_python(application["args"])
     (deployment,) = application["deployments"]
     assert deployment["max_ongoing_requests"] == settings.slots
