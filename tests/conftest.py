@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # halves the time of compiling
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy: the reference's matrices are too small to share
+
+# Tests that a shell starts in its background would have Ctrl-C ignored, and what they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 SAME_WEIGHTS = {  # folders whose tensors are kept once, in another folder
