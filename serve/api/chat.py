@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 import dataclasses
 import secrets
 import time
@@ -8,43 +7,28 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from serve import prompting
 from serve.answer import Part, Token
 from serve.api import formats, intake, scores
 from serve.api.asking import Choice, choices_of
-from serve.api.errors import ApiError, parse
+from serve.api.errors import ApiError
 from serve.api.fields import ChatRequest, FunctionName, ToolName
-from serve.api.streams import EventStream, parts, until_gone
 from serve.grammar import Unusable
 from serve.message import Message
 from serve.prompting import Tools
-from serve.service import Model, Service
+from serve.service import Model
 from serve.tools.calls import new_id
 
 
 async def complete(request: Request) -> Response:
-    """Answer a conversation, whole or as a stream of events."""
-    service: Service = request.app.state.service
-    fields = parse(ChatRequest, await intake.body(request))
-    model = intake.model(service, fields.model)
-    choices = await asyncio.to_thread(
-        prepared, model, request.state.tenant, fields, service.settings.max_choices
-    )
-    reply = Reply(model, fields, choices)
-    ticket = intake.queue(request, model, choices)
-    working = parts(ticket, choices, service.settings.request_seconds)
-    if fields.stream:
-        return EventStream(ticket, lambda: reply.events(working))
-    try:
-        return JSONResponse(await until_gone(request.receive, reply.whole(working)))
-    finally:
-        ticket.close()
+    """Answer a conversation."""
+    return await intake.answered(request, ChatRequest, prepared, Reply)
 
 
 def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[Choice]:
-    """What the engine is asked for; off the event loop, since texts may be long."""
+    """What the engine is asked for."""
     tools = tools_of(fields)
     messages = [message.model_dump(exclude_none=True) for message in fields.messages]
     body, blamed = formats.grammar_of(fields.response_format), "response_format"

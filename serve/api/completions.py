@@ -1,47 +1,31 @@
 """POST /v1/completions: texts, or ids, to continue or to score."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from serve import prompting
 from serve.answer import Part, Token
 from serve.api import formats, intake, scores
 from serve.api.asking import Choice, choices_of
-from serve.api.errors import ApiError, parse
+from serve.api.errors import ApiError
 from serve.api.fields import CompletionRequest
-from serve.api.streams import EventStream, parts, until_gone
-from serve.service import Model, Service
+from serve.service import Model
 
 _MAX_TOKENS = 16  # where a client does not say, as with OpenAI
 
 
 async def complete(request: Request) -> Response:
-    """Continue every prompt n times, whole or as a stream of events."""
-    service: Service = request.app.state.service
-    fields = parse(CompletionRequest, await intake.body(request))
-    model = intake.model(service, fields.model)
-    choices = await asyncio.to_thread(
-        prepared, model, request.state.tenant, fields, service.settings.max_choices
-    )
-    reply = Reply(model, fields, choices)
-    ticket = intake.queue(request, model, choices)
-    working = parts(ticket, choices, service.settings.request_seconds)
-    if fields.stream:
-        return EventStream(ticket, lambda: reply.events(working))
-    try:
-        return JSONResponse(await until_gone(request.receive, reply.whole(working)))
-    finally:
-        ticket.close()
+    """Continue every prompt n times."""
+    return await intake.answered(request, CompletionRequest, prepared, Reply)
 
 
 def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) -> list[Choice]:
-    """What the engine is asked for; off the event loop, since texts may be long."""
+    """What the engine is asked for."""
     given = fields.prompt
     single = isinstance(given, str) or bool(given and isinstance(given[0], int))
     texts: Any = [given] if single else given

@@ -1,16 +1,23 @@
-"""What every endpoint does first: read the body, find the model, queue."""
+"""What every endpoint does: read the body, find the model, queue, answer."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 
+from serve.answer import Part
 from serve.api.asking import Choice
-from serve.api.errors import ApiError
-from serve.api.streams import Gone
+from serve.api.errors import ApiError, parse
+from serve.api.fields import Wishes
+from serve.api.streams import EventStream, Gone, parts, until_gone
 from serve.fairness import QueueFull
 from serve.service import Model, Service
 from serve.ticket import Ticket
 
+Asked = TypeVar("Asked", bound=Wishes)
+Working = AsyncIterator[tuple[int, Part]]  # which answer, and what it gained
 _CLOSE = {"Connection": "close"}  # the rest of the body will not be read
 
 
@@ -59,6 +66,41 @@ def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
         raise ApiError(503, str(error), headers={"Retry-After": "5"}) from None
     request.state.choices = choices
     return ticket
+
+
+class Reply(Protocol):
+    """Answers in the form of an endpoint."""
+
+    async def whole(self, working: Working) -> dict[str, Any]: ...
+    def events(self, working: Working) -> AsyncIterator[dict[str, Any]]: ...
+
+
+async def answered(
+    request: Request,
+    kind: type[Asked],
+    prepared: Callable[[Model, str, Asked, int], list[Choice]],
+    reply: Callable[[Model, Asked, list[Choice]], Reply],
+) -> Response:
+    """Answer a request of a kind, whole or as a stream of events.
+
+    prepared: what the engine is asked for, of model, owner, fields and the most answers there may
+    be; off the event loop, since texts may be long.
+    """
+    service: Service = request.app.state.service
+    fields = parse(kind, await body(request))
+    found = model(service, fields.model)
+    choices = await asyncio.to_thread(
+        prepared, found, request.state.tenant, fields, service.settings.max_choices
+    )
+    made = reply(found, fields, choices)
+    ticket = queue(request, found, choices)
+    working = parts(ticket, choices, service.settings.request_seconds)
+    if fields.stream:
+        return EventStream(ticket, lambda: made.events(working))
+    try:
+        return JSONResponse(await until_gone(request.receive, made.whole(working)))
+    finally:
+        ticket.close()
 
 
 def usage(choices: list[Choice]) -> dict[str, object]:

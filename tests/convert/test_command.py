@@ -84,19 +84,6 @@ def test_nothing_asked_for_is_ignored(arguments, message):
         main(**arguments)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    (tmp_path / "disk").mkdir()
-    line = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path / "disk"]
-    try:
-        subprocess.run(line, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs the right to mount")
-    yield tmp_path / "disk"
-    subprocess.run(["umount", tmp_path / "disk"], check=True)
-
-
 def test_full_disk(small_disk, tmp_path):
     made = convert.to_native("demo", tmp_path / "native")
     for arguments in (["--hf", "demo"], ["--to-hf", made]):

@@ -121,19 +121,6 @@ def test_leftovers_of_a_killed_save_go_away(tmp_path):
     assert steps(tmp_path) == [1, 2]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    (tmp_path / "disk").mkdir()
-    line = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path / "disk"]
-    try:
-        subprocess.run(line, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs the right to mount")
-    yield tmp_path / "disk"
-    subprocess.run(["umount", tmp_path / "disk"], check=True)
-
-
 def fill(folder: Path) -> None:
     size = 1024  # 390 kB a checkpoint
     wanted = f"the disk of {folder} is full; the checkpoints before this one are whole"
