@@ -17,7 +17,7 @@ from qwen_jax.config import Config
 from qwen_jax.defaults import Defaults
 from qwen_jax.model import Qwen
 from qwen_jax.native import Manifest
-from qwen_jax.quant import FIELDS, Format, arrange_all, at_rest, build, formats, formats_of, rest
+from qwen_jax.quant import FIELDS, Format, arrange_leaves, at_rest, build, formats, formats_of, rest
 from qwen_jax.reader import report
 from qwen_jax.sharding import make_mesh, shardings
 from qwen_jax.tokenizer import Tokenizer
@@ -70,10 +70,12 @@ def load(
     }
     arrays: dict[str, jax.Array] = {}
     for piece, leaves in native.by_piece(wanted).items():
-        arrays |= native.read_piece(folder, piece, leaves)
+        read = native.read_piece(folder, piece, leaves)
+        (first, *_) = next(iter(read.values())).devices()
+        arrange_leaves(read, quantised, first.platform)  # before there is more to hold
+        arrays |= read
     structure = jax.tree.structure(build(config, quantised, lambda shape, axes, kind: 0))
     params = jax.tree.unflatten(structure, [arrays.pop(name) for name in places])
-    arrange_all(params, next(iter(params.embed.devices())).platform)
     params = dataclasses.replace(params, assets=assets)
     return params if added is None else adapters.add(params, added)
 

@@ -154,6 +154,19 @@ def arrange_all(params: Any, platform: str) -> None:
             setattr(layer, name, getattr(made, name))
 
 
+def arrange_leaves(
+    leaves: dict[str, Array], formats: Mapping[str, "Format"], platform: str
+) -> None:
+    """The same for those layers whose leaves are there, by name: a piece of a checkpoint."""
+    for name, format in formats.items():
+        if f"{name}.codes" in leaves:
+            names = {field: f"{name}.{field}" for field in (*FIELDS, "bias")}
+            found: Any = {field: leaves.pop(leaf, None) for field, leaf in names.items()}
+            made = _arranged(QuantLinear(**found, bits=format.bits), platform)
+            arrays = {leaf: getattr(made, field) for field, leaf in names.items()}
+            leaves.update((leaf, array) for leaf, array in arrays.items() if array is not None)
+
+
 def _arranged(layer: QuantLinear, platform: str) -> QuantLinear:
     made = jax.eval_shape(functools.partial(arrange, platform=platform), layer)
     turned = made.codes.ndim > layer.codes.ndim
