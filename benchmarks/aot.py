@@ -17,9 +17,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import chips
-from benchmarks.chips import HBM, MIB, MODELS, local
-from benchmarks.hlo import Module
+from benchmarks.support import chips
+from benchmarks.support.chips import HBM, MIB, MODELS, local
+from benchmarks.support.hlo import Module
 
 COUNT = 64  # tokens of one call of the step
 TEMPORARIES = 64 * MIB  # bound of a decode step of up to 8 slots, bytes on each device
@@ -80,19 +80,20 @@ def _lower(case: Case) -> tuple[Any, Any, Any]:
     """What the product compiles for this case, and the weights and cache it compiles it for."""
     import jax.numpy as jnp
 
-    from qwen_jax import lowering, quant, sharding
     from qwen_jax.config import Config
+    from qwen_jax.decoding import aot
+    from qwen_jax.nn import quant, sharding
 
     config = Config(**MODELS[case.model])
     devices = chips.devices(case.topology)
     where = sharding.make_mesh(**case.mesh, devices=devices) if case.mesh else devices[0]
     plans = {"int8": (8, None, False), "int4": (4, 128, True)}
     formats = quant.plan(config, *plans[case.precision]) if case.precision in plans else None
-    params = lowering.params(config, jnp.bfloat16, where, formats)
-    state = lowering.state(params, case.slots, case.length, case.cache_dtype)
+    params = aot.params(config, jnp.bfloat16, where, formats)
+    state = aot.state(params, case.slots, case.length, case.cache_dtype)
     if case.work == "step":
-        return lowering.step(params, state, COUNT).lower(), params, state
-    return lowering.prefill(params, state, case.length).lower(), params, state
+        return aot.step(params, state, COUNT).lower(), params, state
+    return aot.prefill(params, state, case.length).lower(), params, state
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 def _offsets(params: Any) -> int:
     """Bytes of scale * zero, float32, which XLA may make once for all tokens of a call."""
-    from qwen_jax import quant
+    from qwen_jax.nn import quant
 
     zeros = [layer.zeros for _, layer in quant.layers(params) if layer.zeros is not None]
     return sum(4 * math.prod(x.shape) for x in local(zeros))

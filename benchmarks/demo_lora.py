@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import record
+from benchmarks.support import record
 from tools.make_demo import CHATS, random_start
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
@@ -33,7 +33,7 @@ def main() -> None:
     import convert
     import qwen_jax
     from tools.recite import recited
-    from train.plot import read_log
+    from train.report.plot import read_log
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks import record
-from benchmarks.checkpoints import TINY, Shape, write_hf, write_native
-from benchmarks.race import PAUSE, Runner, ratio
+from benchmarks.support import record
+from benchmarks.support.checkpoints import TINY, Shape, write_hf, write_native
+from benchmarks.support.race import PAUSE, Runner, ratio
 
 SMALL = Shape(layers=8, width=512, heads=8, mlp=1408, vocab=32_000)
 ROWS = {"4 x 256": (4, 256)}
@@ -39,7 +39,7 @@ def race(root: Path, shape: Shape, method: str, dtype: str, rows: str, rounds: i
     with contextlib.ExitStack() as stack:
         runners = {}
         for name, model in models.items():
-            runner = stack.enter_context(Runner(name, model, dtype, "benchmarks.trainers"))
+            runner = stack.enter_context(Runner(name, model, dtype, "benchmarks.support.trainers"))
             runner.ready()
             runner.ask("start", method=method, steps=CHECKED + rounds)
             runners[name] = runner

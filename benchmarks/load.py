@@ -30,8 +30,8 @@ from safetensors.numpy import save_file
 import convert
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
-from qwen_jax.names import parts
-from qwen_jax.shard import write_header
+from qwen_jax.storage.hf_names import tensor_views
+from qwen_jax.storage.safetensors_file import write_header
 
 RESULTS = Path(__file__).parent / "results" / "load.json"
 
@@ -49,7 +49,7 @@ def make(folder: Path, gigabytes: float) -> int:
     }
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = {part.tensor: part.shape for part in parts(Config.from_hf(config), "qwen")}
+    shapes = {part.tensor: part.shape for part in tensor_views(Config.from_hf(config), "qwen")}
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
     tensors = {name: (bfloat16, shape) for name, shape in shapes.items()}
     shard = write_header(folder / "model.safetensors", tensors, {"format": "pt"})

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import record
+from benchmarks.support import record
 from tools.make_demo import CHATS
 from tools.recite import recited
 
@@ -44,7 +44,7 @@ def perplexity(params: Any, sheets: list[Any]) -> float:
     """Of the tokens that judge."""
     import jax
 
-    from qwen_jax import decode
+    from qwen_jax.decoding import decode
 
     loss, judged = 0.0, 0
     for sheet in sheets:
@@ -59,7 +59,8 @@ def measured(model: Path, dtype: str, sheets: list[Any]) -> dict[str, float]:
     """A loaded checkpoint's numbers, and the bytes of its blocks on a disk."""
     import jax
 
-    from qwen_jax import load, memory, quant
+    from qwen_jax import load, memory
+    from qwen_jax.nn import quant
 
     params = load(model, dtype=dtype)
     blocks = memory.by_dtype(jax.tree.leaves(quant.at_rest(params).blocks))
@@ -104,7 +105,7 @@ def main() -> None:
     from convert.calibration import read_sheets
     from convert.quantize import REPORT
     from qwen_jax.bundled import CHECKPOINT
-    from qwen_jax.tokenizer import Tokenizer
+    from qwen_jax.text.tokenizer import Tokenizer
 
     _, held = read_sheets(CHATS, Tokenizer.load(CHECKPOINT))
     models: dict[str, Any] = {}
@@ -114,7 +115,7 @@ def main() -> None:
             models[dtype] = measured(plain, dtype, held)
             print(dtype, models[dtype], file=sys.stderr, flush=True)
         for name, (method, group, symmetric) in MADE.items():
-            settings = convert.Settings(method, group, symmetric, head=False)
+            settings = convert.QuantizeOptions(method, group, symmetric, head=False)
             made = convert.to_native(
                 CHECKPOINT, Path(root) / name, quantize=settings, calibration=CHATS
             )

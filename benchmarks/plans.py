@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import chips
-from benchmarks.chips import HBM, MODELS, local
-from benchmarks.hlo import Array, Instruction, Module
+from benchmarks.support import chips
+from benchmarks.support.chips import HBM, MODELS, local
+from benchmarks.support.hlo import Array, Instruction, Module
 
 _FREE = frozenset("parameter tuple get-tuple-element bitcast constant while call".split())
 _FLOATS = ("bf16", "f32")
@@ -65,13 +65,14 @@ def lower(case: Case) -> tuple[Any, Any]:
     """The step that the product compiles, and the network it trains."""
     import jax.numpy as jnp
 
-    from qwen_jax import lowering, sharding
     from qwen_jax.config import Config
-    from qwen_jax.native import named_leaves
+    from qwen_jax.decoding import aot
+    from qwen_jax.nn import sharding
+    from qwen_jax.storage.native import named_leaves
     from train.step import Recipe, Trainer
 
     mesh = sharding.make_mesh(**case.mesh, devices=chips.devices(case.topology))
-    params = lowering.params(Config(**MODELS[case.model]), jnp.bfloat16, mesh)
+    params = aot.params(Config(**MODELS[case.model]), jnp.bfloat16, mesh)
     params = _stacked(params if case.method == "full" else _adapted(params))
     trained = [n for n in named_leaves(params) if case.method == "full" or ".deltas." in n]
     recipe = Recipe(steps=1000, learning_rate=1e-4, remat=case.remat)
@@ -87,7 +88,7 @@ def _adapted(params: Any) -> Any:
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from qwen_jax.lora import Delta, LoraLinear, map_linears
+    from qwen_jax.nn.lora import Delta, LoraLinear, map_linears
 
     def change(_: str, layer: Any) -> LoraLinear:
         kernel = layer.kernel
@@ -102,10 +103,10 @@ def _adapted(params: Any) -> Any:
 
 
 def _stacked(params: Any) -> Any:
-    """What `train.network.stack` makes of arrays."""
+    """What `train.nn.network.stack` makes of arrays."""
     import jax
 
-    from train.network import stacked
+    from train.nn.network import stacked
 
     count = len(params.blocks)
     lay = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=stacked(x.sharding))

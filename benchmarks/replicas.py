@@ -21,8 +21,8 @@ import psutil
 import ray
 import yaml
 
-from benchmarks import record
-from benchmarks.server import ROOT
+from benchmarks.support import record
+from benchmarks.support.server import ROOT
 
 PORT = 8231
 CACHE = Path.home() / ".cache/qwen_jax/xla"

@@ -17,8 +17,8 @@ import httpx
 import psutil
 import tyro
 
-from benchmarks import record
-from benchmarks.server import Server, started
+from benchmarks.support import record
+from benchmarks.support.server import Server, started
 
 WORDS = "qwen jax server tokens answers a small model 你好 and the weather is fine today".split()
 SCHEMA = {

@@ -24,9 +24,16 @@ from typing import Any
 import httpx
 import tyro
 
-from benchmarks import record
-from benchmarks.checkpoints import HALF_BILLION, TINY, Shape, write_gguf, write_hf, write_native
-from benchmarks.race import PAUSE, ratio
+from benchmarks.support import record
+from benchmarks.support.checkpoints import (
+    HALF_BILLION,
+    TINY,
+    Shape,
+    write_gguf,
+    write_hf,
+    write_native,
+)
+from benchmarks.support.race import PAUSE, ratio
 from serve import bench
 
 SLOTS, LENGTH = 16, 512  # requests at once, tokens of each

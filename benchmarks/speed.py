@@ -20,9 +20,16 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks import record
-from benchmarks.checkpoints import HALF_BILLION, TINY, Shape, write_gguf, write_hf, write_native
-from benchmarks.race import PAUSE, Runner, rates, ratio
+from benchmarks.support import record
+from benchmarks.support.checkpoints import (
+    HALF_BILLION,
+    TINY,
+    Shape,
+    write_gguf,
+    write_hf,
+    write_native,
+)
+from benchmarks.support.race import PAUSE, Runner, rates, ratio
 
 PROMPT = 128  # tokens
 CHECKED = 32  # tokens compared before anything is timed
@@ -164,15 +171,15 @@ def race(
     """All contestants, greedy, and ours in some ways of sampling; every other round backwards."""
     turns: list[tuple[str, str, dict[str, float]]] = [(label, label, {}) for label in runners]
     turns += [(SAMPLED, f"sampling: {way}", SAMPLINGS[way]) for way in ways]
-    for label, _, wish in turns[len(runners) :]:
-        runners[label].ask("generate", ids=prompt, count=tokens, **wish)
+    for label, _, sampling in turns[len(runners) :]:
+        runners[label].ask("generate", ids=prompt, count=tokens, **sampling)
     raw: dict[str, list[dict[str, float]]] = {title: [] for _, title, _ in turns}
     for number in range(rounds):
         log(f"round {number + 1} of {rounds}, load {record.load_average()}")
-        for label, title, wish in turns if number % 2 == 0 else reversed(turns):
+        for label, title, sampling in turns if number % 2 == 0 else reversed(turns):
             time.sleep(PAUSE)
             runner = runners[label]
-            answer = runner.ask("generate", ids=prompt, count=tokens, **wish)
+            answer = runner.ask("generate", ids=prompt, count=tokens, **sampling)
             numbers = rates(answer, len(prompt)) | {
                 "seconds": answer["last"],
                 "cores": runner.busy / answer["last"],  # below all of them: others were running

@@ -32,15 +32,15 @@ def qwen_jax(model: str, mark: Callable[[str], None]) -> None:
     import jax
 
     from qwen_jax import Sampling, load
-    from qwen_jax.completion import grow
+    from qwen_jax.decoding.completion import stream_completions
 
     mark("import")
     params = jax.block_until_ready(load(model))
     mark("load")
-    wish = Sampling(temperature=0.0, ignore_eos=True)
+    sampling = Sampling(temperature=0.0, ignore_eos=True)
     ids = list(range(1, PROMPT + 1))
     for stage in ("cold", "warm"):
-        answers = grow(params, [ids], wish, max_new_tokens=ANSWER)
+        answers = stream_completions(params, [ids], sampling, max_new_tokens=ANSWER)
         next(answers)
         mark(f"{stage} first")
         for _ in answers:
@@ -52,7 +52,7 @@ def transformers(model: str, mark: Callable[[str], None]) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from benchmarks.contestants import Streamer
+    from benchmarks.support.contestants import Streamer
 
     mark("import")
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
@@ -110,7 +110,7 @@ def start(name: str, model: Path, cache: Path | None) -> dict[str, float]:
 
 def contestants(root: Path, tiny: bool) -> dict[str, tuple[str, Path, Path | None]]:
     """What is started: whose, which model, and where compiled code is kept."""
-    from benchmarks.checkpoints import HALF_BILLION, TINY, write_hf, write_native
+    from benchmarks.support.checkpoints import HALF_BILLION, TINY, write_hf, write_native
     from qwen_jax.bundled import CHECKPOINT
 
     shape, size = (TINY, "tiny") if tiny else (HALF_BILLION, "0.5B bfloat16")
@@ -142,7 +142,7 @@ def measure(tiny: bool = False, repeats: int = 3, folder: Path | None = None) ->
         repeats: Starts of each contestant, after one that is not counted.
         folder: Where to put checkpoints for the time being; default, the system's for such files.
     """
-    from benchmarks import record
+    from benchmarks.support import record
 
     before = record.load_average()
     with tempfile.TemporaryDirectory(dir=folder) as name:

@@ -2,6 +2,6 @@
 
 from convert.export import to_hf
 from convert.native import to_native
-from convert.quantize import Settings
+from convert.quantize import QuantizeOptions
 
-__all__ = ["Settings", "to_hf", "to_native"]
+__all__ = ["QuantizeOptions", "to_hf", "to_native"]

@@ -57,7 +57,7 @@ def main(
         group = group_size or (-1 if quantize == "int8" else 128)
         settings = None
         if quantize is not None:
-            settings = convert.Settings(
+            settings = convert.QuantizeOptions(
                 quantize, None if group == -1 else group, not asymmetric, quantize_head
             )
         convert.to_native(str(hf), out, source, dtype, verify, settings, calibration)

@@ -9,7 +9,7 @@ import numpy as np
 from qwen_jax.data.examples import IGNORED, encode
 from qwen_jax.data.formats import Conversation, Record
 from qwen_jax.data.records import Records
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.text.tokenizer import Tokenizer
 
 LENGTH = 512  # tokens of a row, at most
 ROWS = 144  # so long: of shorter ones there are more

@@ -17,12 +17,13 @@ from convert.native import check_room
 from convert.packed import Packing
 from convert.progress import Progress
 from convert.source import INDEX, QUANTISED
-from qwen_jax import adapters, native, peft
+from qwen_jax.adapters import attach, peft
 from qwen_jax.config import Config
-from qwen_jax.names import Part, parts
-from qwen_jax.native import Manifest
-from qwen_jax.quant import Format, formats_of
-from qwen_jax.shard import NAMES, Shard, write, write_header
+from qwen_jax.nn.quant import Format, formats_of
+from qwen_jax.storage import native
+from qwen_jax.storage.hf_names import TensorView, tensor_views
+from qwen_jax.storage.native import Manifest
+from qwen_jax.storage.safetensors_file import NAMES, Shard, write, write_header
 
 LARGEST_SHARD = 5_000_000_000  # bytes, where there is no original to follow
 
@@ -34,11 +35,11 @@ Change = Callable[[str, np.ndarray], np.ndarray]  # a leaf's name and what it ho
 class Table:
     """What the tensors of a checkpoint are made of.
 
-    parts: those that are views of a leaf. modules: those that are packed. tensors: all of them, in
+    views: those that are views of a leaf. modules: those that are packed. tensors: all of them, in
     order.
     """
 
-    parts: dict[str, Part]
+    views: dict[str, TensorView]
     modules: list[Module]
     tensors: dict[str, tuple[np.dtype, tuple[int, ...]]]
 
@@ -71,7 +72,7 @@ def to_hf(
                 f"{folder} is quantised, and nothing can be merged into integers; merge the "
                 "adapter into the model that is not, or give it to qwen_jax.load as it is"
             )
-        change = adapters.merger(peft.read(adapter), config, manifest.model_type)
+        change = attach.merger(peft.read(adapter), config, manifest.model_type)
     found = find_packing(folder, raw)
     chosen = choose_packing(config, formats, found, packing)
     if chosen != found:  # the shards and the files it came with say otherwise
@@ -104,7 +105,7 @@ def _table(
     manifest: Manifest, config: Config, formats: dict[str, Format], packing: Packing | None
 ) -> Table:
     """Every tensor; checked against the original files, if any."""
-    table = {part.tensor: part for part in parts(config, manifest.model_type)}
+    table = {view.tensor: view for view in tensor_views(config, manifest.model_type)}
     stored = {name for shard in manifest.shards.values() for name in shard["tensors"]}
     if TIED in stored and config.tied:
         embed = next(part for part in table.values() if part.leaf == "embed")
@@ -175,9 +176,9 @@ def _write_piece(
                     write(files[tensor], tensor, array)
     for name in [*leaves]:
         leaf = change(name, leaves.pop(name))
-        for tensor, part in table.parts.items():
-            if part.leaf == name:
-                write(files[tensor], tensor, part.of(leaf))
+        for tensor, view in table.views.items():
+            if view.leaf == name:
+                write(files[tensor], tensor, view.of(leaf))
 
 
 def _write_index(manifest: Manifest, files: dict[str, Shard], partial: Path) -> None:

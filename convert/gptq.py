@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qwen_jax.model import Linear
-from qwen_jax.quant import CODES, QuantLinear, encode, grid, group_size
+from qwen_jax.nn.model import Linear
+from qwen_jax.nn.quant import CODES, QuantLinear, encode, grid, group_size
 
 DAMP = 0.01  # of the mean second moment, as in the original
 

@@ -16,11 +16,11 @@ from convert.packed import Packing
 from convert.source import INDEX
 from qwen_jax.checkpoint import read_defaults, vocabulary_problems
 from qwen_jax.config import Config
-from qwen_jax.names import Part, is_harmless, parts
-from qwen_jax.native import DTYPES, MANIFEST, abstract_leaves, mismatches, read_json
-from qwen_jax.quant import Format
-from qwen_jax.shard import Shard, Tensor, read_shard
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.nn.quant import Format
+from qwen_jax.storage.hf_names import TensorView, is_harmless, tensor_views
+from qwen_jax.storage.native import DTYPES, MANIFEST, abstract_leaves, mismatches, read_json
+from qwen_jax.storage.safetensors_file import Shard, Tensor, read_shard
+from qwen_jax.text.tokenizer import Tokenizer
 
 TIED = "lm_head.weight"  # some checkpoints store it although it repeats the embedding
 SHOWN = 20  # problems
@@ -40,7 +40,7 @@ class Checkpoint:
     shards: dict[str, Shard]
     packing: Packing | None
     formats: dict[str, Format] = field(default_factory=dict)
-    leaves: dict[str, list[Part]] = field(default_factory=dict)
+    leaves: dict[str, list[TensorView]] = field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -192,7 +192,7 @@ def _why_no_weights(folder: Path) -> str:
 
 
 # --- tensors ----------------------------------------------------------------------------------
-def _untied(checkpoint: Checkpoint, embed: list[Part]) -> list[str]:
+def _untied(checkpoint: Checkpoint, embed: list[TensorView]) -> list[str]:
     """A head that is stored, though the config says it repeats the embedding, must do so."""
     first, *rest = (checkpoint.tensor(part.tensor) for part in embed)
     same = all(is_same(first, tensor) for tensor in rest)
@@ -203,7 +203,7 @@ def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
     """Hold the tensors against the network: names, shapes, dtypes. Adds formats and leaves."""
     tensors = checkpoint.tensors
     shapes = {n: t.shape for n, t in tensors.items() if not is_harmless(n)}
-    wanted = {part.tensor: part for part in parts(checkpoint.config, checkpoint.model_type)}
+    wanted = {part.tensor: part for part in tensor_views(checkpoint.config, checkpoint.model_type)}
     if checkpoint.config.tied and TIED in tensors:
         embed = next(part for part in wanted.values() if part.leaf == "embed")
         wanted[TIED] = dataclasses.replace(embed, tensor=TIED)
@@ -232,7 +232,7 @@ def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
     made = dataclasses.replace(checkpoint, formats=formats)
     plain = [part for part in wanted.values() if part.tensor in expected]
     packed = [part for module in modules for part in module.parts(formats[module.layer])]
-    leaves: dict[str, list[Part]] = {n: [] for n in abstract_leaves(made.config, formats)}
+    leaves: dict[str, list[TensorView]] = {n: [] for n in abstract_leaves(made.config, formats)}
     for part in plain + packed:
         leaves[part.leaf].append(part)
     for name, group in leaves.items():

@@ -10,9 +10,9 @@ import numpy as np
 from convert.packed import Packing, Read, read_packing
 from convert.source import QUANTISED
 from qwen_jax.config import Config
-from qwen_jax.names import Part
-from qwen_jax.native import abstract_leaves, read_json
-from qwen_jax.quant import FIELDS, Format
+from qwen_jax.nn.quant import FIELDS, Format
+from qwen_jax.storage.hf_names import TensorView
+from qwen_jax.storage.native import abstract_leaves, read_json
 
 INTEGERS = (".qweight", ".qzeros", ".g_idx")
 
@@ -20,7 +20,7 @@ INTEGERS = (".qweight", ".qzeros", ".g_idx")
 class Module:
     """A quantised layer of a checkpoint: `part` says which rows of which of ours its weight is."""
 
-    def __init__(self, part: Part, packing: Packing):
+    def __init__(self, part: TensorView, packing: Packing):
         self.part, self.packing = part, packing
         self.name = part.tensor.removesuffix(".weight")
         self.layer = part.leaf.removesuffix(".kernel")
@@ -39,17 +39,17 @@ class Module:
         groups = self.packing.groups(self.part.shape[1])
         return Format(self.packing.bits, groups, bool(zeros), order is not None)
 
-    def parts(self, format: Format) -> Iterator[Part]:
+    def parts(self, format: Format) -> Iterator[TensorView]:
         """What fills the leaves of ours; the tensors are named "MODULE:codes"."""
         out, inputs = self.part.shape
         shapes = {"codes": (out, inputs), "scales": (out, format.groups)}
         shapes |= {"zeros": (out, format.groups)} if format.zeros else {}
         for field, shape in shapes.items():
             leaf = f"{self.layer}.{field}"
-            yield Part(f"{self.name}:{field}", shape, leaf, self.part.views)
+            yield TensorView(f"{self.name}:{field}", shape, leaf, self.part.views)
         if format.order:
             whole = lambda leaf, tensor: (leaf, tensor)
-            yield Part(f"{self.name}:order", (inputs,), f"{self.layer}.order", whole)
+            yield TensorView(f"{self.name}:order", (inputs,), f"{self.layer}.order", whole)
 
     def pack(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Its tensors, but for a bias, from the leaves of ours."""
@@ -62,7 +62,7 @@ class Module:
 
 
 def find_modules(
-    packing: Packing | None, weights: Iterable[Part], tensors: Container[str]
+    packing: Packing | None, weights: Iterable[TensorView], tensors: Container[str]
 ) -> list[Module]:
     """Those of a checkpoint's linear layers that are packed."""
     named = ((part.tensor.removesuffix(".weight"), part) for part in weights)

@@ -11,13 +11,14 @@ import numpy as np
 from convert import huggingface
 from convert.huggingface import Checkpoint, is_same
 from convert.progress import Progress, gigabytes
-from convert.quantize import Quantizer, Settings
+from convert.quantize import QuantizeOptions, Quantizer
 from convert.source import INDEX, QUANTISED, SIDE_FILES, default_out, locate
-from qwen_jax import memory, native
-from qwen_jax.names import is_harmless
-from qwen_jax.native import DTYPES, Manifest
-from qwen_jax.quant import FIELDS
-from qwen_jax.shard import NAMES
+from qwen_jax import memory
+from qwen_jax.nn.quant import FIELDS
+from qwen_jax.storage import native
+from qwen_jax.storage.hf_names import is_harmless
+from qwen_jax.storage.native import DTYPES, Manifest
+from qwen_jax.storage.safetensors_file import NAMES
 
 STATE = "conversion.json"  # in an unfinished folder: what it is made from
 WORK = "quantising"  # in an unfinished folder: what the next block needs
@@ -29,7 +30,7 @@ def to_native(
     source: str = "huggingface",
     dtype: str | None = None,
     verify: bool = False,
-    quantize: Settings | None = None,
+    quantize: QuantizeOptions | None = None,
     calibration: str | Path | None = None,
 ) -> Path:
     """Convert a checkpoint and return its native folder, ready for `qwen_jax.load`.

@@ -2,7 +2,7 @@
 
 A module "transformer.h.0.attn.c_attn" has tensors qweight, qzeros, scales and, in GPTQ, g_idx:
 the group of every input. Its weight is scales * (code - zero) with unsigned codes; ours are
-signed, rows of outputs, in the order of their groups (qwen_jax.quant).
+signed, rows of outputs, in the order of their groups (qwen_jax.nn.quant).
 Formats: AutoGPTQ's QuantLinear, of which a second version stores zeros as they are, the first
 less one; AutoAWQ's WQLinear_GEMM.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen_jax.reader import Reader
+from qwen_jax.files.strict_json import StrictObject
 
 Read = Callable[[str], np.ndarray]
 _AWQ_LANES = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of each four bits of a word
@@ -63,7 +63,7 @@ class Packing:
 
     # --- to ours ------------------------------------------------------------------------------
     def field(self, name: str, read: Read) -> np.ndarray:
-        """One of qwen_jax.quant.FIELDS of the module whose tensors `read` reads."""
+        """One of qwen_jax.nn.quant.FIELDS of the module whose tensors `read` reads."""
         made = getattr(self, name)(read)
         assert made is not None
         return made
@@ -106,8 +106,8 @@ class Packing:
         assert scales is not None
         half = np.uint8(1 << (self.bits - 1))
         natural = np.empty(codes.shape, np.uint8)
-        places = np.arange(codes.shape[1]) if order is None else order
-        natural[:, places] = codes.view(np.uint8) ^ half  # the sign bit: -8 is stored as 0
+        columns = np.arange(codes.shape[1]) if order is None else order
+        natural[:, columns] = codes.view(np.uint8) ^ half  # the sign bit: -8 is stored as 0
         zeros = np.zeros(scales.shape, np.int8) if zeros is None else zeros
         stored = zeros.view(np.uint8) + half - np.uint8(self.less_one)
         made = {
@@ -128,21 +128,21 @@ class Packing:
         """int32 [a b] -> the integers of its words, uint8 [a, b * integers of a word]."""
         made = np.empty((*words.shape, len(self.lanes)), np.uint8)
         mask = np.uint32((1 << self.bits) - 1)
-        for place, column in enumerate(self.lanes):
-            made[..., column] = words.view(np.uint32) >> np.uint32(place * self.bits) & mask
+        for index, column in enumerate(self.lanes):
+            made[..., column] = words.view(np.uint32) >> np.uint32(index * self.bits) & mask
         return made.reshape(len(words), -1)
 
     def _gather(self, integers: np.ndarray) -> np.ndarray:
         lanes = integers.reshape(len(integers), -1, len(self.lanes))
         made = np.zeros(lanes.shape[:2], np.uint32)
-        for place, column in enumerate(self.lanes):
-            made |= lanes[..., column].astype(np.uint32) << np.uint32(place * self.bits)
+        for index, column in enumerate(self.lanes):
+            made |= lanes[..., column].astype(np.uint32) << np.uint32(index * self.bits)
         return made.view(np.int32)
 
 
 def read_packing(file: str, content: Mapping[str, Any], method: str | None) -> Packing:
     """quantization_config, or AutoGPTQ's and AutoAWQ's own file. Raises ValueError."""
-    reader = Reader(file, content)
+    reader = StrictObject(file, content)
     method = reader.take("quant_method", default=method)
     if method not in ("gptq", "awq"):
         raise ValueError(

@@ -17,12 +17,13 @@ from jax import Array
 from convert import gptq
 from convert.calibration import Sheet, read_sheets
 from convert.huggingface import Checkpoint
-from qwen_jax import model, native, quant, rope
-from qwen_jax.cache import NoCache
 from qwen_jax.config import Config
-from qwen_jax.model import Block, Linear
-from qwen_jax.quant import Format, QuantLinear, dequantize, quantize
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.nn import model, quant, rope
+from qwen_jax.nn.kv_cache import NoCache
+from qwen_jax.nn.model import Block, Linear
+from qwen_jax.nn.quant import Format, QuantLinear, dequantize, quantize
+from qwen_jax.storage import native
+from qwen_jax.text.tokenizer import Tokenizer
 
 REPORT = "quantization.json"
 # layers of a block that see the same inputs, in the order in which those are known
@@ -30,7 +31,7 @@ STAGES = (("attn.qkv",), ("attn.out",), ("mlp.gate", "mlp.up"), ("mlp.down",))
 
 
 @dataclass(frozen=True)
-class Settings:
+class QuantizeOptions:
     """method: "int8" and "int4" round to nearest, "gptq" is 4 bits calibrated.
 
     group: inputs that share a scale; None: all of an output's. head: int8 for it too.
@@ -59,7 +60,9 @@ class Quantizer:
     work: a folder that keeps what an interrupted conversion needs to go on.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: Settings, texts: Path | None, work: Path):
+    def __init__(
+        self, checkpoint: Checkpoint, settings: QuantizeOptions, texts: Path | None, work: Path
+    ):
         self.checkpoint, self.settings, self.work = checkpoint, settings, work
         self.config = checkpoint.config
         self.formats = settings.formats(self.config)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from qwen_jax import bundled
-from qwen_jax.vocabulary import FILES
+from qwen_jax.text.vocabulary import FILES
 
 SIDE_FILES = ("config.json", "generation_config.json", *FILES, "special_tokens_map.json")
 INDEX = "model.safetensors.index.json"

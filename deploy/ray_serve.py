@@ -13,9 +13,9 @@ from starlette.applications import Starlette
 
 from serve import loading
 from serve.api import app
-from serve.security import Keys
+from serve.http.keys import Keys
 from serve.service import Service
-from serve.settings import Settings
+from serve.settings import ServeConfig
 
 
 def build(arguments: dict[str, Any]) -> Application:
@@ -23,9 +23,9 @@ def build(arguments: dict[str, Any]) -> Application:
 
     Those that say where to listen and how long to drain are Ray's to decide.
     """
-    if unknown := arguments.keys() - Settings.__dataclass_fields__.keys():
+    if unknown := arguments.keys() - ServeConfig.__dataclass_fields__.keys():
         raise ValueError(f"python -m serve has no option {', '.join(sorted(unknown))}")
-    settings = TypeAdapter(Settings).validate_python(arguments)
+    settings = TypeAdapter(ServeConfig).validate_python(arguments)
 
     def application() -> Starlette:
         """In a replica: a warm model."""

@@ -7,7 +7,7 @@
 
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
+from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.generate import chat, generate, logits, stream
-from qwen_jax.sampling import Sampling
 
 __all__ = ["Config", "Sampling", "chat", "generate", "load", "logits", "save", "stream"]

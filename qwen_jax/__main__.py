@@ -15,7 +15,7 @@ import tyro
 
 from qwen_jax import memory
 from qwen_jax.checkpoint import load
-from qwen_jax.completion import Completion, grow
+from qwen_jax.decoding.completion import Completion, stream_completions
 from qwen_jax.generate import stream_chat, text_tokenizer
 
 Number = Literal["float32", "bfloat16", "float16"]
@@ -61,7 +61,7 @@ def main(
         if system is not None:
             raise ValueError("--system is for chat; a completed text has none")
         ids = text_tokenizer(params).encode(prompt, specials=True)
-        show(answer for (answer,) in grow(params, [ids], watch=True, **how))
+        show(answer for (answer,) in stream_completions(params, [ids], watch=True, **how))
     else:
         show(stream_chat(params, prompt, system=system, **how))
     print(f"[{memory.of(params)}]", file=sys.stderr)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qwen_jax.native import VERSION
+from qwen_jax.storage.native import VERSION
 
 CHECKPOINT = Path(__file__).parent / "demo_checkpoint"
 

@@ -11,16 +11,26 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from qwen_jax import adapters, hf_config, native, peft
+from qwen_jax.adapters import attach, peft
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
-from qwen_jax.defaults import Defaults
-from qwen_jax.model import Qwen
-from qwen_jax.native import Manifest
-from qwen_jax.quant import FIELDS, Format, arrange_leaves, at_rest, build, formats, formats_of, rest
-from qwen_jax.reader import report
-from qwen_jax.sharding import make_mesh, shardings
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.decoding.generation_config import Defaults
+from qwen_jax.files.strict_json import report
+from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.quant import (
+    FIELDS,
+    Format,
+    arrange_leaves,
+    at_rest,
+    build,
+    formats,
+    formats_of,
+    rest,
+)
+from qwen_jax.nn.sharding import make_mesh, shardings
+from qwen_jax.storage import hf_config, native
+from qwen_jax.storage.native import Manifest
+from qwen_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +68,14 @@ def load(
     config, assets = _read_assets(folder, manifest, cache_dtype)
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
-        adapters.check(added, config, assets.model_type)
+        attach.check(added, config, assets.model_type)
     quantised = formats_of(manifest.leaves)
-    places = _places(config, mesh, quantised)
+    where = _shardings(config, mesh, quantised)
     kept = lambda name, leaf: (
         leaf.dtype if name.rpartition(".")[2] in FIELDS else dtype or leaf.dtype
     )
     wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, kept(name, leaf), sharding=places[name])
+        name: jax.ShapeDtypeStruct(leaf.shape, kept(name, leaf), sharding=where[name])
         for name, leaf in manifest.leaves.items()
     }
     arrays: dict[str, jax.Array] = {}
@@ -75,9 +85,9 @@ def load(
         arrange_leaves(read, quantised, first.platform)  # before there is more to hold
         arrays |= read
     structure = jax.tree.structure(build(config, quantised, lambda shape, axes, kind: 0))
-    params = jax.tree.unflatten(structure, [arrays.pop(name) for name in places])
+    params = jax.tree.unflatten(structure, [arrays.pop(name) for name in where])
     params = dataclasses.replace(params, assets=assets)
-    return params if added is None else adapters.add(params, added)
+    return params if added is None else attach.add(params, added)
 
 
 def _read_assets(folder: Path, manifest: Manifest, cache_dtype: Any) -> tuple[Config, Assets]:
@@ -112,7 +122,7 @@ def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str
     ]
 
 
-def _places(config: Config, mesh: Mesh | None, quantised: dict[str, Format]) -> dict[str, Any]:
+def _shardings(config: Config, mesh: Mesh | None, quantised: dict[str, Format]) -> dict[str, Any]:
     """Where each leaf goes: its shards on a mesh, or the only device."""
     if mesh is None and jax.device_count() == 1:
         only = SingleDeviceSharding(jax.devices()[0])

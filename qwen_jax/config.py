@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_jax.reader import Reader
+from qwen_jax.files.strict_json import StrictObject
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Config:
         Every key is used, or known to be harmless, or named in the ValueError; all problems
         are collected and raised together.
         """
-        reader = Reader("config.json", config)
+        reader = StrictObject("config.json", config)
         model_type = reader.take("model_type")
         if model_type == "qwen":
             made = _read_v1(reader)
@@ -85,7 +85,7 @@ _HARMLESS = frozenset(
 )
 
 
-def _read_v1(reader: Reader) -> dict[str, Any]:
+def _read_v1(reader: StrictObject) -> dict[str, Any]:
     """The original Qwen, in the spelling of August 2023 (n_embd, n_layer, ...) or the later one."""
     width = reader.size("hidden_size", "n_embd")
     heads = reader.size("num_attention_heads", "n_head")
@@ -130,7 +130,7 @@ def _read_v1(reader: Reader) -> dict[str, Any]:
     return made
 
 
-def _read_modern(reader: Reader, qk_norm: bool) -> dict[str, Any]:
+def _read_modern(reader: StrictObject, qk_norm: bool) -> dict[str, Any]:
     """Qwen1.5, Qwen2, Qwen2.5 (model_type qwen2) and dense Qwen3."""
     width = reader.size("hidden_size")
     heads = reader.size("num_attention_heads")
@@ -169,13 +169,13 @@ def _read_modern(reader: Reader, qk_norm: bool) -> dict[str, Any]:
     }
 
 
-def _read_rope(reader: Reader, max_length: int) -> tuple[float, Yarn | None]:
+def _read_rope(reader: StrictObject, max_length: int) -> tuple[float, Yarn | None]:
     """rope_theta with rope_scaling, or the newer rope_parameters that hold both."""
     content = reader.take("rope_parameters", "rope_scaling", default={})
     if not isinstance(content, Mapping):
         reader.problems.append(f"rope_scaling is {content!r}, expected an object")
         content = {}
-    rope = Reader("rope_scaling", content)
+    rope = StrictObject("rope_scaling", content)
     bases = [
         r.number("rope_theta", default=10000.0) for r in (reader, rope) if "rope_theta" in r.left
     ]

@@ -7,11 +7,18 @@ from typing import Any, overload
 import numpy as np
 from jax import Array
 
-from qwen_jax import chatml, decode
-from qwen_jax.completion import Completion, complete, defaults_of, grow, tokenizer_of
-from qwen_jax.model import Qwen
-from qwen_jax.sampling import Sampling
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.decoding import decode
+from qwen_jax.decoding.completion import (
+    Completion,
+    complete,
+    defaults_of,
+    stream_completions,
+    tokenizer_of,
+)
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.nn.model import Qwen
+from qwen_jax.text import chatml
+from qwen_jax.text.tokenizer import Tokenizer
 
 Turns = list[tuple[str, str]]  # (query, reply), oldest first
 
@@ -60,7 +67,7 @@ def stream(
     if not single:
         raise ValueError(f"stream takes one prompt, got a list of {len(prompts)}; use generate")
     shown = 0
-    for (answer,) in grow(params, prompts, sampling, watch=True, **how):
+    for (answer,) in stream_completions(params, prompts, sampling, watch=True, **how):
         grown = answer.text if isinstance(prompt, str) else answer.tokens
         if len(grown) > shown:
             yield grown[shown:]
@@ -101,7 +108,7 @@ def stream_chat(
     """The answer of `chat` as it grows: one Completion, again and again."""
     asked = {name: how.pop(name) for name in chatml.TEMPLATE_ARGUMENTS if name in how}
     ids, stops = chat_prompt(params, query, history, system, **asked)
-    for (answer,) in grow(params, [ids], sampling, watch=True, eos_ids=stops, **how):
+    for (answer,) in stream_completions(params, [ids], sampling, watch=True, eos_ids=stops, **how):
         yield answer
 
 
@@ -176,9 +183,13 @@ def _check_ids(ids: Sequence[int], params: Qwen) -> None:
 
 
 def _refuse_logprobs(sampling: Any) -> None:
-    wishes = sampling if isinstance(sampling, Sequence) else [sampling]
-    if any(isinstance(wish, Sampling) and wish.logprobs is not None for wish in wishes):
-        raise ValueError("text and ids carry no logprobs; see qwen_jax.completion.complete")
+    samplings = sampling if isinstance(sampling, Sequence) else [sampling]
+    if any(
+        isinstance(sampling, Sampling) and sampling.logprobs is not None for sampling in samplings
+    ):
+        raise ValueError(
+            "text and ids carry no logprobs; see qwen_jax.decoding.completion.complete"
+        )
 
 
 def text_tokenizer(params: Qwen) -> Tokenizer:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import Config
-from qwen_jax.model import Qwen
-from qwen_jax.packing import bits
+from qwen_jax.nn.model import Qwen
+from qwen_jax.storage.int4 import bits
 
 
 def by_dtype(leaves: Iterable[Any]) -> dict[str, int]:

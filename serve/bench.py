@@ -18,9 +18,9 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from serve import workload
-from serve.client import ServerError, Stream, check, connection, fetch, models
-from serve.workload import Job
+from serve.cli import workload
+from serve.cli.client import ServerError, Stream, check, connection, fetch, models
+from serve.cli.workload import Job
 
 SUMMARIES: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": np.mean,

@@ -18,8 +18,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from serve.client import Answer, Remote, ServerError
-from serve.terminal import THEME, Block, Growing, printable
+from serve.cli.client import Answer, Remote, ServerError
+from serve.cli.terminal import THEME, Block, Growing, printable
 
 SETTINGS = (
     "temperature top_k top_p min_p repetition_penalty presence_penalty frequency_penalty "
@@ -33,7 +33,7 @@ class Source(Protocol):
 
     name: str
 
-    def settings(self, wishes: Mapping[str, Any]) -> dict[str, Any]: ...
+    def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]: ...
 
     def answer(
         self,
@@ -41,7 +41,7 @@ class Source(Protocol):
         history: Sequence[tuple[str, str]],
         system: str | None,
         seed: int,
-        wishes: Mapping[str, Any],
+        changes: Mapping[str, Any],
     ) -> Iterator[Answer]: ...
 
 
@@ -59,7 +59,7 @@ class Chat:
         self.source, self.console, self.read = source, console, read
         self.system, self.seed = system, seed
         self.history: list[tuple[str, str]] = []
-        self.wishes: dict[str, Any] = {}
+        self.changes: dict[str, Any] = {}
         self.over = False
 
     def run(self) -> None:
@@ -100,7 +100,7 @@ class Chat:
             self.console.print()
             with Growing(self.console) as shown:
                 growing = self.source.answer(
-                    query, self.history, self.system, self.seed, self.wishes
+                    query, self.history, self.system, self.seed, self.changes
                 )
                 for answer in growing:
                     first = first or time.monotonic()
@@ -170,19 +170,19 @@ class Chat:
 
     def conf(self, text: str) -> None:
         """show the settings; :conf temperature=0.5 top_k=20 changes some"""
-        wishes = self.wishes | dict(_setting(pair) for pair in shlex.split(text))
-        settings = self.source.settings(wishes)
-        self.wishes = wishes
+        changes = self.changes | dict(_setting(pair) for pair in shlex.split(text))
+        settings = self.source.settings(changes)
+        self.changes = changes
         table = Table.grid(padding=(0, 3))
         for name in SETTINGS:
             value = settings.get(name, "the server's default")
-            mine = "bold" if name in self.wishes else "dim"
+            mine = "bold" if name in self.changes else "dim"
             table.add_row(name, Text(printable(str(value)), mine))
         self.console.print(table, "", sep="\n")
 
     def reset_conf(self, _: str) -> None:
         """take back all changes of settings"""
-        self.wishes = {}
+        self.changes = {}
         self._say("the settings are the model's again")
 
     def show_system(self, text: str) -> None:
@@ -269,7 +269,7 @@ def main(
     else:
         from qwen_jax.__main__ import run  # JAX takes a second, and a server needs none here
         from qwen_jax.checkpoint import load
-        from serve.local import Local
+        from serve.cli.local import Local
 
         def talk() -> None:
             with console.status(f"loading {model}"):

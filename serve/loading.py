@@ -6,43 +6,45 @@ import time
 
 import jax
 
-from qwen_jax import adapters, chatml, load, peft
-from qwen_jax.model import Qwen
-from qwen_jax.sharding import make_mesh
-from serve.engine import Engine
-from serve.grammar import Grammars
-from serve.processes import Leader
-from serve.runner import Compilations, Runner
-from serve.schedule import Schedule
+from qwen_jax import load
+from qwen_jax.adapters import attach, peft
+from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.sharding import make_mesh
+from qwen_jax.text import chatml
+from serve.engine.engine import Engine
+from serve.engine.model_runner import Compilations, ModelRunner
+from serve.engine.multihost import Leader
+from serve.engine.scheduler import Scheduler
 from serve.service import Model, Service
-from serve.settings import Settings
+from serve.settings import ServeConfig
+from serve.text.grammar import Grammars
 
 _USUAL_LENGTH = 2048  # tokens of a slot, where the settings do not say
 
 log = logging.getLogger("serve")
 
 
-def parameters(settings: Settings) -> Qwen:
+def parameters(settings: ServeConfig) -> Qwen:
     """The checkpoint on a mesh over all devices, or on the only one."""
     split = jax.device_count() > 1 or settings.data * settings.fsdp > 1
     mesh = make_mesh(settings.data, settings.fsdp) if split else None
     added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
     params = load(settings.model, mesh, settings.dtype, settings.cache_dtype)
     if added:
-        params = adapters.add_all(params, added)
+        params = attach.add_all(params, added)
     if params.assets.tokenizer is None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
     return params
 
 
-def runner(params: Qwen, settings: Settings) -> Runner:
+def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
     length = settings.max_length or min(params.config.max_length, _USUAL_LENGTH)
     chunk = settings.chunk
     rounded = -(-length // chunk) * chunk
-    return Runner(params, settings.slots, rounded, chunk, settings.step_tokens)
+    return ModelRunner(params, settings.slots, rounded, chunk, settings.step_tokens)
 
 
-def start(service: Service, params: Qwen, device: Runner | Leader) -> None:
+def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     """Compile everything, then let requests in."""
     settings, assets = service.settings, params.assets
     compilations = Compilations()
@@ -60,7 +62,7 @@ def start(service: Service, params: Qwen, device: Runner | Leader) -> None:
     ends = [end[0] for end in assets.defaults.eos_ids if len(end) == 1]
     if chatml.IM_END in assets.tokenizer.specials:
         ends.append(assets.tokenizer.specials[chatml.IM_END])
-    schedule = Schedule(
+    schedule = Scheduler(
         settings.slots, settings.chunk, settings.queue, settings.step_tokens, settings.prefix_reuse
     )
     engine = Engine(device, schedule, service.metrics)
@@ -77,7 +79,7 @@ def start(service: Service, params: Qwen, device: Runner | Leader) -> None:
         length=device.length,
         engine=engine,
         grammars=grammars,
-        lineage=device.lineage,
+        prefix_scope=device.prefix_scope,
     )
     service.adapted = {
         name: dataclasses.replace(model, name=name, adapter=number)

@@ -10,17 +10,18 @@ from types import FrameType
 import jax
 import uvicorn
 
-from serve import loading, processes
+from serve import loading
 from serve.api import app
-from serve.protocol import MAX_HEAD, limited
-from serve.security import Keys
+from serve.engine import multihost
+from serve.http.keys import Keys
+from serve.http.protocol import MAX_HEAD, limited
 from serve.service import Service
-from serve.settings import Settings
+from serve.settings import ServeConfig
 
 log = logging.getLogger("serve")
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: ServeConfig) -> None:
     """Serve until SIGTERM or Ctrl-C; raises OSError where the port is taken."""
     logging.basicConfig(
         stream=sys.stderr,
@@ -30,9 +31,9 @@ def serve(settings: Settings) -> None:
     )
     logging.getLogger("serve").setLevel(logging.INFO)
     keys = Keys.read(settings.api_keys)
-    processes.join(settings)
+    multihost.join(settings)
     if settings.coordinator is not None and jax.process_index() > 0:
-        processes.follow(loading.runner(loading.parameters(settings), settings), settings)
+        multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
         return
     listener = bind(settings)
     service = Service(settings)
@@ -48,7 +49,7 @@ def _nothing(number: int, frame: FrameType | None) -> None:
     pass
 
 
-def bind(settings: Settings) -> socket.socket:
+def bind(settings: ServeConfig) -> socket.socket:
     """The port, taken before the model is loaded."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -70,7 +71,7 @@ def _load(service: Service) -> None:
         settings = service.settings
         params = loading.parameters(settings)
         runner = loading.runner(params, settings)
-        device = runner if settings.coordinator is None else processes.Leader(runner, settings)
+        device = runner if settings.coordinator is None else multihost.Leader(runner, settings)
         loading.start(service, params, device)
     except Exception as error:
         service.failure = str(error) or type(error).__name__

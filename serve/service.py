@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwen_jax.config import Config
-from qwen_jax.defaults import Defaults
-from qwen_jax.tokenizer import Tokenizer
-from serve.engine import Engine
-from serve.grammar import Grammars
-from serve.metrics import Metrics
-from serve.settings import Settings
+from qwen_jax.decoding.generation_config import Defaults
+from qwen_jax.text.tokenizer import Tokenizer
+from serve.engine.engine import Engine
+from serve.engine.metrics import Metrics
+from serve.settings import ServeConfig
+from serve.text.grammar import Grammars
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Model:
     length: int  # tokens of prompt and answer that a slot holds
     engine: Engine
     grammars: Grammars
-    lineage: Callable[
+    prefix_scope: Callable[
         [int], int
     ]  # prompt length -> what decides, beside the tokens, on keys and values
 
@@ -33,7 +33,7 @@ class Model:
 class Service:
     """One server's model, numbers and state of life."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: ServeConfig):
         self.settings, self.metrics = settings, Metrics()
         self.model: Model | None = None  # until it is loaded and warm
         self.adapted: dict[str, Model] = {}  # the same with its adapters, by their names

@@ -12,7 +12,7 @@ _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServeConfig:
     """Serve a model: the OpenAI API at /v1, a chat page at /."""
 
     model: str = "demo"

@@ -5,15 +5,15 @@ import re
 
 import numpy as np
 
-from qwen_jax.peft import Adapter
-from qwen_jax.peft_config import Settings
+from qwen_jax.adapters.peft import Adapter
+from qwen_jax.adapters.peft_config import LoraConfig
 from tests.reference import Tensors
 
 MODERN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 V1 = ("c_attn", "c_proj", "w1", "w2")
 
 
-def random_adapter(tensors: Tensors, settings: Settings, seed: int = 0) -> Adapter:
+def random_adapter(tensors: Tensors, settings: LoraConfig, seed: int = 0) -> Adapter:
     """Adapts every layer of a checkpoint that the settings choose; float32."""
     random = np.random.default_rng(seed)
     draw = lambda *shape: random.normal(0, 0.3, shape).astype(np.float32)
@@ -50,7 +50,7 @@ def assert_same(got: Adapter, wanted: Adapter) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def plain(settings: Settings) -> Settings:
+def plain(settings: LoraConfig) -> LoraConfig:
     order = lambda names: names if isinstance(names, str) else tuple(sorted(names))
     saved = order(settings.modules_to_save)
     return dataclasses.replace(settings, targets=order(settings.targets), modules_to_save=saved)

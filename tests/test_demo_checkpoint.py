@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 import convert
 import qwen_jax
-from qwen_jax.sharding import AXES
+from qwen_jax.nn.sharding import AXES
 from tests.reference import random_checkpoint, read_checkpoint
 from tools.make_demo import FOLDER, PIECES, README, RECIPE, SPECIALS, random_start, text
 from tools.recite import answers, recited

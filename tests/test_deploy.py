@@ -12,15 +12,17 @@ from pydantic import TypeAdapter
 from starlette.routing import Route
 
 from serve.api.app import build
-from serve.security import OPEN, Keys
+from serve.http.keys import OPEN, Keys
 from serve.service import Service
-from serve.settings import Settings
+from serve.settings import ServeConfig
 
 ROOT = Path(__file__).parent.parent
 IMAGE = (ROOT / "Dockerfile").read_text()
 MANIFESTS = ("one-machine", "slice")
 ROUTES = {
-    route.path for route in build(Service(Settings()), Keys({})).routes if isinstance(route, Route)
+    route.path
+    for route in build(Service(ServeConfig()), Keys({})).routes
+    if isinstance(route, Route)
 }
 
 
@@ -63,7 +65,7 @@ def options(container, tmp_path):
     place = arguments.index("--api-keys") + 1
     assert arguments[place].startswith("/keys/")
     arguments[place] = str(tmp_path / "keys")
-    return tyro.cli(Settings, args=arguments)
+    return tyro.cli(ServeConfig, args=arguments)
 
 
 def test_options(workload, container, tmp_path):
@@ -165,8 +167,8 @@ def test_ray_serve():
     """Its arguments are settings, and no replica gets more than it has slots for."""
     (config,) = documents("ray_serve")
     (application,) = config["applications"]
-    assert application["args"].keys() <= Settings.__dataclass_fields__.keys()
-    settings = TypeAdapter(Settings).validate_python(application["args"])
+    assert application["args"].keys() <= ServeConfig.__dataclass_fields__.keys()
+    settings = TypeAdapter(ServeConfig).validate_python(application["args"])
     (deployment,) = application["deployments"]
     assert deployment["max_ongoing_requests"] == settings.slots
     module, _, function = application["import_path"].partition(":")

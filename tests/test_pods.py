@@ -11,7 +11,7 @@ import pytest
 import tyro
 import yaml
 
-from train.settings import Settings
+from train.settings import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 PODS = ROOT / "docs/pods"
@@ -43,9 +43,9 @@ def environment(tmp_path):
     return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 
-def settings(arguments: list[str], devices: int) -> Settings:
+def settings(arguments: list[str], devices: int) -> TrainConfig:
     """As the command line reads them, on so many devices."""
-    read = tyro.cli(Settings, args=arguments)
+    read = tyro.cli(TrainConfig, args=arguments)
     assert not [*read._numbers(), *read._choices(), *read._sizes(devices)]
     return read
 

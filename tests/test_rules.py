@@ -60,7 +60,7 @@ def test_no_cycles():
     TopologicalSorter({name(file): modules(file) - {name(file)} for file in CODE}).prepare()
 
 
-@pytest.mark.parametrize("file", ["qwen_jax/tokenizer.py", "qwen_jax/chatml.py"])
+@pytest.mark.parametrize("file", ["qwen_jax/text/tokenizer.py", "qwen_jax/text/chatml.py"])
 def test_text_needs_no_jax(file):
     """These files, and what they import from the package."""
     todo, seen = [file], set()

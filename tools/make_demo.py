@@ -59,14 +59,14 @@ def main(folder: Path = FOLDER) -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     import convert
     import qwen_jax
-    from train import Settings, fine_tune
+    from train import TrainConfig, fine_tune
 
     with tempfile.TemporaryDirectory() as name:
         aside = Path(name)
         random_start(aside / "start")
         native = convert.to_native(aside / "start", aside / "native")
         data = (str(CHATS),)
-        trained = fine_tune(Settings(str(native), data, str(aside / "run"), **RECIPE))
+        trained = fine_tune(TrainConfig(str(native), data, str(aside / "run"), **RECIPE))
         if trained is None:
             sys.exit("stopped; nothing is written")
         qwen_jax.save(qwen_jax.load(trained, dtype="bfloat16"), aside / "half")

@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 
 from qwen_jax import Sampling
-from qwen_jax.completion import complete
+from qwen_jax.decoding.completion import complete
 from qwen_jax.generate import chat_prompt
-from qwen_jax.model import Qwen
+from qwen_jax.nn.model import Qwen
 from tools.make_demo import CHATS
 
 ROWS = 64  # questions at once

@@ -2,6 +2,6 @@
 
 from train.loop import NotFinite
 from train.run import fine_tune
-from train.settings import Settings
+from train.settings import TrainConfig
 
-__all__ = ["NotFinite", "Settings", "fine_tune"]
+__all__ = ["NotFinite", "TrainConfig", "fine_tune"]

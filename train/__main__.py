@@ -10,7 +10,7 @@ from train import distributed
 
 
 def main() -> None:
-    train.fine_tune(tyro.cli(train.Settings, prog="python -m train"))
+    train.fine_tune(tyro.cli(train.TrainConfig, prog="python -m train"))
 
 
 if __name__ == "__main__":

@@ -88,16 +88,16 @@ class Batches:
         shape = (self._accumulation, len(self.rows), self._samples.length)
         tokens, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
         targets, names = np.full(shape, IGNORED, np.int32), []
-        for part, place in np.ndindex(shape[:2]):
-            row = (step * self._accumulation + part) * self._batch + self.rows[place]
+        for part, index in np.ndindex(shape[:2]):
+            row = (step * self._accumulation + part) * self._batch + self.rows[index]
             end = 0
             for segment, sample in enumerate(self._samples_of(row), 1):
                 ids, labels = self._samples[sample]
                 start, end = end, end + len(ids)
-                tokens[part, place, start:end] = ids
-                targets[part, place, start : end - 1] = labels[1:]
-                positions[part, place, start:end] = np.arange(len(ids))
-                segments[part, place, start:end] = segment
+                tokens[part, index, start:end] = ids
+                targets[part, index, start : end - 1] = labels[1:]
+                positions[part, index, start:end] = np.arange(len(ids))
+                segments[part, index, start:end] = segment
                 names.append(self._samples.name(sample))
         return HostBatch(tokens, targets, positions, segments, tuple(names))
 

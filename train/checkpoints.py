@@ -13,7 +13,7 @@ from orbax.checkpoint.checkpoint_managers import (  # type: ignore[import-untype
     LatestN,
 )
 
-from qwen_jax.native import named_leaves
+from qwen_jax.storage.native import named_leaves
 
 T = TypeVar("T")
 MEASURE = "held_out_loss"
@@ -75,7 +75,7 @@ class Checkpoints:
             )
 
     def restore(self, step: int, like: T) -> tuple[T, dict[str, Any]]:
-        """A state straight to its shards, whichever mesh it was saved from, and the batches' place.
+        """A state straight to its shards, from whatever mesh, and the place in the data.
 
         like: the state's tree of ShapeDtypeStructs with shardings.
         """
@@ -96,9 +96,9 @@ class Checkpoints:
             )
         except Exception as error:  # orbax raises what its parts do
             reason = str(error.__cause__ or error).strip().partition("\n")[0][:300]
-            place = self.folder / str(step)
+            path = self.folder / str(step)
             raise ValueError(
-                f"{place} cannot be read: {reason}; delete it to go on from the one before"
+                f"{path} cannot be read: {reason}; delete it to go on from the one before"
             ) from error
         arrays: Mapping[str, Any] = found["state"]
         state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])

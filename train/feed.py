@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from train.batches import Batches
 from train.samples import Samples
-from train.step import Batch, batch_place
+from train.step import Batch, batch_sharding
 
 FIELDS = ("tokens", "targets", "positions", "segments")
 
@@ -24,7 +24,7 @@ class Feed(Iterator[Batch]):
         self._make = lambda rows: Batches(
             samples, batch=division[1], accumulation=division[0], rows=rows, **order
         )
-        self._place: Any = batch_place(mesh)
+        self._sharding: Any = batch_sharding(mesh)
         self.shape = (*division, samples.length)
         self._rows = self._own_rows()
         batches = self._make(self._rows)
@@ -42,8 +42,8 @@ class Feed(Iterator[Batch]):
 
     def _own_rows(self) -> list[int]:
         """Those of the B rows that lie on this process's devices."""
-        places = self._place.addressable_devices_indices_map(self.shape).values()
-        return sorted({row for index in places if index for row in self._range(index)})
+        slices = self._sharding.addressable_devices_indices_map(self.shape).values()
+        return sorted({row for index in slices if index for row in self._range(index)})
 
     def _range(self, index: tuple[slice, ...]) -> range:
         return range(*index[1].indices(self.shape[1]))
@@ -52,4 +52,4 @@ class Feed(Iterator[Batch]):
         def part(index: Any) -> np.ndarray:
             return own[:, [self._rows.index(row) for row in self._range(index)]]
 
-        return jax.make_array_from_callback(self.shape, self._place, part)
+        return jax.make_array_from_callback(self.shape, self._sharding, part)

@@ -8,9 +8,9 @@ import numpy as np
 from train.checkpoints import Checkpoints
 from train.distributed import Stop
 from train.feed import Feed
-from train.settings import Settings
+from train.report.run_logger import RunLogger, say
+from train.settings import TrainConfig
 from train.step import Batch, Metrics, Trainer
-from train.watch import Watch, say
 
 
 class NotFinite(ValueError):
@@ -25,7 +25,7 @@ class Loop:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TrainConfig,
         trainer: Trainer,
         feed: Feed,
         held_out: Callable[[], Iterable[Batch]] | None,
@@ -41,7 +41,7 @@ class Loop:
             self.state = trainer.start()
         self.unread: tuple[int, Metrics] | None = None
 
-    def run(self, watch: Watch) -> bool:
+    def run(self, watch: RunLogger) -> bool:
         """Make the steps that are left; False if asked to stop before the last. All is saved."""
         with Stop() as stop:
             for step in range(self.done + 1, self.feed.steps + 1):
@@ -59,11 +59,11 @@ class Loop:
     def restore(self, step: int):
         """The state after a step; the feed goes on behind it."""
         like, _, _ = self.trainer.abstract(self.feed.shape)
-        state, place = self.checkpoints.restore(step, like)
-        self.feed.set_state(place)
+        state, position = self.checkpoints.restore(step, like)
+        self.feed.set_state(position)
         return state
 
-    def _measure_and_save(self, watch: Watch) -> None:
+    def _measure_and_save(self, watch: RunLogger) -> None:
         step, last = self.done, self.done == self.feed.steps
         due = last or step % self.settings.measure_every == 0
         measures = self.held_out if due else None
@@ -87,7 +87,7 @@ class Loop:
         self.checkpoints.save(self.done, self.state, self.feed.get_state(), held_out)
         self.saved = self.done
 
-    def _read(self, watch: Watch, held_out: float | None = None) -> None:
+    def _read(self, watch: RunLogger, held_out: float | None = None) -> None:
         """Wait for the metrics of the latest step that is not told of yet."""
         if self.unread is None:
             return

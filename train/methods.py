@@ -12,16 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qwen_jax import adapters, checkpoint, peft
-from qwen_jax.lora import map_linears
-from qwen_jax.model import Qwen
-from qwen_jax.native import named_leaves
-from qwen_jax.peft import Adapter
-from qwen_jax.peft_config import Settings as AdapterSettings
-from qwen_jax.places import model_type_of, places
-from qwen_jax.quant import QuantLinear, arrange, quantize
-from train.network import stack, unstack
-from train.settings import Settings
+from qwen_jax import checkpoint
+from qwen_jax.adapters import attach, peft
+from qwen_jax.adapters.peft import Adapter
+from qwen_jax.adapters.peft_config import LoraConfig
+from qwen_jax.nn.lora import map_linears
+from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.quant import QuantLinear, arrange, quantize
+from qwen_jax.storage.hf_layout import model_type_of, tensor_mappings
+from qwen_jax.storage.native import named_leaves
+from train.nn.network import stack, unstack
+from train.settings import TrainConfig
 
 EMBEDDINGS = ("wte", "lm_head")  # what the original trains whole beside the adapters of a v1 base
 
@@ -32,10 +33,10 @@ class Prepared:
 
     params: Qwen
     trained: frozenset[str]
-    adapter: AdapterSettings | None  # of the adapter that is made; None: everything is trained
+    adapter: LoraConfig | None  # of the adapter that is made; None: everything is trained
 
 
-def prepare(params: Qwen, settings: Settings) -> Prepared:
+def prepare(params: Qwen, settings: TrainConfig) -> Prepared:
     """params: as `load` gives them; their arrays are used up.
 
     Raises ValueError if the settings name layers that are not there, or an adapter does not fit.
@@ -46,13 +47,13 @@ def prepare(params: Qwen, settings: Settings) -> Prepared:
     adapter = _adapter(params, settings)
     if settings.method == "qlora":
         params = _quantized(params, settings.bits, settings.group_size)
-    params = stack(adapters.add(params, adapter, jnp.float32))
+    params = stack(attach.add(params, adapter, jnp.float32))
     whole = _whole(params, adapter.settings)
     trained = {name for name in named_leaves(params) if ".deltas." in name or name in whole}
     return Prepared(params, frozenset(trained), adapter.settings)
 
 
-def export(params: Qwen, adapter: AdapterSettings | None, out: Path) -> Path:
+def export(params: Qwen, adapter: LoraConfig | None, out: Path) -> Path:
     """Write what was trained into `out`: "adapter", as PEFT does, or "model", a native checkpoint.
 
     params: the trained network with stacked blocks. Every process of a run calls this. Returns the
@@ -62,16 +63,16 @@ def export(params: Qwen, adapter: AdapterSettings | None, out: Path) -> Path:
     if adapter is None:
         checkpoint.save(params, out / "model")
         return out / "model"
-    peft.write(adapters.extract(params, adapter), out / "adapter")
+    peft.write(attach.extract(params, adapter), out / "adapter")
     return out / "adapter"
 
 
-def _adapter(params: Qwen, settings: Settings) -> Adapter:
+def _adapter(params: Qwen, settings: TrainConfig) -> Adapter:
     """The one to start from, or a fresh one."""
     if settings.adapter is not None:
         return peft.read(settings.adapter)
-    usual = adapters.V1_TARGETS if model_type_of(params) == "qwen" else adapters.LATER_TARGETS
-    wanted = AdapterSettings(
+    usual = attach.V1_TARGETS if model_type_of(params) == "qwen" else attach.LATER_TARGETS
+    wanted = LoraConfig(
         rank=settings.rank,
         alpha=settings.alpha,
         targets=settings.targets or usual,
@@ -80,10 +81,10 @@ def _adapter(params: Qwen, settings: Settings) -> Adapter:
         modules_to_save=tuple(_modules_to_save(params, settings)),
         base=settings.model,
     )
-    return adapters.fresh(params, wanted, jax.random.key(settings.seed))
+    return attach.fresh(params, wanted, jax.random.key(settings.seed))
 
 
-def _modules_to_save(params: Qwen, settings: Settings) -> Iterator[str]:
+def _modules_to_save(params: Qwen, settings: TrainConfig) -> Iterator[str]:
     if settings.modules_to_save == ("auto",):
         base = params.assets is not None and params.assets.defaults.chat_format == "raw"
         if model_type_of(params) == "qwen" and base and settings.method == "lora":
@@ -92,9 +93,9 @@ def _modules_to_save(params: Qwen, settings: Settings) -> Iterator[str]:
         yield from settings.modules_to_save
 
 
-def _whole(params: Qwen, adapter: AdapterSettings) -> set[str]:
+def _whole(params: Qwen, adapter: LoraConfig) -> set[str]:
     """The leaves of a stacked network that an adapter holds in full."""
-    table = places(params.config, model_type_of(params))
+    table = tensor_mappings(params.config, model_type_of(params))
     leaves = {p.leaf for tensor, p in table.items() if adapter.saves(peft.module_of(tensor))}
     return {re.sub(r"^blocks\.\d+", "blocks", leaf) for leaf in leaves}
 

@@ -10,24 +10,25 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from qwen_jax import checkpoint
+from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
-from qwen_jax.native import Manifest, read_json
-from qwen_jax.peft_config import Settings as AdapterSettings
-from qwen_jax.tokenizer import Tokenizer
-from train import distributed, methods, speed
+from qwen_jax.storage.native import Manifest, read_json
+from qwen_jax.text.tokenizer import Tokenizer
+from train import distributed, methods
 from train.checkpoints import Checkpoints
 from train.feed import Feed
 from train.loop import Loop
+from train.report import speed
+from train.report.run_logger import RunLogger, say
 from train.samples import Samples
-from train.settings import Settings
+from train.settings import TrainConfig
 from train.step import Trainer
-from train.watch import Watch, say
 
 SETTINGS, CHECKPOINTS, RESULTS = "settings.json", "checkpoints", ("adapter", "model")
 
 
-def fine_tune(settings: Settings) -> Path | None:
+def fine_tune(settings: TrainConfig) -> Path | None:
     """Train as the settings say, or go on where an earlier call with the same ones stopped.
 
     Returns the folder of the adapter or the network; None after SIGTERM or Ctrl-C, when all is
@@ -52,7 +53,7 @@ def fine_tune(settings: Settings) -> Path | None:
 
 
 def _train(
-    settings: Settings, out: Path, samples: Samples, held_out: Samples | None
+    settings: TrainConfig, out: Path, samples: Samples, held_out: Samples | None
 ) -> Path | None:
     mesh = settings.mesh()
     feed, measured = _feeds(settings, mesh, samples, held_out)
@@ -66,7 +67,7 @@ def _train(
             f"steps of {settings.batch_size} rows x {settings.max_length} tokens; "
             f"{trained:,} parameters learn, on {_devices()}"
         )
-        with closing(Watch(out, feed.steps, loop.done, work, settings.log_every)) as watch:
+        with closing(RunLogger(out, feed.steps, loop.done, work, settings.log_every)) as watch:
             finished = loop.run(watch)
         if not finished:
             say(
@@ -85,7 +86,7 @@ def _train(
 
 
 def _feeds(
-    settings: Settings, mesh: Mesh, samples: Samples, held_out: Samples | None
+    settings: TrainConfig, mesh: Mesh, samples: Samples, held_out: Samples | None
 ) -> tuple[Feed, Callable[[], Feed] | None]:
     """What is learnt, and what makes a pass over what is held out."""
     rows = settings.division(mesh)
@@ -97,8 +98,8 @@ def _feeds(
 
 
 def _trainer(
-    settings: Settings, mesh: Mesh, steps: int
-) -> tuple[Trainer, AdapterSettings | None, Config]:
+    settings: TrainConfig, mesh: Mesh, steps: int
+) -> tuple[Trainer, LoraConfig | None, Config]:
     """With what it trains: an adapter, or None for everything; and of which network."""
     params = checkpoint.load(settings.model, mesh, settings.dtype)
     dtype = params.embed.dtype
@@ -107,7 +108,7 @@ def _trainer(
     return trainer, made.adapter, params.config
 
 
-def _expect_same_run(settings: Settings, out: Path) -> None:
+def _expect_same_run(settings: TrainConfig, out: Path) -> None:
     """Refuse a folder where something else was made, or with other settings."""
     saved = [out / name for name in RESULTS if (out / name).exists()]
     saved += [path for path in (out / CHECKPOINTS).glob("*") if path.name.isdecimal()]
@@ -120,7 +121,7 @@ def _expect_same_run(settings: Settings, out: Path) -> None:
         raise ValueError("\n  ".join([heading, *different]))
 
 
-def _begin(settings: Settings, out: Path) -> None:
+def _begin(settings: TrainConfig, out: Path) -> None:
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
         aside = out / f"{SETTINGS}.partial"
@@ -138,7 +139,7 @@ def _tokenizer(model: str) -> Tokenizer:
     return tokenizer
 
 
-def _samples(data: tuple[str, ...], tokenizer: Tokenizer, settings: Settings) -> Samples:
+def _samples(data: tuple[str, ...], tokenizer: Tokenizer, settings: TrainConfig) -> Samples:
     samples = Samples(
         data,
         tokenizer,

@@ -9,8 +9,8 @@ import numpy as np
 
 from qwen_jax.data.examples import LEARNT, LossOn, encode
 from qwen_jax.data.records import Paths, Records
-from qwen_jax.tokenizer import Tokenizer
-from train.survey import check, survey
+from qwen_jax.text.tokenizer import Tokenizer
+from train.scan import check, scan
 
 KEPT = 1 << 26  # tokens of documents that stay in memory, 512 MiB with their labels
 NAMED = 5  # samples that a notice names
@@ -45,7 +45,7 @@ class Samples:
         self.length = length
         self._records = Records(data)
         self._encode = lambda record: encode(record, tokenizer, system, loss_on)
-        self._survey = found = survey(self._records, self._encode)
+        self._survey = found = scan(self._records, self._encode)
         documents = self._records.documents
         pieces = np.where(documents, -(-(found.sizes - 1) // (length - 1)), 1)
         self._record = np.repeat(np.arange(len(pieces)), pieces)

@@ -12,8 +12,8 @@ import jax
 from jax.sharding import Mesh
 
 from qwen_jax.data.examples import LossOn
-from qwen_jax.sharding import make_mesh
-from train.network import Remat
+from qwen_jax.nn.sharding import make_mesh
+from train.nn.network import Remat
 from train.step import Recipe
 
 RATES = {"lora": 3e-4, "qlora": 3e-4, "full": 1e-5}
@@ -33,7 +33,7 @@ BELOW_ONE = ("dropout", "beta2")
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainConfig:
     """Fine-tune a Qwen: LoRA, Q-LoRA or all of it. The same command again goes on where it stopped.
 
     Attributes:
@@ -179,13 +179,13 @@ class Settings:
             yield "data names no file"
         if self.adapter is not None and not Path(self.adapter).is_dir():
             yield f"adapter: there is no folder {self.adapter}"
-        place = Path(self.out).absolute()
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir():
-            yield f"out: {place} is a file; choose another folder"
-        elif not os.access(place, os.W_OK | os.X_OK):
-            yield f"out: {place} cannot be written to; choose another folder"
+        parent = Path(self.out).absolute()
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            yield f"out: {parent} is a file; choose another folder"
+        elif not os.access(parent, os.W_OK | os.X_OK):
+            yield f"out: {parent} cannot be written to; choose another folder"
 
     def _sizes(self, devices: int) -> Iterator[str]:
         fsdp = self._fsdp(devices)
@@ -262,4 +262,4 @@ class Settings:
 
 
 def default(name: str) -> Any:
-    return next(field.default for field in dataclasses.fields(Settings) if field.name == name)
+    return next(field.default for field in dataclasses.fields(TrainConfig) if field.name == name)

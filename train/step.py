@@ -13,14 +13,14 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax import memory
 from qwen_jax.data.examples import IGNORED
-from qwen_jax.integer_matmul import COMPILER_OPTIONS
-from qwen_jax.lora import with_dropout
-from qwen_jax.model import Qwen
-from qwen_jax.native import named_leaves
-from qwen_jax.quant import layers
-from qwen_jax.sharding import RULES, mesh_of, spec
-from train.loss import chunks, cross_entropy
-from train.network import Remat, hidden
+from qwen_jax.nn.lora import with_dropout
+from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.quant import layers
+from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
+from qwen_jax.nn.sharding import RULES, mesh_of, spec
+from qwen_jax.storage.native import named_leaves
+from train.nn.loss import chunks, cross_entropy
+from train.nn.network import Remat, hidden
 
 Leaves = dict[str, Array]
 
@@ -100,7 +100,7 @@ def _decays(name: str) -> bool:
     return not name.endswith((".bias", ".scale"))
 
 
-def batch_place(mesh: Mesh | None) -> NamedSharding | None:
+def batch_sharding(mesh: Mesh | None) -> NamedSharding | None:
     """Where the arrays of a batch go: rows over the devices, None for the only device."""
     return None if mesh is None else NamedSharding(mesh, P(None, RULES["slot"]))
 
@@ -120,8 +120,8 @@ class Trainer:
         self.frozen = {name: x for name, x in leaves.items() if name not in wanted}
         self._trained = {name: x for name, x in leaves.items() if name in wanted}
         self.optimizer = recipe.optimizer()
-        self.places = None if self.mesh is None else self._places(self.mesh)
-        out = None if self.places is None else (self.places, None)
+        self.shardings = None if self.mesh is None else self._shardings(self.mesh)
+        out = None if self.shardings is None else (self.shardings, None)
         options = COMPILER_OPTIONS if any(layers(params)) else None
         self._step = jax.jit(
             self._update, donate_argnums=0, out_shardings=out, compiler_options=options
@@ -131,7 +131,7 @@ class Trainer:
 
     def start(self) -> TrainState:
         """Masters as the network has them, whose arrays are used up; an optimizer at rest."""
-        make = jax.jit(self._start, out_shardings=self.places)
+        make = jax.jit(self._start, out_shardings=self.shardings)
         state = jax.block_until_ready(make(self._trained))
         self.forget()
         return state
@@ -159,12 +159,12 @@ class Trainer:
         return jax.tree.unflatten(self.tree, [leaves[name] for name in self.names])
 
     def abstract(self, rows: tuple[int, int, int]) -> tuple[TrainState, Leaves, Batch]:
-        """The arguments of a step on batches [A B T] as shapes with places, for a compiler."""
+        """The arguments of a step on batches [A B T] as shapes with shardings, for a compiler."""
         state = jax.eval_shape(self._start, self._trained)
-        if self.places is not None:
-            put = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-            state = jax.tree.map(put, state, self.places)
-        one: Any = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=batch_place(self.mesh))
+        if self.shardings is not None:
+            put = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            state = jax.tree.map(put, state, self.shardings)
+        one: Any = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=batch_sharding(self.mesh))
         return state, self.frozen, Batch(one, one, one, one)
 
     def lower(self, rows: tuple[int, int, int]) -> jax.stages.Lowered:
@@ -175,13 +175,13 @@ class Trainer:
         zero = jnp.zeros((), jnp.int32)
         return TrainState(masters, self.optimizer.init(masters), zero, zero)
 
-    def _places(self, mesh: Mesh) -> TrainState:
+    def _shardings(self, mesh: Mesh) -> TrainState:
         """Optimizer moments lie where their masters do, counters everywhere."""
         where = {name: x.sharding for name, x in self._trained.items()}
         whole: Any = NamedSharding(mesh, P())
         state = jax.eval_shape(self._start, self._trained)
         moments = optax.tree.map_params(
-            self.optimizer, lambda _, place: place, state.optimizer, where,
+            self.optimizer, lambda _, sharding: sharding, state.optimizer, where,
             transform_non_params=lambda _: whole,
         )  # fmt: skip
         return TrainState(where, moments, whole, whole)
@@ -246,5 +246,5 @@ class Trainer:
         """All of its width on every device, once: the loss's loop would ask for it again."""
         if self.mesh is None:
             return head
-        place = spec(self.mesh, ("vocab", None), head.shape)
-        return jax.lax.with_sharding_constraint(head, NamedSharding(self.mesh, place))
+        partition = spec(self.mesh, ("vocab", None), head.shape)
+        return jax.lax.with_sharding_constraint(head, NamedSharding(self.mesh, partition))

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks import record
-from benchmarks.server import Server, started
+from benchmarks.support import record
+from benchmarks.support.server import Server, started
 
 KEY = "a-key-for-all-clients"
 PACKAGES = ("openai", "langchain-openai", "lm-eval", "jax", "starlette", "uvicorn", "llguidance")

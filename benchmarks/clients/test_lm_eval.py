@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import qwen_jax
-from benchmarks.server import ROOT
+from benchmarks.support.server import ROOT
 
 TASKS = Path(__file__).parent / "tasks"
 ROWS = 48

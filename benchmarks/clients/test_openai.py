@@ -72,8 +72,8 @@ def test_stream_helper(client):
 
 
 def test_a_stream_that_is_left_frees_its_slot(client, server):
-    wish = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
-    with client.chat.completions.create(**ASK, stream=True, **wish) as stream:
+    options = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
+    with client.chat.completions.create(**ASK, stream=True, **options) as stream:
         next(iter(stream))
     before = 'qwen_requests_finished_total{reason="cancelled"}'
     assert server.settled()[before] >= 1

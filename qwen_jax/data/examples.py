@@ -5,8 +5,8 @@ from typing import Literal
 import numpy as np
 
 from qwen_jax.data.formats import Document, Record
-from qwen_jax.tokenizer import Tokenizer
-from qwen_jax.transcript import transcript
+from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.transcript import transcript
 
 IGNORED = -100  # the label of a token that is not learnt
 LossOn = Literal["turns", "assistant"]

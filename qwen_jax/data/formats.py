@@ -174,8 +174,8 @@ def _message(message: Any, where: str) -> Item:
     texts = {name: _text(value, f"{where}.{name}") for name, value in fields.items()}
     made: Item = texts | {"content": _text(content, f"{where}.content")}
     if calls:
-        places = (f"{where}.tool_calls[{number}]" for number in range(len(calls)))
-        made["tool_calls"] = [_call(call, place) for call, place in zip(calls, places, strict=True)]
+        paths = (f"{where}.tool_calls[{number}]" for number in range(len(calls)))
+        made["tool_calls"] = [_call(call, path) for call, path in zip(calls, paths, strict=True)]
     return made
 
 
@@ -203,8 +203,8 @@ def _fields(value: Any, where: str, known: set[str]) -> Item:
 
 def _wanted(value: Any, kind: type, where: str, wanted: str) -> Any:
     if not isinstance(value, kind):
-        place = f"{where}: " if where else ""
-        raise Wrong(f"{place}got {KINDS[type(value)]}, wanted {wanted}")
+        prefix = f"{where}: " if where else ""
+        raise Wrong(f"{prefix}got {KINDS[type(value)]}, wanted {wanted}")
     return value
 
 

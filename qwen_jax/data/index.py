@@ -22,14 +22,14 @@ ENDS = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # f
 
 @dataclass(frozen=True)
 class Index:
-    """places: [records, 3] of the first byte, the byte behind the last, and the line.
+    """spans: [records, 3] of the first byte, the byte behind the last, and the line.
 
     form: one text, lines of JSON, or one list of JSON.
     format: what the first record is, as `formats.recognise` says; None where it cannot tell.
     """
 
     path: Path
-    places: np.ndarray
+    spans: np.ndarray
     form: Literal["text", "lines", "list"]
     format: str | None
 
@@ -51,9 +51,9 @@ def index(path: Path) -> Index:
             if path.suffix == ".txt":
                 return Index(path, np.array([[start, len(data), 1]]), "text", "text")
             form: Literal["lines", "list"] = "list" if opening[0] == b"[" else "lines"
-            places = _items(data, start) if form == "list" else _lines(data, start)
-            first = data[places[0] : places[1]]
-    return Index(path, np.array(places, np.int64).reshape(-1, 3), form, _format(first))
+            spans = _items(data, start) if form == "list" else _lines(data, start)
+            first = data[spans[0] : spans[1]]
+    return Index(path, np.array(spans, np.int64).reshape(-1, 3), form, _format(first))
 
 
 def _format(first: bytes) -> str | None:
@@ -64,15 +64,15 @@ def _format(first: bytes) -> str | None:
 
 
 def _lines(data: mmap.mmap, start: int) -> "array[int]":
-    places, line = array("q"), 0
+    spans, line = array("q"), 0
     while start < len(data):
         line += 1
         found = data.find(b"\n", start)
         stop = len(data) if found < 0 else found
         if CONTENT.search(data, start, stop):
-            places.extend((start, stop, line))
+            spans.extend((start, stop, line))
         start = stop + 1
-    return places
+    return spans
 
 
 def _items(data: mmap.mmap, start: int) -> "array[int]":
@@ -80,7 +80,7 @@ def _items(data: mmap.mmap, start: int) -> "array[int]":
         text = data[start:].decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {start + error.start} is not UTF-8") from None
-    places, line, seen = array("q"), 1, 0
+    spans, line, seen = array("q"), 1, 0
     at = text.index("[") + 1
     try:
         while True:
@@ -88,7 +88,7 @@ def _items(data: mmap.mmap, start: int) -> "array[int]":
             end = ENDS.raw_decode(text, at)[1]
             start += len(text[seen:at].encode())
             line += text.count("\n", seen, at)
-            places.extend((start, start + len(text[at:end].encode()), line))
+            spans.extend((start, start + len(text[at:end].encode()), line))
             seen, at = at, _content(text, end)
             if text[at : at + 1] != ",":
                 break
@@ -98,12 +98,12 @@ def _items(data: mmap.mmap, start: int) -> "array[int]":
         if (at := _content(text, at + 1)) < len(text):
             raise json.JSONDecodeError("Something behind the list", text, at)
     except json.JSONDecodeError as error:
-        if text[at:] and not places and text[at] == "]":
+        if text[at:] and not spans and text[at] == "]":
             raise ValueError("got an empty list, wanted records") from None
         raise ValueError(f"line {error.lineno} is not JSON: {error.msg}") from None
     except RecursionError:
         raise ValueError(f"the item behind line {line} is nested too deeply") from None
-    return places
+    return spans
 
 
 def _content(text: str, at: int) -> int:

@@ -35,7 +35,7 @@ class Records:
                 self.faults.add(f"{path}: {error.strerror}")
             except ValueError as error:
                 self.faults.add(f"{path}: {error}")
-        counts = (len(file.places) for file in self._files)
+        counts = (len(file.spans) for file in self._files)
         self._starts = list(itertools.accumulate(counts, initial=0))
 
     def __len__(self) -> int:
@@ -43,8 +43,8 @@ class Records:
 
     def __getitem__(self, number: int) -> Record:
         """Raises ValueError for a record with faults; a `formats.Wrong` has a line for each."""
-        file, place = self._find(number)
-        start, stop, _ = file.places[place].tolist()
+        file, index = self._find(number)
+        start, stop, _ = file.spans[index].tolist()
         with file.path.open("rb") as stream:
             stream.seek(start)
             data = stream.read(stop - start)
@@ -60,28 +60,28 @@ class Records:
     @property
     def documents(self) -> np.ndarray:
         """Whether each record is a document and not a conversation, bool [records]."""
-        counts = [len(file.places) for file in self._files]
+        counts = [len(file.spans) for file in self._files]
         return np.repeat(np.array([file.format == "text" for file in self._files], bool), counts)
 
     @property
     def digest(self) -> str:
         """Of where every record lies."""
-        places = hashlib.sha256()
+        hash = hashlib.sha256()
         for file in self._files:
-            places.update(file.places.tobytes())
-        return places.hexdigest()[:16]
+            hash.update(file.spans.tobytes())
+        return hash.hexdigest()[:16]
 
     def name(self, number: int) -> str:
         """chats.jsonl:12, which is the line; chats.json[12], counted from 0; or novel.txt."""
-        file, place = self._find(number)
-        line = file.places[place, 2]
-        ends = {"text": "", "lines": f":{line}", "list": f"[{place}]"}
+        file, index = self._find(number)
+        line = file.spans[index, 2]
+        ends = {"text": "", "lines": f":{line}", "list": f"[{index}]"}
         return f"{file.path}{ends[file.form]}"
 
     def where(self, number: int) -> str:
         """`name`, and for an item of a list the line where it begins."""
-        file, place = self._find(number)
-        line = f" (line {file.places[place, 2]})" if file.form == "list" else ""
+        file, index = self._find(number)
+        line = f" (line {file.spans[index, 2]})" if file.form == "list" else ""
         return self.name(number) + line
 
     def _find(self, number: int) -> tuple[Index, int]:

@@ -4,44 +4,44 @@ from collections.abc import Callable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.middleware import Middleware as Wrap
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api import about, chat, completions, texts
-from serve.api.errors import ApiError, on_api_error, on_http_error
-from serve.api.streams import Gone
-from serve.gate import Gate
-from serve.pages import FILES
-from serve.security import Keys
+from serve.api import chat, completions, status, tokenize
+from serve.api.sse import Gone
+from serve.http.errors import ApiError, on_api_error, on_http_error
+from serve.http.keys import Keys
+from serve.http.middleware import Middleware
+from serve.http.pages import FILES
 from serve.service import Service
 
 _GETS: dict[str, Callable] = {
-    **dict.fromkeys(FILES, about.page),
-    "/health": about.health,
-    "/ready": about.ready,
-    "/metrics": about.metrics,
-    "/version": about.version,
-    "/openapi.json": about.description,
-    "/tokenizer_info": texts.tokenizer_info,
-    "/v1/models": about.models,
-    "/v1/models/{name:path}": about.model,
+    **dict.fromkeys(FILES, status.page),
+    "/health": status.health,
+    "/ready": status.ready,
+    "/metrics": status.metrics,
+    "/version": status.version,
+    "/openapi.json": status.description,
+    "/tokenizer_info": tokenize.tokenizer_info,
+    "/v1/models": status.models,
+    "/v1/models/{name:path}": status.model,
 }
 _POSTS: dict[str, Callable] = {
     "/v1/chat/completions": chat.complete,
     "/v1/completions": completions.complete,
-    "/tokenize": texts.tokenize,
-    "/detokenize": texts.detokenize,
+    "/tokenize": tokenize.tokenize,
+    "/detokenize": tokenize.detokenize,
 }
 
 
 def build(service: Service, keys: Keys) -> Starlette:
     """The application; service.model may come later."""
-    middleware = [Middleware(Gate, service=service, keys=keys)]
+    middleware = [Wrap(Middleware, service=service, keys=keys)]
     if service.settings.cors:
-        allowed = Middleware(
+        allowed = Wrap(
             CORSMiddleware,
             allow_origins=service.settings.cors,
             allow_methods=["GET", "POST"],

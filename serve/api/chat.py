@@ -9,22 +9,21 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve import prompting
-from serve.answer import Part, Token
-from serve.api import formats, intake, scores
-from serve.api.asking import Choice, choices_of
-from serve.api.errors import ApiError
-from serve.api.fields import ChatRequest, FunctionName, ToolName
-from serve.grammar import Unusable
-from serve.message import Message
-from serve.prompting import Tools
+from serve.api import endpoint, formats, logprobs, prompting
+from serve.api.choices import Choice, choices_of
+from serve.api.prompting import Tools
+from serve.api.schemas import ChatRequest, FunctionName, ToolName
+from serve.http.errors import ApiError
 from serve.service import Model
-from serve.tools.calls import new_id
+from serve.text.answer import Part, Token
+from serve.text.calls import new_id
+from serve.text.grammar import Unusable
+from serve.text.message import Message
 
 
 async def complete(request: Request) -> Response:
     """Answer a conversation."""
-    return await intake.answered(request, ChatRequest, prepared, Reply)
+    return await endpoint.answered(request, ChatRequest, prepared, Reply)
 
 
 def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[Choice]:
@@ -104,7 +103,7 @@ class Reply:
                 }
                 for index, message in enumerate(messages)
             ],
-            "usage": intake.usage(self._choices),
+            "usage": endpoint.usage(self._choices),
         }
 
     async def events(
@@ -122,7 +121,7 @@ class Reply:
                 yield self._chunk(index, {}, finish=self._finish(index))
         options = self._fields.stream_options
         if options is not None and options.include_usage:
-            yield {**self._event(), "choices": [], "usage": intake.usage(self._choices)}
+            yield {**self._event(), "choices": [], "usage": endpoint.usage(self._choices)}
 
     def _event(self) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk"}
@@ -142,10 +141,10 @@ class Reply:
         if gained.reasoning:
             made["reasoning_content"] = gained.reasoning
         calls = []
-        for place, call in gained.calls.items():
+        for index, call in gained.calls.items():
             function = {"name": call.name} if call.name else {}
             function["arguments"] = call.arguments
-            calls.append({"index": place, "function": function})
+            calls.append({"index": index, "function": function})
             if call.name:
                 calls[-1] |= {"id": new_id(), "type": "function"}
         if calls and self._fields.functions:
@@ -169,7 +168,7 @@ class Reply:
         return made
 
     def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
-        return scores.of_chat(self._model.tokenizer, tokens) if self._fields.logprobs else None
+        return logprobs.of_chat(self._model.tokenizer, tokens) if self._fields.logprobs else None
 
     def _finish(self, index: int) -> str:
         choice = self._choices[index]

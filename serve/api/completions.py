@@ -8,20 +8,19 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve import prompting
-from serve.answer import Part, Token
-from serve.api import formats, intake, scores
-from serve.api.asking import Choice, choices_of
-from serve.api.errors import ApiError
-from serve.api.fields import CompletionRequest
+from serve.api import endpoint, formats, logprobs, prompting
+from serve.api.choices import Choice, choices_of
+from serve.api.schemas import CompletionRequest
+from serve.http.errors import ApiError
 from serve.service import Model
+from serve.text.answer import Part, Token
 
 _MAX_TOKENS = 16  # where a client does not say, as with OpenAI
 
 
 async def complete(request: Request) -> Response:
     """Continue every prompt n times."""
-    return await intake.answered(request, CompletionRequest, prepared, Reply)
+    return await endpoint.answered(request, CompletionRequest, prepared, Reply)
 
 
 def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) -> list[Choice]:
@@ -85,7 +84,7 @@ class Reply:
                 )
                 for index, (choice, text) in enumerate(zip(self._choices, texts, strict=True))
             ],
-            "usage": intake.usage(self._choices),
+            "usage": endpoint.usage(self._choices),
         }
 
     async def events(
@@ -104,7 +103,7 @@ class Reply:
                 yield {**self._head, "choices": [made]}
         options = self._fields.stream_options
         if options is not None and options.include_usage:
-            yield {**self._head, "choices": [], "usage": intake.usage(self._choices)}
+            yield {**self._head, "choices": [], "usage": endpoint.usage(self._choices)}
 
     def _echo(self, choice: Choice) -> str:
         return self._model.tokenizer.decode(choice.prompt.ids) if self._fields.echo else ""
@@ -118,11 +117,11 @@ class Reply:
         if self._fields.logprobs is None:
             return None
         ids = [token.id for token in tokens]
-        return scores.of_completion(self._model.tokenizer, tokens, ids, offset)
+        return logprobs.of_completion(self._model.tokenizer, tokens, ids, offset)
 
     def _whole_logprobs(self, choice: Choice, tokens: list[Token]) -> dict[str, Any] | None:
         if not self._fields.echo or self._fields.logprobs is None:
             return self._logprobs(tokens, 0)
         ids = [*choice.prompt.ids, *(token.id for token in tokens)]
         scored = [None, *choice.scores, *tokens]
-        return scores.of_completion(self._model.tokenizer, scored, ids, 0)
+        return logprobs.of_completion(self._model.tokenizer, scored, ids, 0)

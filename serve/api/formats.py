@@ -1,9 +1,9 @@
 """Response formats as grammars."""
 
-from serve.api.errors import ApiError
-from serve.api.fields import ResponseFormat
-from serve.grammar import Constraint, Grammar, Unusable, of_pattern, of_rules, of_schema
+from serve.api.schemas import ResponseFormat
+from serve.http.errors import ApiError
 from serve.service import Model
+from serve.text.grammar import Constraint, Grammar, Unusable, of_pattern, of_rules, of_schema
 
 
 def grammar_of(wanted: ResponseFormat | None) -> Grammar | None:

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serve.api.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from serve.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (ChatRequest, "Answer a conversation"),

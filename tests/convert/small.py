@@ -6,10 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from qwen_jax import native
 from qwen_jax.config import Config
-from qwen_jax.model import Qwen, build
-from qwen_jax.names import parts
+from qwen_jax.nn.model import Qwen, build
+from qwen_jax.storage import native
+from qwen_jax.storage.hf_names import tensor_views
 from tests.reference import read_checkpoint
 
 V1 = {
@@ -51,7 +51,7 @@ def assert_holds(params: Qwen, folder: Path, dtype: Any = None) -> None:
     """Every tensor of a Hugging Face folder is in the parameters, and nothing else is."""
     config, tensors = read_checkpoint(folder)
     leaves = {name: np.array(leaf) for name, leaf in native.named_leaves(params).items()}
-    for part in parts(Config.from_hf(config), config["model_type"]):
+    for part in tensor_views(Config.from_hf(config), config["model_type"]):
         leaf, tensor = part.views(leaves[part.leaf], tensors.pop(part.tensor))
         assert leaf.dtype == (dtype or tensor.dtype)
         np.testing.assert_array_equal(leaf, tensor.astype(leaf.dtype))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from convert.calibration import HELD, LENGTH, ROWS, read_sheets
-from qwen_jax import chatml
 from qwen_jax.bundled import CHECKPOINT
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.text import chatml
+from qwen_jax.text.tokenizer import Tokenizer
 from tools.make_demo import CHATS
 
 

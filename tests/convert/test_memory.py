@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qwen_jax.config import Config
-from qwen_jax.names import parts
-from qwen_jax.shard import write_header
+from qwen_jax.storage.hf_names import tensor_views
+from qwen_jax.storage.safetensors_file import write_header
 
 LIMIT_S = 900
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def synthetic(folder: Path, width: int, mlp: int, layers: int, vocab: int) -> in
     }
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = {part.tensor: part.shape for part in parts(Config.from_hf(config), "qwen")}
+    shapes = {part.tensor: part.shape for part in tensor_views(Config.from_hf(config), "qwen")}
     sizes = {name: 2 * int(np.prod(shape)) for name, shape in shapes.items()}
     ends = np.cumsum([*sizes.values()])
     index = {

@@ -7,21 +7,21 @@ from safetensors.numpy import load_file
 
 import convert
 from convert.__main__ import main
-from qwen_jax import adapters, peft
+from qwen_jax.adapters import attach, peft
+from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.checkpoint import load
-from qwen_jax.lora import fuse
-from qwen_jax.names import parts
-from qwen_jax.native import named_leaves
-from qwen_jax.peft_config import Settings
+from qwen_jax.nn.lora import fuse
+from qwen_jax.storage.hf_names import tensor_views
+from qwen_jax.storage.native import named_leaves
 from tests.adapters import MODERN, V1, merged, random_adapter
 from tests.convert import small
 from tests.reference import random_checkpoint, read_checkpoint, write_checkpoint
 
 CONFIGS = {"v1": small.V1, "qwen2": small.QWEN2, "tied": small.QWEN3}
 SETTINGS = {
-    "v1": Settings(3, 2.0, V1, modules_to_save=("wte", "lm_head")),
-    "qwen2": Settings(3, 2.0, MODERN, rslora=True, rank_pattern={"q_proj": 2}),
-    "tied": Settings(3, 2.0, ("q_proj", "down_proj")),
+    "v1": LoraConfig(3, 2.0, V1, modules_to_save=("wte", "lm_head")),
+    "qwen2": LoraConfig(3, 2.0, MODERN, rslora=True, rank_pattern={"q_proj": 2}),
+    "tied": LoraConfig(3, 2.0, ("q_proj", "down_proj")),
 }
 
 
@@ -63,7 +63,7 @@ def test_as_fused(made, tmp_path, name):
     out = convert.to_hf(tmp_path / "native", tmp_path / "out", tmp_path / "adapter")
     params = fuse(load(tmp_path / "native", adapter=tmp_path / "adapter"))
     got, leaves = read_checkpoint(out)[1], named_leaves(params)
-    for part in parts(params.config, CONFIGS[name]["model_type"]):
+    for part in tensor_views(params.config, CONFIGS[name]["model_type"]):
         leaf, tensor = part.views(np.asarray(leaves[part.leaf]), got[part.tensor])
         np.testing.assert_allclose(tensor, leaf, rtol=0, atol=3e-7 * np.abs(leaf).max())
 
@@ -134,6 +134,6 @@ def test_one_leaf_at_a_time(made, tmp_path):
             array = array.base
         assert isinstance(array, np.memmap)
     params = load(tmp_path / "native")
-    change = adapters.merger(adapter, params.config, "qwen")
+    change = attach.merger(adapter, params.config, "qwen")
     kernel = np.asarray(params.blocks[0].attn_norm.scale)
     assert change("blocks.0.attn_norm.scale", kernel) is kernel

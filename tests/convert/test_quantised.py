@@ -10,9 +10,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import convert
-from qwen_jax import decode, native, quant
 from qwen_jax.checkpoint import load
-from qwen_jax.names import parts
+from qwen_jax.decoding import decode
+from qwen_jax.nn import quant
+from qwen_jax.storage import native
+from qwen_jax.storage.hf_names import tensor_views
 from tests.convert.quantised import random_module, random_quantised
 from tests.convert.small import assert_same_files
 from tests.reference import read_checkpoint, reference_logits
@@ -54,7 +56,9 @@ def kernels(params, model_type):
     """Our float32 weights under Hugging Face's names."""
     plain = native.named_leaves(params)
     plain |= {f"{name}.kernel": np.asarray(layer.kernel) for name, layer in quant.layers(params)}
-    return {p.tensor: p.of(np.asarray(plain[p.leaf])) for p in parts(params.config, model_type)}
+    return {
+        p.tensor: p.of(np.asarray(plain[p.leaf])) for p in tensor_views(params.config, model_type)
+    }
 
 
 def logits_error(params, ids, wanted):

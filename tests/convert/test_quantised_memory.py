@@ -9,8 +9,8 @@ import pytest
 
 from convert.packed import Packing
 from qwen_jax.config import Config
-from qwen_jax.names import parts
-from qwen_jax.shard import write, write_header
+from qwen_jax.storage.hf_names import tensor_views
+from qwen_jax.storage.safetensors_file import write, write_header
 from tests.convert.test_memory import peak_anonymous
 
 QUANTIZATION = {"quant_method": "gptq", "bits": 4, "group_size": 128}
@@ -36,7 +36,7 @@ def synthetic(folder: Path, width: int, mlp: int, layers: int, vocab: int) -> in
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     packing, tensors = Packing("gptq", 4, 128, True), {}
-    for part in parts(Config.from_hf(config), "qwen"):
+    for part in tensor_views(Config.from_hf(config), "qwen"):
         if part.leaf.startswith("blocks") and part.leaf.endswith("kernel"):
             module = part.tensor.removesuffix(".weight")
             for name, shape in packing.tensors(*part.shape).items():

@@ -9,14 +9,16 @@ import pytest
 from safetensors.numpy import load_file
 
 import convert
-from convert import Settings, gptq
+from convert import QuantizeOptions, gptq
 from convert import quantize as quantizing
 from convert.calibration import read_sheets
-from qwen_jax import decode, native, quant
 from qwen_jax.checkpoint import load
-from qwen_jax.model import Linear
-from qwen_jax.quant import dequantize, quantize
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.decoding import decode
+from qwen_jax.nn import quant
+from qwen_jax.nn.model import Linear
+from qwen_jax.nn.quant import dequantize, quantize
+from qwen_jax.storage import native
+from qwen_jax.text.tokenizer import Tokenizer
 from tests.convert.test_quantised import kernels
 
 LAYERS = ("attn.qkv", "attn.out", "mlp.gate", "mlp.up", "mlp.down")
@@ -92,9 +94,9 @@ def test_inputs_that_are_always_zero():
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings("int8", None, True, True),
-        Settings("int4", 32, False, False),
-        Settings("int4", 16, True, True),
+        QuantizeOptions("int8", None, True, True),
+        QuantizeOptions("int4", 32, False, False),
+        QuantizeOptions("int4", 16, True, True),
     ],
 )
 def test_to_nearest(settings, plain, tmp_path, capsys):
@@ -118,7 +120,7 @@ def test_to_nearest(settings, plain, tmp_path, capsys):
 
 def test_gptq_beats_rounding(plain, texts, tmp_path, capsys):
     """On what every layer really gets; and what the report says of texts held out is true."""
-    settings = Settings("gptq", 32, True, False)
+    settings = QuantizeOptions("gptq", 32, True, False)
     folder = convert.to_native("demo", tmp_path / "made", quantize=settings, calibration=texts)
     report = json.loads((folder / quantizing.REPORT).read_text())
     assert len(report["layers"]) == 4 * len(LAYERS)
@@ -142,7 +144,7 @@ def test_gptq_beats_rounding(plain, texts, tmp_path, capsys):
 
 
 def test_interrupted(texts, tmp_path, monkeypatch):
-    settings = Settings("gptq", 32, False, False)
+    settings = QuantizeOptions("gptq", 32, False, False)
     make = lambda out: convert.to_native("demo", out, quantize=settings, calibration=texts)
     whole = make(tmp_path / "whole")
     real, written = native.write_piece, []
@@ -171,7 +173,7 @@ def test_interrupted(texts, tmp_path, monkeypatch):
 def test_to_hf_and_back(packing, tmp_path):
     """What we quantised is a checkpoint in others' packing, and the same one when it returns."""
     folder = convert.to_native(
-        "demo", tmp_path / "made", quantize=Settings("int4", 32, False, False)
+        "demo", tmp_path / "made", quantize=QuantizeOptions("int4", 32, False, False)
     )
     back = convert.to_hf(folder, tmp_path / "back", packing=packing)
     said = json.loads((back / "config.json").read_text())["quantization_config"]
@@ -185,7 +187,10 @@ def test_to_hf_and_back(packing, tmp_path):
 
 def test_faults(golden, texts, tmp_path):
     make = lambda method, group=16, source="demo", texts=texts, head=False: convert.to_native(
-        source, tmp_path / "x", quantize=Settings(method, group, True, head), calibration=texts
+        source,
+        tmp_path / "x",
+        quantize=QuantizeOptions(method, group, True, head),
+        calibration=texts,
     )
     with pytest.raises(ValueError, match=r"groups of 48 do not divide 128 inputs"):
         make("int4", 48)

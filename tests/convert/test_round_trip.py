@@ -12,14 +12,7 @@ import convert
 from qwen_jax import bundled
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
-from tests.convert.small import (
-    QWEN2,
-    QWEN3,
-    V1,
-    assert_holds,
-    assert_same_files,
-    random_params,
-)
+from tests.convert.small import QWEN2, QWEN3, V1, assert_holds, assert_same_files, random_params
 from tests.reference import random_checkpoint, read_checkpoint, write_checkpoint
 
 GOLDEN = "v1/base v1/bf16 modern/qwen2_gqa modern/qwen25_yarn modern/qwen3".split()

@@ -10,8 +10,8 @@ import pytest
 
 import convert
 from convert.source import PATTERNS, default_out
-from qwen_jax import native
 from qwen_jax.checkpoint import load
+from qwen_jax.storage import native
 from tests.convert.small import assert_holds
 
 

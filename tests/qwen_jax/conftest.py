@@ -12,8 +12,8 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Oracle
 
-from qwen_jax.tokenizer import Tokenizer
-from qwen_jax.vocabulary import PATTERN
+from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.vocabulary import PATTERN
 
 SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 

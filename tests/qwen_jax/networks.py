@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from qwen_jax import decode
 from qwen_jax.config import Config
-from qwen_jax.model import Qwen, build
-from qwen_jax.names import parts
-from qwen_jax.sampler import Settings
-from qwen_jax.sampling import Sampling
+from qwen_jax.decoding import decode
+from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.nn.model import Qwen, build
+from qwen_jax.storage.hf_names import tensor_views
 from tests.reference import Tensors, read_checkpoint
 
 GREEDY = Sampling(temperature=0)
@@ -72,7 +72,7 @@ def assemble(hf: dict, tensors: Tensors, dtype: Any = np.float32) -> Qwen:
     config = Config.from_hf(hf)
     tree = build(config, lambda shape, axes, kind: np.full(shape, np.nan, dtype))
     leaves = named(tree)
-    for part in parts(config, hf["model_type"]):
+    for part in tensor_views(config, hf["model_type"]):
         leaf, tensor = part.views(leaves[part.leaf], tensors[part.tensor])
         leaf[...] = tensor
     return jax.tree.map(jnp.asarray, tree)
@@ -90,11 +90,11 @@ def distance(got: Any, wanted: Any) -> float:
     return np.abs(np.asarray(got)[..., : wanted.shape[-1]] - wanted).max() / np.abs(wanted).max()
 
 
-def settings(sampling: Sampling = GREEDY, seed: int = 0, eos: tuple = ()) -> Settings:
-    return Settings.of(sampling, eos, seed)
+def settings(sampling: Sampling = GREEDY, seed: int = 0, eos: tuple = ()) -> SamplingArrays:
+    return SamplingArrays.of(sampling, eos, seed)
 
 
-def prefill(params, state, slot, ids, wish=None, new=1, chunk=decode.CHUNK):
+def prefill(params, state, slot, ids, sampling=None, new=1, chunk=decode.CHUNK):
     """A whole prompt, chunk by chunk -> state and the Output of the last one."""
     ids = list(map(int, ids))
     for at in range(0, len(ids), chunk):
@@ -105,7 +105,7 @@ def prefill(params, state, slot, ids, wish=None, new=1, chunk=decode.CHUNK):
             ids[at : at + chunk],
             start=at,
             prompt_length=len(ids),
-            settings=settings() if wish is None else wish,
+            settings=settings() if sampling is None else sampling,
             max_new_tokens=new,
         )
         assert int(output.tokens[0, 0]) >= 0 if at + chunk >= len(ids) else output.tokens == -1
@@ -124,8 +124,8 @@ def finish(params, state, first, count=4):
     return state, tokens
 
 
-def answer(params, state, slot, ids, wish=None, new=8, chunk=decode.CHUNK):
+def answer(params, state, slot, ids, sampling=None, new=8, chunk=decode.CHUNK):
     """One request alone -> state, its new tokens."""
-    state, output = prefill(params, state, slot, ids, wish, new, chunk)
+    state, output = prefill(params, state, slot, ids, sampling, new, chunk)
     state, tokens = finish(params, state, {slot: output.tokens[0].tolist()})
     return state, tokens[slot]

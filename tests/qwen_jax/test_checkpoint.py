@@ -15,11 +15,12 @@ import pytest
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 import convert
-from qwen_jax import bundled, native
+from qwen_jax import bundled
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
-from qwen_jax.hf_config import to_hf
-from qwen_jax.sharding import make_mesh, shardings
+from qwen_jax.nn.sharding import make_mesh, shardings
+from qwen_jax.storage import native
+from qwen_jax.storage.hf_config import to_hf
 from tests.convert.small import QWEN2, QWEN3, V1, assert_holds, assert_same_params, random_params
 from tests.processes import joining
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from qwen_jax.config import Config, Yarn
-from qwen_jax.decode import score
-from qwen_jax.model import build, init
-from qwen_jax.rope import angles
+from qwen_jax.decoding.decode import score
+from qwen_jax.nn.model import build, init
+from qwen_jax.nn.rope import angles
 from tests.conftest import GOLDEN
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, distance
 

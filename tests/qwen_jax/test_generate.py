@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from qwen_jax import Sampling, decode, generate, logits, stream
+from qwen_jax import Sampling, generate, logits, stream
+from qwen_jax.decoding import decode
+from tests.qwen_jax.memorised_model import converted, memorised_model, with_defaults
 from tests.qwen_jax.networks import GREEDY
-from tests.qwen_jax.parrot import converted, parrot, with_defaults
 
 SAID = "We🙂 quick brown fox"
 WARM = Sampling(temperature=2.0)
@@ -27,7 +28,7 @@ def base(golden, tmp_path_factory):
 @pytest.fixture(scope="module")
 def talker(small):
     ends = [small.specials["<|im_end|>"], small.specials["<|endoftext|>"]]
-    return parrot(small, f"\n{SAID}<|im_end|>", eos_token_id=ends, max_new_tokens=NEW)
+    return memorised_model(small, f"\n{SAID}<|im_end|>", eos_token_id=ends, max_new_tokens=NEW)
 
 
 @contextmanager
@@ -74,7 +75,8 @@ def test_text_gives_text_and_ids_give_ids(talker, small):
 
 
 def test_control_tokens_in_a_prompt_count(small):
-    params = parrot(small, "<|im_start|>quick<|im_end|>", eos_token_id=402, max_new_tokens=NEW)
+    ends = {"eos_token_id": 402, "max_new_tokens": NEW}
+    params = memorised_model(small, "<|im_start|>quick<|im_end|>", **ends)
     assert generate(params, "fox<|im_start|>") == "quick"
 
 
@@ -149,8 +151,8 @@ def test_stop_strings_are_cut(talker, small, stop, text):
     """From the text; of the ids, the token that completes one is the last."""
     assert generate(talker, "\n", stop=stop) == text
     assert "".join(stream(talker, "\n", stop=stop)) == text
-    wished = (stop,) if isinstance(stop, str) else tuple(stop)
-    assert generate(talker, "\n", Sampling(temperature=0, stop=wished)) == text
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    assert generate(talker, "\n", Sampling(temperature=0, stop=stops)) == text
     both = generate(talker, "\n", Sampling(temperature=0, stop=("never",)), stop=stop)
     assert both == text
     if stop == "ic":
@@ -160,8 +162,8 @@ def test_stop_strings_are_cut(talker, small, stop, text):
 def test_a_stop_string_ends_its_row_alone(talker):
     """The host hears of it every 16 tokens; the other row goes on for longer."""
     assert generate(talker, ["\n", "!"], stop="quick") == ["We🙂 ", "!" * NEW]
-    wishes = [GREEDY, Sampling(temperature=0, stop=("!!!",))]
-    assert generate(talker, ["\n", "!"], wishes) == [SAID, ""]
+    samplings = [GREEDY, Sampling(temperature=0, stop=("!!!",))]
+    assert generate(talker, ["\n", "!"], samplings) == [SAID, ""]
 
 
 def test_stop_strings_need_a_tokenizer(base):
@@ -285,12 +287,11 @@ def test_impossible_budgets(base, count):
         ({"seed": True}, "got seed True, wanted"),
         ({"sampling": [GREEDY] * 3}, "got 3 values for sampling, there are 2 prompts"),
         ({"sampling": []}, "got 0 values for sampling, there are 2 prompts"),
-        ({"sampling": {"top_k": 1}}, "wanted Sampling"),
-        ({"sampling": 0.7}, "wanted Sampling"),
+        *[({"sampling": wrong}, "wanted Sampling") for wrong in ({"top_k": 1}, 0.7)],
         ({"stop": ""}, "stop is .*expected a tuple of non-empty strings"),
         ({"stop": [1]}, "stop is .*expected a tuple of non-empty strings"),
         ({"sampling": Sampling(logit_bias={416: 1.0})}, r"logit_bias has ids \[416\], this model"),
-        ({"sampling": Sampling(logprobs=1)}, "no logprobs; see qwen_jax.completion.complete"),
+        ({"sampling": Sampling(logprobs=1)}, "no logprobs; see .*completion.complete"),
         ({"sampling": [GREEDY, Sampling(logprobs=1)]}, "no logprobs"),
     ],
 )

@@ -19,8 +19,8 @@ import pytest
 import convert
 from qwen_jax import Sampling, demo
 from qwen_jax import __main__ as command
-from qwen_jax.completion import Completion
-from tests.qwen_jax.parrot import parrot
+from qwen_jax.decoding.completion import Completion
+from tests.qwen_jax.memorised_model import memorised_model
 
 ROOT = Path(__file__).parents[2]
 QUERY = "What can I do with qwen_jax?"  # the demo's second, with seed 1
@@ -138,7 +138,9 @@ def test_faults(fault, golden, base, tmp_path, monkeypatch):
 def test_options_reach_the_model(monkeypatch, base, small, capsys):
     """As load and generate have them; what is not given stays the checkpoint's."""
     seen = []
-    params = parrot(small, "x", chat_format="chatml", do_sample=True, top_k=7, temperature=0.5)
+    params = memorised_model(
+        small, "x", chat_format="chatml", do_sample=True, top_k=7, temperature=0.5
+    )
 
     def answer(*arguments, **how):
         seen.append((arguments[1:], how))
@@ -151,12 +153,12 @@ def test_options_reach_the_model(monkeypatch, base, small, capsys):
     monkeypatch.setattr(command, "load", read)
     monkeypatch.setattr(command, "stream_chat", answer)
     command.main("somewhere", "hi")
-    (_, how), (given, wishes) = seen
+    (_, how), (given, samplings) = seen
     assert how == {"dtype": None, "cache_dtype": None, "adapter": None}
     assert given == ("hi",)
     checkpoint = Sampling(temperature=0.5, top_k=7)
     default = {"system": None, "sampling": checkpoint, "max_new_tokens": None, "seed": None}
-    assert wishes == default
+    assert samplings == default
     asked = {"system": "x", "max_new_tokens": 3, "seed": 5}
     command.main("somewhere", "hi", temperature=2, dtype="float16", cache_dtype="int8", **asked)
     assert seen[2][1] == {"dtype": "float16", "cache_dtype": "int8", "adapter": None}

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qwen_jax import lowering, memory, quant
+from qwen_jax import memory
 from qwen_jax.config import Config
+from qwen_jax.decoding import aot
+from qwen_jax.nn import quant
 from tests.qwen_jax.networks import QWEN2
 
 CONFIG = Config.from_hf(QWEN2)
@@ -15,11 +17,11 @@ STATUS = Path("/proc/self/status")
 
 
 def test_weights():
-    plain = lowering.params(CONFIG, jnp.bfloat16)
+    plain = aot.params(CONFIG, jnp.bfloat16)
     sizes = [leaf.size for leaf in jax.tree.leaves(plain)]
     assert memory.by_dtype(jax.tree.leaves(plain)) == {"bfloat16": 2 * sum(sizes)}
     formats = quant.plan(CONFIG, 4, 16, zeros=True)
-    small = lowering.params(CONFIG, jnp.bfloat16, None, formats)
+    small = aot.params(CONFIG, jnp.bfloat16, None, formats)
     codes = sum(x.codes.size for _, x in quant.layers(small))
     found = memory.by_dtype(jax.tree.leaves(small))
     assert found["int4"] == codes // 2
@@ -28,9 +30,9 @@ def test_weights():
 
 
 def test_cache_is_what_decoding_allocates():
-    params = lowering.params(CONFIG, jnp.bfloat16)
+    params = aot.params(CONFIG, jnp.bfloat16)
     for dtype in ("float32", "bfloat16", "int8"):
-        state = lowering.state(params, slots=3, length=64, cache_dtype=dtype)
+        state = aot.state(params, slots=3, length=64, cache_dtype=dtype)
         size = sum(memory.by_dtype(jax.tree.leaves(state.cache)).values())
         assert memory.cache(CONFIG, dtype) * 3 * 64 == size
 

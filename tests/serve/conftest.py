@@ -16,18 +16,18 @@ import openai
 import pytest
 
 from qwen_jax.config import Config
-from qwen_jax.model import Qwen, init
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.nn.model import Qwen, init
+from qwen_jax.text.tokenizer import Tokenizer
 from serve import loading
-from serve.security import Keys
+from serve.http.keys import Keys
 from serve.server import Server, bind
 from serve.service import Model, Service
-from serve.settings import Settings
+from serve.settings import ServeConfig
 from tests.qwen_jax.conftest import small, small_folder  # noqa: F401
-from tests.qwen_jax.parrot import NETWORK, with_assets
-from tests.serve.script import Script
+from tests.qwen_jax.memorised_model import NETWORK, with_assets
+from tests.serve.page.script import Script
 
-SETTINGS = Settings(port=0, slots=8, max_length=128, chunk=64, step_tokens=4)
+SETTINGS = ServeConfig(port=0, slots=8, max_length=128, chunk=64, step_tokens=4)
 CHATML = {
     "chat_format": "chatml",
     "max_new_tokens": 24,

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.operations import Judge, News, Prefill, Release, Result, Share, Step
-from serve.schedule import Request, Schedule
+from serve.engine.operations import CopyPrefix, Prefill, Release, Result, ScoreChunk, Step, Update
+from serve.engine.scheduler import Request, Scheduler
 
 
 @dataclass
@@ -48,12 +48,12 @@ class Fake:
         match operation:
             case Release(slot):
                 self.state[slot].remaining = 0
-            case Share(source, slot, tokens):
+            case CopyPrefix(source, slot, tokens):
                 assert self.state[source].held[: len(tokens)] == list(tokens)
                 self.state[slot] = Slot(list(tokens))
             case Prefill():
                 return self._prefill(operation)
-            case Judge(slot, tokens, following, start, _):
+            case ScoreChunk(slot, tokens, following, start, _):
                 assert start % self.chunk == 0
                 assert len(tokens) == len(following) <= self.chunk
                 return result([list(following)], [True])
@@ -105,23 +105,23 @@ class Client:
     """Somebody who waits for an answer."""
 
     def __init__(self, tokens, count=5, **how):
-        self.news: list[News] = []
+        self.updates: list[Update] = []
         ends = how.pop("ends", ())
         self.wanted = answer(tokens, count, ends)
         self.request = Request(
-            tokens, ends, count, self.news.append, ends=[(end,) for end in ends], **how
+            tokens, ends, count, self.updates.append, ends=[(end,) for end in ends], **how
         )
 
     @property
     def tokens(self):
-        return [token for news in self.news if not news.of_prompt for token in news.tokens]
+        return [token for update in self.updates if not update.of_prompt for token in update.tokens]
 
     @property
     def finish(self):
-        return self.news[-1].finish if self.news else ""
+        return self.updates[-1].finish if self.updates else ""
 
 
-def drive(schedule: Schedule, device: Fake, turns=10_000, ahead=True):
+def drive(schedule: Scheduler, device: Fake, turns=10_000, ahead=True):
     """The engine's loop: with `ahead` a turn is read after the next has been started."""
     under_way = None
     for count in range(turns):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from serve.pages import FILES, POLICY
+from serve.http.pages import FILES, POLICY
 
 TYPES = {
     ".html": "text/html",

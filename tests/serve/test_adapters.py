@@ -8,11 +8,12 @@ import jax
 import pytest
 
 import qwen_jax
-from qwen_jax import Sampling, adapters, load, peft
-from qwen_jax.lora import Deltas, fuse
-from qwen_jax.peft_config import Settings as AdapterSettings
+from qwen_jax import Sampling, load
+from qwen_jax.adapters import attach, peft
+from qwen_jax.adapters.peft_config import LoraConfig
+from qwen_jax.nn.lora import Deltas, fuse
 from serve import loading
-from serve.settings import Settings
+from serve.settings import ServeConfig
 from tests.adapters import random_adapter
 from tests.serve.conftest import running
 
@@ -25,17 +26,17 @@ def folders(babbler, tmp_path_factory):
     """Two adapters of the babbler, as PEFT writes them."""
     made = {}
     for number, name in enumerate(NAMES):
-        wish = AdapterSettings(2 + number, 8.0, ("q_proj", "down_proj")[: number + 1])
-        blank = adapters.fresh(babbler, wish, jax.random.key(number))
+        config = LoraConfig(2 + number, 8.0, ("q_proj", "down_proj")[: number + 1])
+        blank = attach.fresh(babbler, config, jax.random.key(number))
         shapes = {f"{module}.weight": b @ a for module, (a, b) in blank.deltas.items()}
         made[name] = tmp_path_factory.mktemp("adapters") / name
-        peft.write(random_adapter(shapes, wish, number), made[name])
+        peft.write(random_adapter(shapes, config, number), made[name])
     return made
 
 
 @pytest.fixture(scope="module")
 def server(babbler, folders):
-    params = adapters.add_all(babbler, {name: peft.read(made) for name, made in folders.items()})
+    params = attach.add_all(babbler, {name: peft.read(made) for name, made in folders.items()})
     named = tuple(f"{name}={folder}" for name, folder in folders.items())
     with running(params, adapter=named) as made:
         yield made
@@ -48,7 +49,7 @@ def alone(babbler, folders):
     def answers(name, prompts):
         params = babbler
         if name in folders:
-            params = fuse(adapters.add(babbler, peft.read(folders[name])))
+            params = fuse(attach.add(babbler, peft.read(folders[name])))
         how = {"sampling": Sampling(temperature=0), "max_new_tokens": 12}
         made = qwen_jax.generate(params, prompts, **how)
         return [params.assets.tokenizer.decode(ids) for ids in made]
@@ -92,11 +93,11 @@ def test_they_are_models(server):
 
 
 def test_loaded_by_their_names(tmp_path):
-    fresh = adapters.fresh(load("demo"), AdapterSettings(2, 8.0, ("c_attn",)), jax.random.key(0))
+    fresh = attach.fresh(load("demo"), LoraConfig(2, 8.0, ("c_attn",)), jax.random.key(0))
     for name in NAMES:
         peft.write(fresh, tmp_path / name)
     named = tuple(f"{name}={tmp_path / name}" for name in NAMES)
-    params = loading.parameters(Settings(adapter=named))
+    params = loading.parameters(ServeConfig(adapter=named))
     (several,) = params.blocks[0].attn.qkv.deltas
     assert isinstance(several, Deltas)
     assert several.numbers == (1, 2)
@@ -113,6 +114,6 @@ def test_loaded_by_their_names(tmp_path):
 )
 def test_names_that_are_wrong(given, wanted):
     with pytest.raises(ValueError, match=wanted):
-        dataclasses.replace(Settings(), adapter=(given,))
+        dataclasses.replace(ServeConfig(), adapter=(given,))
     with pytest.raises(ValueError, match="'x' has the name"):
-        Settings(adapter=("x=.", "x=."))
+        ServeConfig(adapter=("x=.", "x=."))

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from serve.bench import Outcome, load, main, metrics
-from serve.workload import Job, jsonl_jobs, random_jobs, sharegpt_jobs
+from serve.cli.workload import Job, jsonl_jobs, random_jobs, sharegpt_jobs
 from tests.serve.stub import BreaksOff, Refusal, Stub
 
 EXTRA = {"model": "qwen-tiny"}

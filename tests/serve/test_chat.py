@@ -11,8 +11,8 @@ from rich.console import Console
 
 import qwen_jax
 from serve.chat import SETTINGS, Chat
-from serve.client import Answer, Remote, ServerError
-from serve.local import Local
+from serve.cli.client import Answer, Remote, ServerError
+from serve.cli.local import Local
 from tests.serve.stub import BreaksOff, Refusal, Stub
 
 
@@ -24,13 +24,13 @@ class Parrot:
     def __init__(self):
         self.asked = []
 
-    def settings(self, wishes):
-        if wishes.get("top_k") == -1:
+    def settings(self, changes):
+        if changes.get("top_k") == -1:
             raise ValueError("top_k is -1, expected more")
-        return dict(wishes)
+        return dict(changes)
 
-    def answer(self, query, history, system, seed, wishes):
-        self.asked.append((query, tuple(history), system, seed, dict(wishes)))
+    def answer(self, query, history, system, seed, changes):
+        self.asked.append((query, tuple(history), system, seed, dict(changes)))
         if query == "break":
             raise ServerError("it broke")
         text = ""
@@ -100,8 +100,12 @@ def test_settings_have_effect(talk):
         ":conf temperature=0.5 top_k=3 'stop=[\"a b\"]'", "one", ":seed 5", ":conf", ":seed", "two",
         ":reset-conf", "three",
     )  # fmt: skip
-    wishes = {"temperature": 0.5, "top_k": 3, "stop": ["a b"]}
-    assert [(seed, wish) for _, _, _, seed, wish in asked] == [(1234, wishes), (5, wishes), (5, {})]
+    changes = {"temperature": 0.5, "top_k": 3, "stop": ["a b"]}
+    assert [(seed, sampling) for _, _, _, seed, sampling in asked] == [
+        (1234, changes),
+        (5, changes),
+        (5, {}),
+    ]
     assert shown.count("seed 5") == 2
     assert re.search(r"temperature +0.5 *\n", shown)
 
@@ -143,8 +147,8 @@ def test_a_server_behind_it():
     """What is sent, what is read, and every way in which it goes wrong."""
     with Stub(lambda body: ["a", " b\u2028", "c"]) as stub:
         remote = Remote(stub.url + "/", None)
-        wishes = {"max_new_tokens": 5, "top_k": 2}
-        *_, answer = remote.answer("q", [("x", "y")], "s", 3, wishes)
+        changes = {"max_new_tokens": 5, "top_k": 2}
+        *_, answer = remote.answer("q", [("x", "y")], "s", 3, changes)
         assert answer == Answer("a b\u2028c", 3, "stop")
         (sent,) = stub.requests
         assert [m["role"] for m in sent["messages"]] == ["system", "user", "assistant", "user"]
@@ -177,11 +181,11 @@ def test_the_key_comes_from_the_environment(monkeypatch):
 
 def test_a_model_behind_it(babbler):
     local = Local(babbler, "random")
-    wishes = {"temperature": 0, "max_new_tokens": 4}
-    settings = local.settings(wishes)
+    changes = {"temperature": 0, "max_new_tokens": 4}
+    settings = local.settings(changes)
     assert set(SETTINGS) <= set(settings)
     assert (settings["temperature"], settings["max_new_tokens"]) == (0, 4)
-    *_, answer = local.answer("Hi", [("a", "b")], "s", 1, wishes)
+    *_, answer = local.answer("Hi", [("a", "b")], "s", 1, changes)
     sampling = qwen_jax.Sampling(repetition_penalty=settings["repetition_penalty"], temperature=0)
     how = {"system": "s", "sampling": sampling, "max_new_tokens": 4}
     assert answer.text.strip() == qwen_jax.chat(babbler, "Hi", [("a", "b")], **how)[0]

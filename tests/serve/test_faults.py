@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from tests.serve.wire import ASK, CHAT, LONG, STREAM, connect, drained, fault, head
+from tests.serve.raw_http import ASK, CHAT, LONG, STREAM, connect, drained, fault, head
 
 
 @pytest.fixture(scope="module")

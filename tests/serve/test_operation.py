@@ -14,9 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.api.app import build
-from serve.security import Keys
+from serve.http.keys import Keys
 from serve.service import Service
-from serve.settings import Settings
+from serve.settings import ServeConfig
 from tests.serve.conftest import SETTINGS
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "a secret question"}]}
@@ -153,4 +153,4 @@ def test_keys_in_a_file(tmp_path):
 def test_settings_are_checked(change, message):
     change = {name: Path(value) if "tls" in name else value for name, value in change.items()}
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(Settings(), **change)
+        dataclasses.replace(ServeConfig(), **change)

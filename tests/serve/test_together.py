@@ -6,8 +6,8 @@ import pytest
 
 from serve.bench import main
 from serve.chat import SETTINGS
-from serve.client import Remote, ServerError
-from tests.serve.browser import answers, ask, chromium, opened, press
+from serve.cli.client import Remote, ServerError
+from tests.serve.page.browser import answers, ask, chromium, opened, press
 
 SAID = "**quick** <b>fox</b>"
 
@@ -40,8 +40,8 @@ def test_page(server):
 
 def test_terminal(server):
     remote = Remote(server.url, "tiny")
-    wishes = dict.fromkeys(SETTINGS, 1) | {"stop": ["zebra"], "max_new_tokens": 50}
-    *_, answer = remote.answer("A question", [("a", "b")], "Be brief.", 1, wishes)
+    samplings = dict.fromkeys(SETTINGS, 1) | {"stop": ["zebra"], "max_new_tokens": 50}
+    *_, answer = remote.answer("A question", [("a", "b")], "Be brief.", 1, samplings)
     assert (answer.text, answer.finish_reason) == (SAID, "stop")
     assert answer.tokens > 1
     with pytest.raises(ServerError, match=r"HTTP 400: .*top_p"):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.data.examples import IGNORED
-from qwen_jax.lora import Delta, LoraLinear, map_linears
-from qwen_jax.model import Qwen
-from qwen_jax.native import named_leaves
-from train.network import stack
-from train.step import Batch, Metrics, Recipe, Trainer, TrainState, batch_place
+from qwen_jax.nn.lora import Delta, LoraLinear, map_linears
+from qwen_jax.nn.model import Qwen
+from qwen_jax.storage.native import named_leaves
+from train.nn.network import stack
+from train.step import Batch, Metrics, Recipe, Trainer, TrainState, batch_sharding
 
 
 def batch(samples: list[tuple[Any, Any]], rows: list[list[int]], length: int, parts: int = 1):
@@ -63,7 +63,7 @@ def trainer(params: Qwen, recipe: Recipe, adapters_only: bool = False) -> Traine
 def run(trainer: Trainer, batches: list[Batch]) -> tuple[TrainState, list[Metrics]]:
     state, seen = trainer.start(), []
     for one in batches:
-        state, metrics = trainer.step(state, jax.device_put(one, batch_place(trainer.mesh)))
+        state, metrics = trainer.step(state, jax.device_put(one, batch_sharding(trainer.mesh)))
         seen.append(metrics)
     return state, seen
 

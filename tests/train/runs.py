@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from train.settings import Settings
+from train.settings import TrainConfig
 
 PATIENCE = 240  # seconds, on a busy machine
 ROOT = Path(__file__).parents[2]
@@ -45,34 +45,34 @@ def chats(file: Path, count: int = 60) -> str:
     return str(file)
 
 
-def small(folder: Path, **more) -> Settings:
+def small(folder: Path, **more) -> TrainConfig:
     """LoRA on the bundled model, with dropout and packing, in folder/out."""
     data = (chats(folder / "chats.json"),)
-    return Settings(**SMALL | {"data": data, "out": str(folder / "out")} | more)
+    return TrainConfig(**SMALL | {"data": data, "out": str(folder / "out")} | more)
 
 
-def log(settings: Settings) -> list[dict]:
+def log(settings: TrainConfig) -> list[dict]:
     lines = (Path(settings.out) / "log.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def losses(settings: Settings) -> list[float]:
+def losses(settings: TrainConfig) -> list[float]:
     records = log(settings)
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     return [record["loss"] for record in records]
 
 
-def arguments(settings: Settings) -> list[str]:
+def arguments(settings: TrainConfig) -> list[str]:
     """The command line that says the same."""
     line = []
     for name, value in vars(settings).items():
-        if value != getattr(Settings, name, None):
+        if value != getattr(TrainConfig, name, None):
             words = value if isinstance(value, tuple) else (value,)
             line += [f"--{name.replace('_', '-')}", *map(str, words)]
     return line
 
 
-def command(settings: Settings, devices: int = 1, start=("-m", "train"), **environment):
+def command(settings: TrainConfig, devices: int = 1, start=("-m", "train"), **environment):
     """The command in a process of its own, its output as text; `finish` waits for it."""
     out = Path(settings.out)
     shared = {

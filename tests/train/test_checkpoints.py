@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwen_jax.sharding import make_mesh
+from qwen_jax.nn.sharding import make_mesh
 from train.checkpoints import Checkpoints
 from train.step import TrainState
 

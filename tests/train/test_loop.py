@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import qwen_jax
 import train
 from qwen_jax import checkpoint
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.text.tokenizer import Tokenizer
 from tests.train.runs import chats, log, losses, small
 from train import loop, run
 from train.batches import Batches

@@ -8,12 +8,12 @@ import pytest
 
 import convert
 import qwen_jax
-from qwen_jax import peft
-from qwen_jax.native import named_leaves
-from qwen_jax.quant import QuantLinear
+from qwen_jax.adapters import peft
+from qwen_jax.nn.quant import QuantLinear
+from qwen_jax.storage.native import named_leaves
 from tests.train.networks import batch, random_samples, run
 from train.methods import export, prepare
-from train.settings import Settings
+from train.settings import TrainConfig
 from train.step import Recipe, Trainer
 
 BATCH = batch(random_samples([20, 12, 30], 1000), [[0, 1], [2]], 32)
@@ -23,7 +23,7 @@ RECIPE = Recipe(steps=5, learning_rate=1e-2, remat="none")
 def trained(method: str, **more):
     """A demo network, before and after five steps."""
     params = qwen_jax.load("demo")
-    settings = Settings("demo", ("chats.json",), "runs", method, rank=4, **more)
+    settings = TrainConfig("demo", ("chats.json",), "runs", method, rank=4, **more)
     prepared = prepare(params, settings)
     trainer = Trainer(prepared.params, prepared.trained, RECIPE, jnp.bfloat16)
     before = {name: np.array(leaf) for name, leaf in trainer.frozen.items()}
@@ -55,7 +55,7 @@ def test_a_base_model_also_trains_its_embedding_and_head(tmp_path):
     base = dataclasses.replace(
         params, assets=dataclasses.replace(assets, defaults=replace_format(assets.defaults, "raw"))
     )
-    settings = Settings("demo", ("chats.json",), "runs", "lora", rank=4)
+    settings = TrainConfig("demo", ("chats.json",), "runs", "lora", rank=4)
     prepared = prepare(base, settings)
     assert {n for n in prepared.trained if ".deltas." not in n} == {"embed", "head.kernel"}
     folder = export(prepared.params, prepared.adapter, tmp_path)
@@ -81,7 +81,7 @@ def test_adapters_over_quantised_weights(tmp_path):
 def test_adapters_over_a_gptq_checkpoint(golden, tmp_path):
     """Its integers stay what they were, to the last bit."""
     folder = convert.to_native(golden("quant/gptq4"), tmp_path / "native")
-    settings = Settings(str(folder), ("chats.json",), "runs", "qlora", rank=4)
+    settings = TrainConfig(str(folder), ("chats.json",), "runs", "qlora", rank=4)
     prepared = prepare(qwen_jax.load(folder, dtype=jnp.float32), settings)
     trainer = Trainer(prepared.params, prepared.trained, RECIPE, jnp.float32)
     before = {name: np.array(leaf) for name, leaf in trainer.frozen.items()}
@@ -110,7 +110,7 @@ def test_everything_is_trained_and_loads_again(tmp_path):
 def test_a_second_round_starts_from_the_first_adapter(tmp_path):
     prepared, trainer, state = trained("lora")
     folder = export(trainer.params(state.trained), prepared.adapter, tmp_path)
-    settings = Settings("demo", ("chats.json",), "runs", "lora", adapter=str(folder))
+    settings = TrainConfig("demo", ("chats.json",), "runs", "lora", adapter=str(folder))
     again = prepare(qwen_jax.load("demo"), settings)
     leaves = named_leaves(again.params)
     for name in again.trained:
@@ -118,6 +118,6 @@ def test_a_second_round_starts_from_the_first_adapter(tmp_path):
 
 
 def test_targets_that_are_not_there_are_named():
-    settings = Settings("demo", ("chats.json",), "runs", "lora", targets=("q_proj",))
+    settings = TrainConfig("demo", ("chats.json",), "runs", "lora", targets=("q_proj",))
     with pytest.raises(ValueError, match=r"q_proj.*c_attn"):
         prepare(qwen_jax.load("demo"), settings)

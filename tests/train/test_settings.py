@@ -9,9 +9,9 @@ import pytest
 import tyro
 
 from tests.train.runs import ROOT, arguments
-from train.settings import FREE, LOWEST, Settings, default
+from train.settings import FREE, LOWEST, TrainConfig, default
 
-GOOD = Settings(model="demo", data=("chats.json",), out="out")
+GOOD = TrainConfig(model="demo", data=("chats.json",), out="out")
 
 
 def problems(devices: int = 8, **changes) -> list[str]:
@@ -149,12 +149,12 @@ def test_what_may_change_in_between():
         "rank was 64, now it is 8",
         "seed was 42, now it is 1",
     ]
-    assert set(FREE) < {field.name for field in dataclasses.fields(Settings)}
+    assert set(FREE) < {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def test_every_field_is_read():
     code = "".join(file.read_text("utf-8") for file in (ROOT / "train").glob("*.py"))
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(TrainConfig):
         assert re.search(rf"(self|settings)\.{field.name}\b", code), field.name
 
 
@@ -162,14 +162,14 @@ def test_the_command_line_says_the_same():
     settings = dataclasses.replace(
         GOOD, method="qlora", data=("a", "b"), targets=("c_attn",), steps=5, pack=True, bits=8
     )
-    assert tyro.cli(Settings, args=arguments(settings)) == settings
-    assert tyro.cli(Settings, args=[*arguments(GOOD), "--no-pack"]).pack is False
+    assert tyro.cli(TrainConfig, args=arguments(settings)) == settings
+    assert tyro.cli(TrainConfig, args=[*arguments(GOOD), "--no-pack"]).pack is False
     assert default("rank") == 64
 
 
 def test_every_option_is_explained():
     guide = (ROOT / "docs" / "training.md").read_text("utf-8")
-    explained = re.findall(r"^        (\w+): ", str(Settings.__doc__), re.MULTILINE)
-    assert sorted(explained) == sorted(field.name for field in dataclasses.fields(Settings))
+    explained = re.findall(r"^        (\w+): ", str(TrainConfig.__doc__), re.MULTILINE)
+    assert sorted(explained) == sorted(field.name for field in dataclasses.fields(TrainConfig))
     for name in explained:
         assert f"`--{name.replace('_', '-')}`" in guide, name

@@ -11,13 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen_jax.config import Config
 from qwen_jax.data.examples import IGNORED
-from qwen_jax.names import parts
-from qwen_jax.native import named_leaves
-from qwen_jax.sharding import make_mesh, shardings
+from qwen_jax.nn.sharding import make_mesh, shardings
+from qwen_jax.storage.hf_names import tensor_views
+from qwen_jax.storage.native import named_leaves
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble
 from tests.reference import random_checkpoint, reference_logits
 from tests.train.networks import batch, losses, random_samples, run, trainer, with_adapters
-from train.network import unstack
+from train.nn.network import unstack
 from train.step import Recipe
 
 TWO = {"num_hidden_layers": 2}
@@ -51,7 +51,7 @@ def test_gradients_of_the_reference(hf, remat):
     assert float(loss / count) == pytest.approx(reference_loss(hf, tensors, samples), rel=1e-5)
     leaves = named_leaves(unstack(network.params(gradient)))
     random = np.random.default_rng(0)
-    for part in parts(Config.from_hf(hf), hf["model_type"]):
+    for part in tensor_views(Config.from_hf(hf), hf["model_type"]):
         tensor, way = tensors[part.tensor].astype(np.float64), random.normal(size=part.shape)
         ends = [
             reference_loss(hf, tensors | {part.tensor: tensor + step * way}, samples)

@@ -9,8 +9,8 @@ import pytest
 
 from qwen_jax.data.examples import IGNORED, encode
 from qwen_jax.data.formats import Conversation, Document, parse
-from qwen_jax.tokenizer import Tokenizer
-from qwen_jax.vocabulary import read
+from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.vocabulary import read
 
 GOLDEN = Path(__file__).parents[2] / "golden/text/finetune_preprocess.json"
 CASES = json.loads(GOLDEN.read_text("utf-8"))

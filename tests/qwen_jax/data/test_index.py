@@ -35,8 +35,8 @@ def test_items_of_a_list(tmp_path, data, some, mark, ascii):
     (tmp_path / "x.json").write_bytes(raw)
     found = index(tmp_path / "x.json")
     assert found.form == "list"
-    assert [json.loads(raw[start:stop]) for start, stop, _ in found.places] == some
-    assert found.places[:, 2].tolist() == lines
+    assert [json.loads(raw[start:stop]) for start, stop, _ in found.spans] == some
+    assert found.spans[:, 2].tolist() == lines
 
 
 @quick
@@ -51,13 +51,13 @@ def test_lines(tmp_path, data, some, mark, last):
     (tmp_path / "x.json").write_bytes(raw)
     found = index(tmp_path / "x.json")
     assert found.form == "lines"
-    assert [json.loads(raw[start:stop]) for start, stop, _ in found.places] == some
-    assert found.places[:, 2].tolist() == lines
+    assert [json.loads(raw[start:stop]) for start, stop, _ in found.spans] == some
+    assert found.spans[:, 2].tolist() == lines
 
 
 def test_a_text_is_one_record(data):
     found = index(data("x.txt", b"\xef\xbb\xbf[not a list]\n{}\n"))
-    assert (found.form, found.format, found.places.tolist()) == ("text", "text", [[3, 19, 1]])
+    assert (found.form, found.format, found.spans.tolist()) == ("text", "text", [[3, 19, 1]])
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])

@@ -1,0 +1,1 @@
+"""Adapters in PEFT's format: read, added to a network, extracted from it, written."""

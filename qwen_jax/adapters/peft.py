@@ -1,0 +1,146 @@
+"""Adapters as everyone exchanges them: PEFT folders, read without trust and written.
+
+    adapter_config.json         how it was made
+    adapter_model.safetensors   lora_A [R in] and lora_B [out R] of every adapted module, and the
+                                tensors of modules that were trained whole
+https://huggingface.co/docs/peft
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from qwen_jax.adapters.peft_config import FILE, LoraConfig, ends, read_settings
+from qwen_jax.files.strict_json import report
+from qwen_jax.storage import native, safetensors_file
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An adapter by Hugging Face's names, rows in their order; the arrays may be views of a file.
+
+    deltas: module -> a [R in] and b [out R]. saved: tensor -> what takes the base's place.
+    """
+
+    settings: LoraConfig
+    deltas: Mapping[str, tuple[Any, Any]]
+    saved: Mapping[str, Any]
+
+
+def read(folder: str | Path) -> Adapter:
+    """An adapter in PEFT's format. Its arrays are views of the file.
+
+    Raises FileNotFoundError, or ValueError with everything that is wrong.
+    """
+    folder = Path(folder)
+    _expect_adapter(folder)
+    file = safetensors_file.read_shard(folder / WEIGHTS)
+    problems: list[str] = []
+    matrices: dict[str, dict[str, np.ndarray]] = {}
+    saved: dict[str, np.ndarray] = {}
+    for name, tensor in file.tensors.items():
+        words = re.fullmatch(r"base_model\.model\.([\w.]+?)(?:\.(lora_[AB]))?\.(weight|bias)", name)
+        if words is None or "lora_" in words[1] or (words[2] and words[3] == "bias"):
+            problems.append(f"tensor {name:.200} is of a kind that is not supported")
+        elif tensor.dtype.name not in native.DTYPES:
+            problems.append(f"{name} is {tensor.dtype.name}, expected {', '.join(native.DTYPES)}")
+        elif words[2]:
+            matrices.setdefault(words[1], {})[words[2]] = file.read(name)
+        else:
+            saved[f"{words[1]}.{words[3]}"] = file.read(name)
+    settings = read_settings(native.read_json(folder / FILE), tuple(matrices))
+    report(f"{folder} cannot be read", [*problems, *_faults(settings, matrices, saved)])
+    # PEFT stores a resized embedding without a word in the settings
+    silent = {module: None for module in map(module_of, saved) if not settings.saves(module)}
+    settings = dataclasses.replace(settings, modules_to_save=(*settings.modules_to_save, *silent))
+    deltas = {module: (pair["lora_A"], pair["lora_B"]) for module, pair in matrices.items()}
+    return Adapter(settings, deltas, saved)
+
+
+def module_of(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _expect_adapter(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; an adapter is one that PEFT wrote")
+    if not (folder / FILE).is_file():
+        raise ValueError(f"{folder} is no adapter: it has no {FILE}")
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder} has no {WEIGHTS}; a .bin is a pickle, which can run any program when it is "
+            "read. Where you trust it, load it with PEFT and write it again: "
+            "model.save_pretrained(FOLDER, safe_serialization=True)"
+        )
+
+
+def _faults(settings: LoraConfig, matrices: dict, saved: dict) -> Iterator[str]:
+    """What is wrong whatever the base."""
+    if not matrices and not saved:
+        yield f"{WEIGHTS} is empty"
+    for module, pair in matrices.items():
+        rank = settings.rank_of(module)
+        if len(pair) < 2:
+            yield f"{module} has {next(iter(pair))} alone, expected lora_A and lora_B"
+        elif [x.ndim for x in pair.values()] != [2, 2] or not (
+            len(pair["lora_A"]) == pair["lora_B"].shape[1] == rank
+        ):
+            shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in sorted(pair.items()))
+            yield f"{module} has {shapes}; {FILE} gives it rank {rank}"
+    modules = {module_of(tensor) for tensor in saved}
+    for module in sorted(modules & matrices.keys()):
+        yield f"{module} is there twice, adapted and whole"
+    for name in settings.modules_to_save:
+        if not any(ends(name, module) for module in modules):
+            yield (
+                f"modules_to_save has {name!r}, whose tensors are not in {WEIGHTS}: they were lost "
+                "when it was saved; look for a complete one among the training's checkpoints"
+            )
+
+
+def write(adapter: Adapter, folder: str | Path) -> None:
+    """Write an adapter as PEFT does. The same adapter gives the same bytes.
+
+    Every process of a run calls this; the folder is one they all see. It must not exist: it is
+    written as `<folder>.partial` and renamed when it is whole.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another folder, or delete it first")
+    multihost_utils.sync_global_devices(f"started {folder}")  # all have looked
+    if jax.process_index() == 0:
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            _write(adapter, partial)
+            partial.rename(folder)
+        except Exception:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    multihost_utils.sync_global_devices(f"wrote {folder}")
+
+
+def _write(adapter: Adapter, folder: Path) -> None:
+    text = json.dumps(adapter.settings.to_json(), indent=2)
+    (folder / FILE).write_text(text, "utf-8")
+    tensors = {PREFIX + name: array for name, array in adapter.saved.items()}
+    for module, (a, b) in adapter.deltas.items():
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = a
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = b
+    heads = {name: (np.dtype(tensors[name].dtype), tensors[name].shape) for name in sorted(tensors)}
+    file = safetensors_file.write_header(folder / WEIGHTS, heads, {"format": "pt"})
+    for name in heads:
+        safetensors_file.write(file, name, np.asarray(tensors[name]))

@@ -1,0 +1,1 @@
+"""Inference: the jitted functions, how tokens are chosen, and the loop around them."""

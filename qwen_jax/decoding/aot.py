@@ -1,0 +1,98 @@
+"""The decode functions for devices that are not there: shapes in, a program to compile out.
+
+    params = lowering.params(config, jnp.bfloat16, mesh)     # nothing is allocated
+    state = lowering.state(params, slots=8, length=4096)
+    lowering.step(params, state, 16).lower().compile().memory_analysis()
+
+The mesh's devices may come from jax.experimental.topologies, which describes a machine with no
+more than its compiler at hand. Arrays of a real model and state will do as well.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from qwen_jax.config import Config
+from qwen_jax.decoding import decode
+from qwen_jax.decoding.flat_params import Weights, flatten
+from qwen_jax.decoding.logits import SamplingArrays, every_id
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.decoding.state import State, state_shardings
+from qwen_jax.nn import quant, sharding
+from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.quant import Format
+from qwen_jax.storage.native import INTEGERS
+
+
+def params(
+    config: Config,
+    dtype: Any,
+    where: Mesh | jax.Device | None = None,
+    formats: Mapping[str, Format] | None = None,
+) -> Qwen:
+    """A model of ShapeDtypeStructs on a mesh, on one device, or wherever jax would put it.
+
+    formats: of its quantised layers, which lie as `load` would lay them.
+    """
+    types = {"scales": jnp.float16} | {name: jnp.dtype(name) for name in INTEGERS}
+    leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, types.get(kind, dtype))
+    model = quant.build(config, formats or {}, leaf)
+    if where is None:
+        return model
+    if isinstance(where, Mesh):
+        model, device = (
+            _put(model, sharding.shardings(config, where, formats)),
+            where.devices.flat[0],
+        )
+    else:
+        model, device = _put(model, SingleDeviceSharding(where)), where
+    quant.arrange_all(model, device.platform)
+    return model
+
+
+def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = None) -> State:
+    """What decode.start would give, as ShapeDtypeStructs beside the weights.
+
+    cache_dtype: a float type or int8, default the weights'.
+    """
+    weights = flatten(params)
+    first = weights.leaves[0]
+    dtype = jnp.dtype(cache_dtype or weights.dtype)
+    made = jax.eval_shape(lambda: decode._start(weights.structure, slots, length, dtype))
+    if weights.structure.mesh is not None:
+        return _put(made, state_shardings(made, weights.structure.mesh))
+    return made if first.sharding is None else _put(made, first.sharding)
+
+
+def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
+    """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
+    weights = flatten(params)
+    return decode._step.of(weights).trace(weights, state, count, None)
+
+
+def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
+    """The program of decode.prefill for `size` tokens at the start of a prompt."""
+    weights, number = flatten(params), np.int32(0)
+    return decode._prefill.of(weights).trace(
+        weights,
+        state,
+        number,
+        np.zeros(size, np.int32),
+        *(number, number, number),
+        SamplingArrays.of(Sampling(), (), 0),
+        *(number, number),
+        every_id(weights.structure.config.vocab),
+        window=min(state.cache.length, size),
+    )
+
+
+def _put(tree: Any, where: Any) -> Any:
+    """The tree with a sharding at every leaf: one for all, or a tree of them."""
+    if isinstance(where, jax.sharding.Sharding):
+        where = jax.tree.map(lambda _: where, tree)
+    put = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(put, tree, where)

@@ -1,0 +1,215 @@
+"""Answers while they grow: the host's loop around the jitted decode functions."""
+
+import secrets
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from qwen_jax.decoding import decode
+from qwen_jax.decoding.flat_params import Weights, flatten
+from qwen_jax.decoding.generation_config import Defaults
+from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.decoding.state import Output, State
+from qwen_jax.nn.model import Qwen
+from qwen_jax.text.tokenizer import StopStrings, TextStream, Tokenizer
+
+MAX_NEW_TOKENS = 512  # where neither the caller nor generation_config.json says, as the original
+_MOST = 2**30  # new tokens that 32 bits can count, with a prompt
+_PER_LOOK = 16  # tokens between two looks of the host, when it streams or watches for stop strings
+_PER_CALL = 256  # most tokens of one call at any rate, so that Ctrl-C is heard
+
+
+@dataclass
+class Completion:
+    """The answer to one prompt."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""  # without control tokens and stop strings; empty without a tokenizer
+    finish_reason: str = ""  # "stop" or "length"; empty while it grows
+    logprobs: list[float] = field(default_factory=list)  # one a token, if sampling.logprobs asks
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
+
+
+def complete(
+    params: Qwen, prompts: Sequence[Sequence[int]], sampling: Any = None, **how: Any
+) -> list[Completion]:
+    """`generate` for prompts of ids, with all there is to know about every answer."""
+    *_, answers = stream_completions(params, prompts, sampling, **how)
+    return answers
+
+
+def stream_completions(
+    params: Qwen,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling | Sequence[Sampling] | None = None,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: int | Sequence[int] | None = None,
+    eos_ids: tuple[tuple[int, ...], ...] | None = None,
+    watch: bool = False,
+) -> Iterator[list[Completion]]:
+    """The answers to prompts of ids as they grow, at the end complete; keywords as for `generate`.
+
+    eos_ids: sequences of ids that end an answer, default the checkpoint's. watch: look at the
+    device every few tokens, not only when all answers are done.
+    """
+    defaults = defaults_of(params)
+    if max_new_tokens is None:
+        max_new_tokens = defaults.max_new_tokens or MAX_NEW_TOKENS
+    budget = _budget(params, prompts, max_new_tokens)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    sampling = defaults.sampling if sampling is None else sampling
+    samplings = _each(sampling, Sampling, len(prompts), "sampling")
+    samplings = [replace(sampling, stop=(*sampling.stop, *stop)) for sampling in samplings]
+    seed = _fresh_seeds(len(prompts)) if seed is None else seed
+    seeds = _each(seed, Integral, len(prompts), "seed")
+    ends = defaults.eos_ids if eos_ids is None else eos_ids
+    _check_bias(params, samplings)
+    rows = [
+        _Row(sampling, SamplingArrays.of(sampling, ends, one), tokenizer_of(params), budget)
+        for sampling, one in zip(samplings, seeds, strict=True)
+    ]
+    weights = flatten(params)
+    length = decode.cache_length(max(map(len, prompts)), budget)
+    dtype = None if params.assets is None else params.assets.cache_dtype
+    state = decode.start(weights, len(prompts), length, dtype)
+    for slot, (row, ids) in enumerate(zip(rows, prompts, strict=True)):
+        state, output = _prefill(weights, state, slot, ids, row.settings, budget)
+        row.push(output, 0)
+    watch = watch or any(row.sampling.stop for row in rows)
+    count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
+    count = min(count, _PER_LOOK if watch else _PER_CALL)
+    while True:
+        yield [row.answer for row in rows]
+        if all(row.answer.finish_reason for row in rows):
+            return
+        state, output = decode.step(weights, state, count)
+        output = jax.device_get(output)
+        for slot, row in enumerate(rows):
+            row.push(output, slot)
+
+
+def _prefill(
+    weights: Weights,
+    state: State,
+    slot: int,
+    ids: Sequence[int],
+    settings: SamplingArrays,
+    budget: int,
+) -> tuple[State, Output]:
+    """A whole prompt, chunk by chunk."""
+    for at in range(0, len(ids), decode.CHUNK):
+        state, output = decode.prefill(
+            weights,
+            state,
+            slot,
+            ids[at : at + decode.CHUNK],
+            start=at,
+            prompt_length=len(ids),
+            settings=settings,
+            max_new_tokens=budget,
+        )
+    return state, jax.device_get(output)
+
+
+class _Row:
+    """One answer while it grows."""
+
+    def __init__(
+        self, sampling: Sampling, settings: SamplingArrays, tokenizer: Tokenizer | None, budget: int
+    ):
+        if sampling.stop and tokenizer is None:
+            raise ValueError(
+                "this checkpoint has no tokenizer to find stop strings with; use stop_ids"
+            )
+        self.sampling, self.settings, self.budget = sampling, settings, budget
+        self.answer = Completion()
+        self._text = TextStream(tokenizer) if tokenizer else None
+        self._stops = StopStrings(sampling.stop)
+
+    def push(self, output: Output, slot: int) -> None:
+        """Take in what a call gave this slot."""
+        answer = self.answer
+        if answer.finish_reason:
+            return
+        new = [int(token) for token in output.tokens[slot] if token >= 0]
+        for index, token in enumerate(new):
+            answer.tokens.append(token)
+            if self.sampling.logprobs is not None:
+                answer.logprobs.append(float(output.logprobs[slot, index]))
+                ids, values = output.top_tokens[slot, index], output.top_logprobs[slot, index]
+                top = zip(ids[: self.sampling.logprobs], values, strict=False)
+                answer.top_logprobs.append({int(id): float(value) for id, value in top})
+            if self._text is not None:
+                text, stopped = self._stops.push(self._text.push([token]))
+                answer.text += text
+                if stopped:  # the device does not know, and goes on until all answers are done
+                    answer.finish_reason = "stop"
+                    return
+        if not output.active[slot]:
+            answer.finish_reason = "length" if self._ran_out() else "stop"
+            if self._text is not None:
+                text, _ = self._stops.push(self._text.flush())
+                answer.text += text + self._stops.flush()
+
+    def _ran_out(self) -> bool:
+        """Whether the budget ended the answer and no stop sequence did."""
+        tokens = self.answer.tokens
+        if len(tokens) < self.budget:
+            return False
+        sequences = [[id for id in row if id >= 0] for row in self.settings.stops[0].tolist()]
+        return not any(ids and tokens[-len(ids) :] == ids for ids in sequences)
+
+
+def defaults_of(params: Qwen) -> Defaults:
+    return Defaults() if params.assets is None else params.assets.defaults
+
+
+def tokenizer_of(params: Qwen) -> Tokenizer | None:
+    return None if params.assets is None else params.assets.tokenizer
+
+
+def _check_bias(params: Qwen, samplings: Iterable[Sampling]) -> None:
+    for sampling in samplings:
+        if outside := [id for id in sampling.logit_bias if id >= params.config.vocab]:
+            raise ValueError(f"logit_bias has ids {outside}, this model has {params.config.vocab}")
+
+
+def _budget(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
+    if not whole or not 0 < max_new_tokens <= _MOST:
+        raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
+    longest = max(map(len, prompts)) + max_new_tokens
+    if longest > params.config.max_length:
+        warnings.warn(
+            f"prompt and answer may take {longest} tokens, this checkpoint is made for "
+            f"{params.config.max_length}; the text may lose its thread past that",
+            stacklevel=2,
+        )
+    return max_new_tokens
+
+
+def _each(value: Any, kind: type, count: int, name: str) -> list[Any]:
+    """One value for every prompt, or a list of them."""
+    values = list(value) if isinstance(value, Sequence | np.ndarray) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"got {len(values)} values for {name}, there are {count} prompts")
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, kind):
+            raise ValueError(f"got {name} {one!r}, wanted {kind.__name__}, or one for each prompt")
+    return values
+
+
+def _fresh_seeds(count: int) -> list[int]:
+    """Random seeds, the same in every process of a run."""
+    halves = np.asarray([[secrets.randbits(32) for _ in range(2)] for _ in range(count)], np.uint32)
+    if jax.process_count() > 1:
+        halves = multihost_utils.broadcast_one_to_all(halves)
+    return [int(high) << 32 | int(low) for high, low in halves]

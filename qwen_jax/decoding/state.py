@@ -1,0 +1,123 @@
+"""What lives between two calls of the decode functions, and what they give the host."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen_jax.decoding.logits import History, SamplingArrays
+from qwen_jax.decoding.sampling import MAX_LOGPROBS
+from qwen_jax.nn import sharding
+from qwen_jax.nn.kv_cache import Cache, Store
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """All slots between two calls. B slots."""
+
+    cache: Cache
+    tokens: Array  # [B] int32: the newest token, not yet in the cache
+    positions: Array  # [B] int32: where it goes
+    prompt_lengths: Array  # [B] int32: fixes dynamic NTK's alpha while a request lasts
+    remaining: Array  # [B] int32: tokens the request may still get
+    active: Array  # [B] bool: has a token to continue from
+    adapters: Array  # [B] int32: the number of the request's adapter, 0 for none
+    history: History
+    settings: SamplingArrays
+
+    def read_slot(self, slot: Array) -> "State":
+        """One slot's row of everything; the cache, which `select` narrows, stays whole."""
+        row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), self._bare())
+        return replace(row, cache=self.cache)
+
+    def write_slot(self, slot: Array, row: "State") -> "State":
+        """This state with a slot's row and the row's cache in place."""
+        write = lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, slot, 0)
+        return replace(jax.tree.map(write, self._bare(), row._bare()), cache=row.cache)
+
+    def _bare(self) -> "State":
+        return replace(self, cache=Cache((), ()))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Output:
+    """New tokens of every slot, in order; places a slot did not fill hold -1 in `tokens`."""
+
+    tokens: Array  # [B n] int32
+    logprobs: Array  # [B n] float32, of the model's own distribution before any processing
+    top_tokens: Array  # [B n MAX_LOGPROBS] int32, best first; zeros unless a request asks
+    top_logprobs: Array  # [B n MAX_LOGPROBS] float32
+    active: Array  # [B] bool: which slots go on from here
+
+    @staticmethod
+    def empty(slots: int, count: int, active: Array) -> "Output":
+        return Output(
+            tokens=jnp.full((slots, count), -1, jnp.int32),
+            logprobs=jnp.zeros((slots, count), jnp.float32),
+            top_tokens=jnp.zeros((slots, count, MAX_LOGPROBS), jnp.int32),
+            top_logprobs=jnp.zeros((slots, count, MAX_LOGPROBS), jnp.float32),
+            active=active,
+        )
+
+    def write_column(self, at: Array, new: "Output") -> "Output":
+        """This output with the one column of `new` at place `at`."""
+        write = lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, at, 1)
+        return Output(
+            tokens=write(self.tokens, new.tokens),
+            logprobs=write(self.logprobs, new.logprobs),
+            top_tokens=write(self.top_tokens, new.top_tokens),
+            top_logprobs=write(self.top_logprobs, new.top_logprobs),
+            active=new.active,
+        )
+
+
+def state_shardings(state: State, mesh: Mesh) -> State:
+    """A sharding for every array of a state: slots over data, heads over tensor."""
+
+    def sharding_of(array: Any, *axes: str | None) -> NamedSharding:
+        axes += (None,) * (array.ndim - len(axes))
+        return NamedSharding(mesh, sharding.spec(mesh, axes, array.shape))
+
+    stores = lambda node: isinstance(node, Store)
+    return jax.tree.map(
+        lambda node: (
+            jax.tree.map(lambda x: sharding_of(x, "slot", "heads"), node)
+            if stores(node)
+            else sharding_of(node, "slot")
+        ),
+        state,
+        is_leaf=stores,
+    )
+
+
+def constrain(state: State, mesh: Mesh | None) -> State:
+    """Fix where a state's arrays lie, so that the next call finds them where it compiled them."""
+    if mesh is None:
+        return state
+    return jax.tree.map(jax.lax.with_sharding_constraint, state, state_shardings(state, mesh))
+
+
+def replicated(tree: Any, mesh: Mesh | None) -> Any:
+    """On every device whole: what the host, or each of several hosts, will read."""
+    if mesh is None:
+        return tree
+    whole = NamedSharding(mesh, P())
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole), tree)
+
+
+def gather_logits(logits: Array, mesh: Mesh | None) -> Array:
+    """Logits [... V] on every device, each of which computes its part of the vocabulary.
+
+    Asked for replicated logits alone, XLA collects the head instead: 1.2 GB for every token.
+    """
+    if mesh is None:
+        return logits
+    axes = (*[None] * (logits.ndim - 1), "vocab")
+    part = NamedSharding(mesh, sharding.spec(mesh, axes, logits.shape))
+    return replicated(jax.lax.with_sharding_constraint(logits, part), mesh)

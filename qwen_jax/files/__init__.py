@@ -1,0 +1,1 @@
+"""Files: written aside and renamed, read strictly, with every problem named. No JAX in here."""

@@ -1,0 +1,1 @@
+"""The network, and what plugs into its two seams: linear layers and the cache."""

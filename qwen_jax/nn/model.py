@@ -1,0 +1,254 @@
+"""The network: every dense Qwen, from the original to Qwen3, as one Flax model.
+
+Axis letters: B batch, T query length, S key length, N query heads, K key/value heads,
+G = N // K, H head size, D model width, F mlp width, V vocabulary, L layers.
+
+This file knows arithmetic only. Other weight formats and adapters take Linear's place;
+cache layouts, kernels and meshes are behind `cache.attend`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from qwen_jax.config import Config
+from qwen_jax.nn import rope
+
+LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
+
+
+class AttentionCache(Protocol):
+    """What attention needs of a cache; see qwen_jax.nn.kv_cache."""
+
+    def attend(self, layer: int, q: Array, k: Array, v: Array, positions: Array) -> Any: ...
+
+
+@nnx.dataclass
+class Linear(nnx.Module):
+    """y = x @ kernel.T + bias; kernel [out, in] as Hugging Face stores it."""
+
+    kernel: Array = nnx.data()
+    bias: Array | None = nnx.data()
+
+    def __call__(self, x: Array) -> Array:
+        return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
+
+    def float32(self, x: Array) -> Array:
+        """The same before it is rounded to x's type."""
+        y = matmul(x, self.kernel)
+        return y if self.bias is None else y + self.bias
+
+
+@nnx.dataclass
+class RMSNorm(nnx.Module):
+    scale: Array = nnx.data()
+    eps: float = nnx.static()
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)  # the mean of squares loses bf16's few digits
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale
+
+
+@nnx.dataclass
+class Attention(nnx.Module):
+    """Queries, keys and values come from one product whose rows are ordered [K, G + 2, H].
+
+    A key/value head's queries, its key and its value lie together, so splitting the rows over
+    devices splits heads, and grouped and plain attention read alike.
+    """
+
+    qkv: Linear
+    out: Linear
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+
+    def __call__(self, x, positions, angles, query_scale, cache, layer, config: Config):
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, length, config.kv_heads, -1, config.head_dim)
+        q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+        q = q.reshape(batch, length, config.heads, config.head_dim)  # [B T N H]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
+        if query_scale is not None:
+            q = q * query_scale.astype(q.dtype)
+        y, cache = cache.attend(layer, q, k, v, positions)
+        return self.out(y.reshape(batch, length, -1)), cache
+
+
+@nnx.dataclass
+class MLP(nnx.Module):
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def __call__(self, x: Array) -> Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+@nnx.dataclass
+class Block(nnx.Module):
+    attn_norm: RMSNorm
+    attn: Attention
+    mlp_norm: RMSNorm
+    mlp: MLP
+
+    def __call__(self, x, positions, angles, query_scale, cache, layer, config: Config):
+        y = self.attn_norm(x)
+        y, cache = self.attn(y, positions, angles, query_scale, cache, layer, config)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+@nnx.dataclass
+class Qwen(nnx.Module):
+    """The parameters, and the forward pass over them. `params` everywhere in the public surface."""
+
+    embed: Array = nnx.data()  # [V D]
+    blocks: tuple[Block, ...] = nnx.data()
+    norm: RMSNorm
+    head: Linear | None  # None: logits reuse `embed`
+    config: Config = nnx.static()
+    assets: Any = nnx.static()  # what `load` found beside the arrays; None for a bare network
+
+    def __call__(self, tokens, positions, prompt_lengths, cache: AttentionCache):
+        """tokens and positions [B T], prompt_lengths [B] -> hidden states [B T D] and the cache.
+
+        `logits` turns hidden states into scores; a prefill asks it for the last one only.
+        """
+        config = self.config
+        angles = rope.angles(config, positions, prompt_lengths)
+        query_scale = None if config.logn_length is None else rope.log_n(config, positions)
+        x = _rows(self.embed, tokens)
+        for layer, block in enumerate(self.blocks):
+            x = jax.lax.optimization_barrier(x)  # a TPU would keep all layers' sums to the end
+            x, cache = block(x, positions, angles, query_scale, cache, layer, config)
+        return self.norm(x), cache
+
+    def logits(self, x: Array) -> Array:
+        """Hidden states [... D] -> float32 [... V]."""
+        return matmul(x, self.embed) if self.head is None else self.head.float32(x)
+
+
+@jax.custom_vjp
+def matmul(x: Array, kernel: Array) -> Array:
+    """x [... in] with kernel [out in] -> float32 [... out].
+
+    Few rows are padded to as many as XLA's fast path takes: one row of bf16 is 12 times slower
+    than two on a CPU, where float32 has a path for one; on a TPU eight rows fill a register.
+    Gradients are products in the inputs' types too, which the float32 result would not give.
+    """
+    return _matmul(x, kernel)
+
+
+def _matmul(x: Array, kernel: Array) -> Array:
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.shape[0] >= 8:
+        y = _product(rows, kernel)
+    else:
+        cpu = _padded(1 if x.dtype == jnp.float32 else 2)
+        y = jax.lax.platform_dependent(rows, kernel, cpu=cpu, tpu=_padded(8), default=_product)
+    return y.reshape(*x.shape[:-1], kernel.shape[0])
+
+
+def _matmul_forward(x: Array, kernel: Array):
+    return _matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(inputs: tuple[Array, Array], gradient: Array):
+    x, kernel = inputs
+    g = gradient.reshape(-1, kernel.shape[0]).astype(x.dtype)
+    exact = {"preferred_element_type": jnp.float32}
+    dx = jax.lax.dot_general(g, kernel, (((1,), (0,)), ((), ())), **exact)
+    rows = x.reshape(-1, x.shape[-1])
+    dkernel = jax.lax.dot_general(g, rows, (((0,), (0,)), ((), ())), **exact)
+    return dx.reshape(x.shape).astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    over_in = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, kernel, over_in, preferred_element_type=jnp.float32)
+
+
+def _padded(least: int) -> Callable[[Array, Array], Array]:
+    """The product of at least so many rows."""
+
+    def product(x: Array, kernel: Array) -> Array:
+        missing = max(0, least - x.shape[0])
+        return _product(jnp.pad(x, ((0, missing), (0, 0))), kernel)[: x.shape[0]]
+
+    return product
+
+
+def _rows(table: Array, tokens: Array) -> Array:
+    """table[tokens], kept inside the decode loop: XLA would widen a whole bf16 table before it."""
+    table, tokens = jax.lax.optimization_barrier((table, tokens))
+    return table[tokens]
+
+
+# --- one description of the tree, for initialising, sharding and restoring -------------------
+Leaf = Callable[[tuple[int, ...], tuple[str | None, ...], str], Any]
+
+
+def build(config: Config, leaf: Leaf) -> Qwen:
+    """A Qwen whose every array is leaf(shape, logical axes, kind).
+
+    kind is "normal", "residual" (a projection back into the residual stream), "ones" or "zeros".
+    """
+    c = config
+    qkv_rows = c.kv_heads * (c.groups + 2) * c.head_dim
+
+    def norm(size: int, axis: str | None) -> RMSNorm:
+        return RMSNorm(leaf((size,), (axis,), "ones"), c.norm_eps)
+
+    def linear(out, out_axis, inp, in_axis, kind="normal", bias=False) -> Linear:
+        kernel = leaf((out, inp), (out_axis, in_axis), kind)
+        return Linear(kernel, leaf((out,), (out_axis,), "zeros") if bias else None)
+
+    def block() -> Block:
+        attention = Attention(
+            qkv=linear(qkv_rows, "heads", c.width, "width", bias=c.qkv_bias),
+            out=linear(c.width, "width", c.heads * c.head_dim, "heads", "residual"),
+            q_norm=norm(c.head_dim, None) if c.qk_norm else None,
+            k_norm=norm(c.head_dim, None) if c.qk_norm else None,
+        )
+        mlp = MLP(
+            gate=linear(c.mlp, "mlp", c.width, "width"),
+            up=linear(c.mlp, "mlp", c.width, "width"),
+            down=linear(c.width, "width", c.mlp, "mlp", "residual"),
+        )
+        return Block(norm(c.width, None), attention, norm(c.width, None), mlp)
+
+    return Qwen(
+        embed=leaf((c.vocab, c.width), ("vocab", "width"), "normal"),
+        blocks=tuple(block() for _ in range(c.layers)),
+        norm=norm(c.width, None),
+        head=None if c.tied else linear(c.vocab, "vocab", c.width, "width"),
+        config=c,
+        assets=None,
+    )
+
+
+def init(config: Config, key: Array, dtype: Any = jnp.float32) -> Qwen:
+    """Fresh weights as the original starts from: normal, residual projections / sqrt(2L)."""
+    deviation = {
+        "normal": config.init_std,
+        "residual": config.init_std / (2 * config.layers) ** 0.5,
+    }
+    keys = iter(jax.random.split(key, 16 * config.layers + 16))
+
+    def leaf(shape, axes, kind):
+        if kind in ("ones", "zeros"):
+            return jnp.full(shape, float(kind == "ones"), dtype)
+        return (jax.random.normal(next(keys), shape) * deviation[kind]).astype(dtype)
+
+    return build(config, leaf)

@@ -1,0 +1,292 @@
+"""Linear layers whose weights are int8 or int4 codes with scales: GPTQ, AWQ, and our own.
+
+weight[o, i] = scales[o, g] * (codes[o, i] - zeros[o, g]), where group g holds input i. Groups are
+equal runs of inputs; one group is "per channel". Codes are signed. Where a quantiser picked its
+groups by the inputs' importance ("act-order"), `order` puts the inputs in the order of the codes.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen_jax.config import Config
+from qwen_jax.nn import model
+from qwen_jax.nn.model import LINEAR, Leaf, Linear, Qwen
+from qwen_jax.nn.quant_matmul import apart, by_output, groups, paired, product, weight, whole
+
+CODES = {4: jnp.int4, 8: jnp.int8}
+FIELDS = ("codes", "scales", "zeros", "order")  # what takes the place of a kernel
+
+
+@nnx.dataclass
+class QuantLinear(nnx.Module):
+    """In Linear's place. codes: [out in]; `arrange` makes [groups out size] or pairs [out in/2]."""
+
+    codes: Array = nnx.data()  # int4 or int8; uint8 in pairs
+    scales: Array = nnx.data()  # [out groups]; [groups out] where groups are apart
+    zeros: Array | None = nnx.data()  # int8, as scales; None: all 0
+    order: Array | None = nnx.data()  # int32 [in]; None: as they come
+    bias: Array | None = nnx.data()
+    bits: int = nnx.static()  # of the codes' values, whatever type holds them
+
+    def __call__(self, x: Array) -> Array:
+        return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
+
+    def float32(self, x: Array) -> Array:
+        """The same before it is rounded to x's type."""
+        if self.order is not None:
+            x = jnp.take(x, self.order, axis=-1)
+        y = product(x.reshape(-1, x.shape[-1]), self.codes, self.scales, self.zeros)
+        y = y.reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+    @property
+    def inputs(self) -> int:
+        return self.codes.size * (1 + (self.codes.dtype == jnp.uint8)) // self.codes.shape[-2]
+
+    @property
+    def kernel(self) -> Array:
+        """The weights as they are in a Linear, float32 [out in], without rounding."""
+        kernel = weight(self.codes, self.scales, self.zeros)
+        if self.order is not None:
+            kernel = jnp.zeros_like(kernel).at[:, self.order].set(kernel)
+        return kernel
+
+
+def quantize(linear: Linear, bits: int, group: int | None, symmetric: bool) -> QuantLinear:
+    """Round to the nearest code. group: inputs that share a scale; None: all of an output's."""
+    size = group_size(linear.kernel.shape, group)
+    kernel = linear.kernel.astype(jnp.float32).reshape(linear.kernel.shape[0], -1, size)
+    scales, zeros = grid(kernel, bits, symmetric)
+    codes = encode(kernel, scales[..., None], 0 if zeros is None else zeros[..., None], bits)
+    codes = codes.reshape(linear.kernel.shape).astype(CODES[bits])
+    return QuantLinear(codes, scales, zeros, None, linear.bias, bits)
+
+
+def dequantize(layer: QuantLinear, dtype: Any = jnp.float32) -> Linear:
+    """The same layer with float weights; in float32 they are exact."""
+    return Linear(layer.kernel.astype(dtype), layer.bias)
+
+
+def grid(kernel: Array, bits: int, symmetric: bool) -> tuple[Array, Array | None]:
+    """Scales (rounded to float16, as they are stored) and zeros for the last axis of a kernel."""
+    low, high = jnp.minimum(kernel.min(-1), 0), jnp.maximum(kernel.max(-1), 0)
+    if symmetric:
+        reach = jnp.maximum(-low, high)
+        return _float16(2 * reach / (2**bits - 1)), None
+    scales = _float16((high - low) / (2**bits - 1))
+    least = -(2 ** (bits - 1))
+    zeros = jnp.clip(jnp.round(least - low / scales.astype(jnp.float32)), least, -least - 1)
+    return scales, zeros.astype(jnp.int8)
+
+
+def encode(kernel: Array, scales: Array, zeros: Array | int, bits: int) -> Array:
+    """The codes nearest to float32 weights, as float32."""
+    codes = jnp.round(kernel / scales.astype(jnp.float32)) + zeros
+    return jnp.clip(codes, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _float16(scales: Array) -> Array:
+    """Never 0, and rounded up where float16 is coarse: a weight must not fall off the grid."""
+    return jnp.where(scales > 0, jnp.clip(scales, 2**-24, 65504), 1).astype(jnp.float16)
+
+
+def group_size(shape: tuple[int, ...], group: int | None) -> int:
+    size = shape[-1] if group is None else group
+    if size < 1 or shape[-1] % size:
+        raise ValueError(
+            f"groups of {size} do not divide {shape[-1]} inputs; choose a divisor of "
+            f"{shape[-1]}, for example {math.gcd(shape[-1], 128)}"
+        )
+    return size
+
+
+# --- the order a platform likes ---------------------------------------------------------------
+def arrange(layer: QuantLinear, platform: str) -> QuantLinear:
+    """The same layer with its integers as this platform ("cpu", "gpu", "tpu") reads them best."""
+    count = groups(layer.codes, layer.scales)
+    scales, zeros = by_output(layer.codes, layer.scales), layer.zeros
+    zeros = None if zeros is None else by_output(layer.codes, zeros)
+    if platform == "cpu" and layer.bits == 4 and layer.inputs // count % 2 == 0:
+        codes = paired(layer.codes)
+    elif count == 1 or platform not in ("cpu", "tpu"):
+        codes = whole(layer.codes)
+    else:
+        codes, scales = apart(layer.codes, count), scales.T
+        zeros = None if zeros is None else zeros.T
+    if platform == "cpu" and codes.dtype == jnp.int4:
+        codes = codes.astype(jnp.int8)
+    return QuantLinear(codes, scales, zeros, layer.order, layer.bias, layer.bits)
+
+
+def at_rest(params: Any) -> Any:
+    """A network whose quantised layers lie as in a checkpoint: whole rows, narrowest integers."""
+    is_quantised = lambda x: isinstance(x, QuantLinear)
+
+    def settle(x: Any) -> Any:
+        if not is_quantised(x):
+            return x
+        made = arrange(x, "gpu")
+        made.codes = made.codes.astype(CODES[x.bits])
+        return made
+
+    return jax.tree.map(settle, params, is_leaf=is_quantised)
+
+
+def arrange_all(params: Any, platform: str) -> None:
+    """`arrange` every layer in place, one after the other, on the devices where it lies.
+
+    Layers of shapes (ShapeDtypeStruct) are arranged as their arrays would be.
+    """
+    for _, layer in layers(params):
+        made = _arranged(layer, platform)
+        for name in (*FIELDS, "bias"):
+            setattr(layer, name, getattr(made, name))
+
+
+def arrange_leaves(
+    leaves: dict[str, Array], formats: Mapping[str, "Format"], platform: str
+) -> None:
+    """The same for those layers whose leaves are there, by name: a piece of a checkpoint."""
+    for name, format in formats.items():
+        if f"{name}.codes" in leaves:
+            names = {field: f"{name}.{field}" for field in (*FIELDS, "bias")}
+            found: Any = {field: leaves.pop(leaf, None) for field, leaf in names.items()}
+            made = _arranged(QuantLinear(**found, bits=format.bits), platform)
+            arrays = {leaf: getattr(made, field) for field, leaf in names.items()}
+            leaves.update((leaf, array) for leaf, array in arrays.items() if array is not None)
+
+
+def _arranged(layer: QuantLinear, platform: str) -> QuantLinear:
+    made = jax.eval_shape(functools.partial(arrange, platform=platform), layer)
+    turned = made.codes.ndim > layer.codes.ndim
+    shardings = [
+        _turned(x.sharding) if turned and x.ndim == 2 else x.sharding
+        for x in jax.tree.leaves(layer)
+    ]
+    if not isinstance(layer.codes, jax.ShapeDtypeStruct):
+        wanted = jax.tree.unflatten(jax.tree.structure(made), shardings)
+        return jax.device_put(_arrange(layer, platform), wanted)
+    shapes, tree = jax.tree.flatten(made)
+    put = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.unflatten(tree, map(put, shapes, shardings))
+
+
+_arrange = jax.jit(arrange, static_argnames="platform")
+rest = jax.jit(at_rest)
+
+
+def _turned(sharding: Any) -> Any:
+    """Where an array lies whose first two axes have changed places."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    out, inputs = (*sharding.spec, None, None)[:2]
+    return NamedSharding(sharding.mesh, P(inputs, out))
+
+
+# --- the layers of a network ------------------------------------------------------------------
+@dataclass(frozen=True)
+class Format:
+    """How a layer's weights are quantised."""
+
+    bits: int
+    groups: int  # of each output
+    zeros: bool
+    order: bool
+
+
+def layers(params: Any) -> Iterator[tuple[str, QuantLinear]]:
+    """The quantised layers of a network, by name: "blocks.0.attn.qkv"."""
+    is_quantised = lambda x: isinstance(x, QuantLinear)
+    for path, x in jax.tree.leaves_with_path(params, is_leaf=is_quantised):
+        if is_quantised(x):
+            yield jax.tree_util.keystr(path, simple=True, separator="."), x
+
+
+def plan(config: Config, bits: int, group: int | None, zeros: bool) -> dict[str, Format]:
+    """One way for every linear layer of the blocks; group: inputs that share a scale, or None."""
+    shapes = {}
+
+    def note(path: Any, x: Any) -> None:
+        if isinstance(x, Linear):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            shapes[name] = x.kernel.shape
+
+    tree = model.build(config, _Wanted).blocks
+    jax.tree_util.tree_map_with_path(note, tree, is_leaf=lambda x: isinstance(x, Linear))
+    groups = lambda shape: shape[1] // group_size(shape, group)
+    return {f"blocks.{n}": Format(bits, groups(s), zeros, False) for n, s in shapes.items()}
+
+
+def formats(params: Any) -> dict[str, Format]:
+    """Layer -> how it is quantised."""
+    return {
+        name: Format(x.bits, groups(x.codes, x.scales), x.zeros is not None, x.order is not None)
+        for name, x in layers(params)
+    }
+
+
+def formats_of(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Format]:
+    """The same from the leaves of a checkpoint."""
+    found = {}
+    for name, codes in leaves.items():
+        layer, _, field = name.rpartition(".")
+        if field == "codes":
+            scales = leaves.get(f"{layer}.scales", codes)
+            bits = 4 if codes.dtype == jnp.int4 else 8
+            has = lambda field, layer=layer: f"{layer}.{field}" in leaves
+            found[layer] = Format(bits, scales.shape[-1], has("zeros"), has("order"))
+    return found
+
+
+def build(config: Config, formats: Mapping[str, Format], leaf: Leaf) -> Qwen:
+    """model.build with quantised layers where `formats` names them, at rest.
+
+    The kinds of their leaves are "scales" and the names of integer dtypes. Raises ValueError where
+    groups do not divide a layer's inputs.
+    """
+    is_linear = lambda x: isinstance(x, Linear)
+
+    def change(path: Any, x: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return _quantised(name, x, formats[name]) if is_linear(x) and name in formats else x
+
+    plain = model.build(config, _Wanted)
+    made = jax.tree_util.tree_map_with_path(change, plain, is_leaf=is_linear)
+    return jax.tree.map(lambda wanted: leaf(wanted.shape, wanted.axes, wanted.kind), made)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A leaf to come: the arguments of model.Leaf."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    kind: str
+
+
+def _quantised(name: str, linear: Any, format: Format) -> QuantLinear:
+    wanted: Any = _Wanted
+    out, size = linear.kernel.shape
+    if size % format.groups or size % 2:
+        raise ValueError(f"{name} has {size} inputs, which {format.groups} groups do not divide")
+    axes = linear.kernel.axes
+    by_group = lambda kind: wanted((out, format.groups), axes, kind)
+    return QuantLinear(
+        codes=wanted((out, size), axes, f"int{format.bits}"),
+        scales=by_group("scales"),
+        zeros=by_group("int8") if format.zeros else None,
+        order=wanted((size,), (None,), "int32") if format.order else None,
+        bias=linear.bias,
+        bits=format.bits,
+    )

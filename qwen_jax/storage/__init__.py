@@ -1,0 +1,1 @@
+"""Checkpoints on a disk: our native format, safetensors files, Hugging Face's names and configs."""

@@ -1,0 +1,171 @@
+"""One safetensors file: a header that is checked before it is believed, and views of the data.
+
+Format: 8 bytes, the header's length; the header, JSON; the tensors' bytes without gaps.
+https://huggingface.co/docs/safetensors
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+LONGEST_HEADER = 4 << 20  # bytes; that of Qwen-72B takes a tenth of a megabyte
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int  # first byte, counted from the end of the header
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A safetensors file; tensors in the order of their bytes, `data` where those begin."""
+
+    path: Path
+    data: int
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] | None
+
+    def read(self, name: str) -> np.ndarray:
+        """A view of the file: its pages are the system's to drop, none of it is our memory."""
+        tensor = self.tensors[name]
+        size = tensor.stop - tensor.start
+        raw = np.memmap(self.path, np.uint8, "r", offset=self.data + tensor.start, shape=(size,))
+        return np.asarray(raw).view(tensor.dtype).reshape(tensor.shape)
+
+
+def read_shard(path: Path) -> Shard:
+    """Check the header and that it accounts for every byte of the file. Raises ValueError."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            first = file.read(8)
+            if first == b"version ":
+                raise ValueError("is a pointer to the file, not the file; run: git lfs pull")
+            length = int.from_bytes(first, "little")
+            if len(first) < 8 or length > size - 8:
+                raise ValueError(f"is cut off in the header, at {size} bytes; download it again")
+            if length > LONGEST_HEADER:
+                raise ValueError(f"has a header of {length} bytes, more than {LONGEST_HEADER}")
+            tensors, metadata = parse_header(file.read(length), size - 8 - length)
+    except ValueError as error:
+        raise ValueError(f"{path.name} {error}") from None
+    return Shard(path, 8 + length, tensors, metadata)
+
+
+def parse_header(raw: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """The tensors and the metadata of a header that describes `size` bytes. Raises ValueError."""
+    try:
+        header = json.loads(raw, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("has a header that is nested too deep") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"has a header that is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError("has a header that is not a JSON object")
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not _is_texts(metadata):
+        raise ValueError("has metadata that is not a table of texts")
+    tensors = {name: _tensor(name, entry) for name, entry in header.items()}
+    tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)))
+    end = 0
+    for name, tensor in tensors.items():
+        if tensor.start != end:
+            raise ValueError(f"has tensor {name} at byte {tensor.start}, expected it at {end}")
+        end = tensor.stop
+    if end != size:
+        state = "it is cut off; download it again" if end > size else "the rest is unknown data"
+        raise ValueError(f"has {size} bytes of data, its header describes {end}: {state}")
+    return tensors, metadata
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = [key for key, count in counts.items() if count > 1]
+        raise ValueError(f"has a header that lists {twice!s:.200} twice")
+    return made
+
+
+def _is_texts(table: Any) -> bool:
+    return isinstance(table, dict) and all(isinstance(text, str) for text in table.values())
+
+
+def _tensor(name: str, entry: Any) -> Tensor:
+    """One entry of the header; its offsets must agree with its shape and dtype."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"describes tensor {name} with other keys than dtype, shape, data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"has tensor {name} of dtype {dtype!r:.50}; known: {', '.join(DTYPES)}")
+    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"has tensor {name} with shape {shape!r:.50}, offsets {offsets!r:.50}")
+    tensor = Tensor(DTYPES[dtype], tuple(shape), offsets[0])
+    if tensor.stop != offsets[1]:
+        raise ValueError(f"has tensor {name} of shape {shape} and {dtype} in bytes {offsets}")
+    return tensor
+
+
+def _is_sizes(value: Any) -> bool:
+    # the bounds keep a product of sizes from growing without end
+    return (
+        isinstance(value, list)
+        and len(value) <= 8
+        and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    )
+
+
+def write_header(
+    path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Any
+) -> Shard:
+    """Start a file with room for these tensors in this order; `write` fills it."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    entries, start = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        tensor = entries[name] = Tensor(dtype, shape, start)
+        offsets = [start, tensor.stop]
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
+        start = tensor.stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + start)
+    return Shard(path, 8 + len(text), entries, metadata)
+
+
+def write(shard: Shard, name: str, array: np.ndarray) -> None:
+    with shard.path.open("r+b") as file:
+        file.seek(shard.data + shard.tensors[name].start)
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -1,0 +1,1 @@
+"""Text and tokens, chat templates and transcripts. No JAX in here."""

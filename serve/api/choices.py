@@ -1,0 +1,139 @@
+"""From a request's fields to requests of the engine."""
+
+import dataclasses
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwen_jax.decoding.completion import MAX_NEW_TOKENS
+from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.decoding.sampling import Sampling
+from serve.api.prompting import Prompt
+from serve.api.schemas import SamplingFields
+from serve.engine.scheduler import Request
+from serve.http.errors import ApiError
+from serve.service import Model
+from serve.text.answer import Answer, Token
+
+_SAMPLING = (
+    "temperature top_p min_p repetition_penalty presence_penalty frequency_penalty min_tokens"
+).split()
+
+
+@dataclass
+class Choice:
+    """One of the answers that a client asked for."""
+
+    prompt: Prompt
+    request: Request
+    answer: Answer
+    finish: str = ""
+    scores: list[Token] = field(default_factory=list)  # of the prompt's tokens but the first
+
+
+def sampling_of(model: Model, fields: SamplingFields, logprobs: int | None) -> Sampling:
+    """The checkpoint's own way of choosing tokens, but for what the client says."""
+    given: dict[str, Any] = {
+        name: getattr(fields, name) for name in _SAMPLING if getattr(fields, name) is not None
+    }
+    if fields.top_k is not None:
+        given["top_k"] = max(0, fields.top_k)
+    if fields.logit_bias:
+        given["logit_bias"] = _biases(model, fields.logit_bias)
+    given["stop_ids"] = tuple((id,) for id in fields.stop_token_ids or ())
+    try:
+        return dataclasses.replace(
+            model.defaults.sampling, ignore_eos=fields.ignore_eos, logprobs=logprobs, **given
+        )
+    except ValueError as error:
+        raise ApiError(400, str(error)) from None
+
+
+def _biases(model: Model, given: dict[str, float]) -> dict[int, float]:
+    biases = {}
+    for name, bias in given.items():
+        if not name.isascii() or not name.isdigit() or int(name[:12]) >= model.config.vocab:
+            raise ApiError(
+                400,
+                f"logit_bias has {name[:40]!r}, wanted ids from 0 to {model.config.vocab - 1}",
+                "logit_bias",
+            )
+        biases[int(name)] = bias
+    return biases
+
+
+def choices_of(
+    model: Model,
+    tenant: str,
+    prompts: list[Prompt],
+    fields: SamplingFields,
+    max_tokens: int | None,
+    logprobs: int | None,
+    judged: bool = False,
+    most: int = 1,
+) -> list[Choice]:
+    """n answers to every prompt. max_tokens: None takes the checkpoint's, as far as it fits."""
+    count = fields.n or 1
+    if count * len(prompts) > most:
+        raise ApiError(400, f"{count} answers to {len(prompts)} prompts, at most {most} fit", "n")
+    sampling = sampling_of(model, fields, logprobs)
+    seed = secrets.randbits(63) if fields.seed is None else fields.seed
+    choices = []
+    for prompt in prompts:
+        budget = _budget(model, len(prompt.ids), max_tokens)
+        if prompt.constraint is not None and sampling.min_tokens:
+            raise ApiError(400, "min_tokens cannot go with a grammar", "min_tokens")
+        try:
+            settings = [
+                SamplingArrays.of(sampling, prompt.ends, (seed + index) % 2**64)
+                for index in range(count)
+            ]
+        except ValueError as error:
+            raise ApiError(400, str(error), "stop_token_ids") from None
+        choices += [
+            _choice(model, tenant, prompt, one, sampling, fields, budget, judged)
+            for one in settings
+        ]
+    return choices
+
+
+def _choice(
+    model: Model,
+    tenant: str,
+    prompt: Prompt,
+    settings: SamplingArrays,
+    sampling: Sampling,
+    fields: SamplingFields,
+    budget: int,
+    judged: bool,
+) -> Choice:
+    ends = (*sampling.stop_ids, *(() if fields.ignore_eos else prompt.ends))
+    request = Request(
+        tokens=prompt.ids,
+        settings=settings,
+        max_new_tokens=budget,
+        emit=lambda update: None,
+        ends=ends,
+        tenant=tenant,
+        adapter=model.adapter,
+        prefix_scope=f"{tenant}/{model.adapter}/{model.prefix_scope(len(prompt.ids))}",
+        constraint=prompt.constraint.copy() if prompt.constraint else None,
+        logprobs=sampling.logprobs,
+        judged=judged,
+    )
+    stop = (*prompt.stop, *(fields.stop or ()))
+    return Choice(prompt, request, Answer(model.tokenizer, prompt.parser(), stop, ends))
+
+
+def _budget(model: Model, length: int, wanted: int | None) -> int:
+    room = model.length - length
+    if room < (wanted if wanted is not None else 1):
+        raise ApiError(
+            400,
+            f"the prompt has {length} tokens, {wanted or 1} new ones are asked for, and at most "
+            f"{model.length} fit; shorten the prompt or ask for fewer",
+            "max_tokens" if length < model.length else "messages",
+            "context_length_exceeded",
+        )
+    usual = model.defaults.max_new_tokens or MAX_NEW_TOKENS
+    return min(usual, room) if wanted is None else wanted

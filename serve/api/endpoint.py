@@ -1,0 +1,118 @@
+"""What every endpoint does: read the body, find the model, queue, answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from serve.api.choices import Choice
+from serve.api.schemas import SamplingFields
+from serve.api.sse import EventStream, Gone, parts, until_gone
+from serve.engine.fair_queue import QueueFull
+from serve.engine.ticket import Ticket
+from serve.http.errors import ApiError, parse
+from serve.service import Model, Service
+from serve.text.answer import Part
+
+Asked = TypeVar("Asked", bound=SamplingFields)
+Working = AsyncIterator[tuple[int, Part]]  # which answer, and what it gained
+_CLOSE = {"Connection": "close"}  # the rest of the body will not be read
+
+
+async def body(request: Request) -> bytes:
+    """The whole body, of limited size and in limited time."""
+    settings = request.app.state.service.settings
+    too_large = ApiError(413, f"the body is larger than {settings.max_body} bytes", headers=_CLOSE)
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length[:20]) > settings.max_body:
+        raise too_large
+    content = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            async for piece in request.stream():
+                content += piece
+                if len(content) > settings.max_body:
+                    raise too_large
+    except TimeoutError:
+        message = f"the body took longer than {settings.body_seconds} s"
+        raise ApiError(408, message, headers=_CLOSE) from None
+    except ClientDisconnect:
+        raise Gone from None
+    return bytes(content)
+
+
+def model(service: Service, name: str | None) -> Model:
+    """The model a client asks for, by its own name or an adapter's; None: the bare one."""
+    if service.trouble or service.model is None:
+        raise ApiError(503, service.trouble, headers={"Retry-After": "5"})
+    if name is None or name == service.model.name:
+        return service.model
+    if name not in service.adapted:
+        known = ", ".join(map(repr, [service.model.name, *service.adapted]))
+        message = f"there is no model {name[:80]!r}, this server has {known}"
+        raise ApiError(404, message, "model", "model_not_found")
+    return service.adapted[name]
+
+
+def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
+    """Puts the choices in line."""
+    try:
+        ticket = Ticket(model.engine, [choice.request for choice in choices])
+    except QueueFull as error:
+        raise ApiError(429, f"the server is busy: {error}", headers={"Retry-After": "1"}) from None
+    except RuntimeError as error:
+        raise ApiError(503, str(error), headers={"Retry-After": "5"}) from None
+    request.state.choices = choices
+    return ticket
+
+
+class Reply(Protocol):
+    """Answers in the form of an endpoint."""
+
+    async def whole(self, working: Working) -> dict[str, Any]: ...
+    def events(self, working: Working) -> AsyncIterator[dict[str, Any]]: ...
+
+
+async def answered(
+    request: Request,
+    kind: type[Asked],
+    prepared: Callable[[Model, str, Asked, int], list[Choice]],
+    reply: Callable[[Model, Asked, list[Choice]], Reply],
+) -> Response:
+    """Answer a request of a kind, whole or as a stream of events.
+
+    prepared: what the engine is asked for, of model, owner, fields and the most answers there may
+    be; off the event loop, since texts may be long.
+    """
+    service: Service = request.app.state.service
+    fields = parse(kind, await body(request))
+    found = model(service, fields.model)
+    choices = await asyncio.to_thread(
+        prepared, found, request.state.tenant, fields, service.settings.max_choices
+    )
+    made = reply(found, fields, choices)
+    ticket = queue(request, found, choices)
+    working = parts(ticket, choices, service.settings.request_seconds)
+    if fields.stream:
+        return EventStream(ticket, lambda: made.events(working))
+    try:
+        return JSONResponse(await until_gone(request.receive, made.whole(working)))
+    finally:
+        ticket.close()
+
+
+def usage(choices: list[Choice]) -> dict[str, object]:
+    """Tokens read and written; a prompt that n answers share counts once."""
+    prompts = {id(choice.prompt): choice for choice in choices}.values()
+    read = sum(len(choice.prompt.ids) for choice in prompts)
+    written = sum(choice.answer.count for choice in choices)
+    thought = sum(choice.answer.reasoning for choice in choices)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": sum(c.request.shared for c in prompts)},
+        "completion_tokens_details": {"reasoning_tokens": thought},
+    }

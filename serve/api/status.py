@@ -1,0 +1,82 @@
+"""What the server says of itself."""
+
+import asyncio
+from importlib.metadata import version as installed
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from serve.api import endpoint, openapi
+from serve.http.errors import ApiError
+from serve.http.pages import FILES, POLICY
+from serve.service import Model, Service
+
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+async def page(request: Request) -> Response:
+    """A file of the chat page."""
+    return FileResponse(FILES[request.url.path], headers=_HEADERS)
+
+
+async def health(request: Request) -> Response:
+    """200 while the process is worth keeping; an orchestrator restarts it otherwise."""
+    service: Service = request.app.state.service
+    dead = service.failure or (service.model is not None and not service.model.engine.alive)
+    if dead:
+        raise ApiError(503, service.trouble)
+    return JSONResponse({"status": "ok"})
+
+
+async def ready(request: Request) -> Response:
+    """200 while requests are taken; a load balancer looks elsewhere otherwise."""
+    service: Service = request.app.state.service
+    if service.trouble:
+        raise ApiError(503, service.trouble, headers={"Retry-After": "5"})
+    return JSONResponse({"status": "ready"})
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    service: Service = request.app.state.service
+    text = await asyncio.to_thread(generate_latest, service.metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+async def version(request: Request) -> Response:
+    return JSONResponse({"version": installed("qwen_jax")})
+
+
+async def models(request: Request) -> Response:
+    """The list of models: the one that was loaded, and each of its adapters."""
+    service: Service = request.app.state.service
+    found = [endpoint.model(service, None), *service.adapted.values()]
+    return JSONResponse({"object": "list", "data": [_described(service, one) for one in found]})
+
+
+async def model(request: Request) -> Response:
+    """One of them."""
+    service: Service = request.app.state.service
+    return JSONResponse(_described(service, endpoint.model(service, request.path_params["name"])))
+
+
+def _described(service: Service, found: Model) -> dict[str, object]:
+    return {
+        "id": found.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "qwen_jax",
+        "max_model_len": found.length,
+        "parent": endpoint.model(service, None).name if found.adapter else None,
+    }
+
+
+async def description(request: Request) -> Response:
+    """The API in OpenAPI's words."""
+    return JSONResponse(openapi.document())

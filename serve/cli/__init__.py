@@ -1,0 +1,1 @@
+"""What the terminal chat and the benchmark share: a client, a renderer, workloads."""

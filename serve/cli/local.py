@@ -1,0 +1,46 @@
+"""A model in this process, as the terminal chat sees it."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qwen_jax.decoding.completion import MAX_NEW_TOKENS
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.generate import chat_prompt, stream_chat
+from qwen_jax.nn.model import Qwen
+from serve.cli.client import Answer
+
+
+class Local:
+    """What `serve.cli.client.Remote` is for a server."""
+
+    def __init__(self, params: Qwen, name: str):
+        chat_prompt(params, "")  # a base model says so before the first question
+        self.name, self._params = name, params
+
+    def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings: the changes, and the checkpoint's own for the rest. ValueError if wrong."""
+        sampling, count = self._changed(changes)
+        return {**dataclasses.asdict(sampling), "max_new_tokens": count}
+
+    def answer(
+        self,
+        query: str,
+        history: Sequence[tuple[str, str]],
+        system: str | None,
+        seed: int,
+        changes: Mapping[str, Any],
+    ) -> Iterator[Answer]:
+        """The answer as it grows."""
+        sampling, count = self._changed(changes)
+        how: dict[str, Any] = {"sampling": sampling, "max_new_tokens": count, "seed": seed}
+        for grown in stream_chat(self._params, query, history, system, **how):
+            yield Answer(grown.text, len(grown.tokens), grown.finish_reason)
+
+    def _changed(self, changes: Mapping[str, Any]) -> tuple[Sampling, int]:
+        defaults = self._params.assets.defaults
+        sampling = dict(changes)
+        count = sampling.pop("max_new_tokens", defaults.max_new_tokens or MAX_NEW_TOKENS)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"max_new_tokens is {count!r}, expected a whole number from 1")
+        return dataclasses.replace(defaults.sampling, **sampling), count

@@ -1,0 +1,54 @@
+"""Who may ask: keys."""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+from serve.http.pages import FILES
+
+# Everything else needs a key, where there are keys.
+OPEN = frozenset({"/health", "/ready", *FILES})
+_LEAST = 16  # characters of a key
+
+
+class Keys:
+    """Keys and the names of their owners."""
+
+    def __init__(self, owners: dict[str, str]):
+        """owners: key -> name."""
+        self._owners = {_digest(key): name for key, name in owners.items()}
+
+    @staticmethod
+    def read(file: Path | None) -> "Keys":
+        """A file with a name and a key on every line; lines that begin with # do not count."""
+        owners: dict[str, str] = {}
+        for number, line in enumerate(file.read_text("utf-8").splitlines() if file else (), 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            parts = line.split()
+            if len(parts) != 2 or len(parts[1]) < _LEAST:
+                raise ValueError(
+                    f"{file}, line {number}: wanted a name and a key of {_LEAST} characters or more"
+                )
+            owners[parts[1]] = parts[0]
+        if file is not None and not owners:
+            raise ValueError(f"{file} holds no key")
+        return Keys(owners)
+
+    def owner(self, path: str, authorization: str) -> str | None:
+        """Who asks, "" where anyone may; None: refuse."""
+        if not self._owners or path in OPEN:
+            return ""
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        given, found = _digest(key.strip()), None
+        for digest, name in self._owners.items():  # all of them, so that time tells nothing
+            if hmac.compare_digest(given, digest):
+                found = name
+        return found
+
+
+def _digest(key: str) -> bytes:
+    """Of equal length for every key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

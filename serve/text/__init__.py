@@ -1,0 +1,1 @@
+"""Answers as text: messages, thoughts, functions that are called, grammars that are followed."""

@@ -1,0 +1,244 @@
+"""Function calling for Qwen v1: ReAct, word for word as the original API server has it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwen_jax.text.chatml import DEFAULT_SYSTEM
+from serve.text import calls
+from serve.text.calls import Otherwise, name
+from serve.text.grammar import quoted
+from serve.text.message import Call, Message, Parser, held_back
+
+STOP = "Observation:"  # here the model would make up what the function answers
+
+_TOOL = (
+    "{name}: Call this tool to interact with the {title} API. What is the {title} API useful for? "
+    "{description} Parameters: {parameters}"
+)
+_INSTRUCTION = """\
+Answer the following questions as best you can. You have access to the following APIs:
+
+{tools}
+
+Use the following format:
+
+Question: the input question you must answer
+Thought: you should always think about what to do
+Action: the action to take, should be one of [{names}]
+Action Input: the input to the action
+Observation: the result of the action
+... (this Thought/Action/Action Input/Observation can be repeated zero or more times)
+Thought: I now know the final answer
+Final Answer: the final answer to the original input question
+
+Begin!"""
+_ACTION, _INPUT, _OBSERVATION = "\nAction:", "\nAction Input:", "\nObservation:"
+_ANSWER, _THOUGHT = "\nFinal Answer: ", "Thought: "
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a v1 prompt is made of."""
+
+    query: str | None  # None: the last reply in the history goes on
+    history: list[tuple[str, str]]
+    system: str
+
+
+def conversation(
+    messages: Sequence[Mapping[str, Any]], functions: Sequence[Mapping[str, Any]] = ()
+) -> Conversation:
+    """Messages and functions in OpenAI's form; raises ValueError for what the form cannot hold."""
+    if not any(message["role"] == "user" for message in messages):
+        raise ValueError("Invalid request: Expecting at least one user message.")
+    messages, system = list(messages), DEFAULT_SYSTEM
+    if messages[0]["role"] == "system":
+        system = _trimmed(messages.pop(0)["content"])
+    turns: list[tuple[str, str]] = []  # (role, text)
+    for index, message in enumerate(messages):
+        _append(turns, message, bool(functions), last=index == len(messages) - 1)
+    query = turns.pop()[1] if turns[-1][0] == "user" else None
+    if [role for role, _ in turns] != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError("Invalid request: user and assistant have to take turns.")
+    said = [text for _, text in turns]
+    history = list(zip(said[::2], said[1::2], strict=True))
+    if functions:
+        told = f"{_instruction(functions)}\n\nQuestion: "
+        if history:
+            history[-1] = (told + history[-1][0], history[-1][1])
+        else:
+            assert query is not None
+            query = told + query
+    return Conversation(query, history, system)
+
+
+def _append(
+    turns: list[tuple[str, str]], message: Mapping[str, Any], active: bool, last: bool
+) -> None:
+    role, content = message["role"], _trimmed(message.get("content"))
+    if role == "user":
+        turns.append(("user", content))
+    elif role == "assistant":
+        if not turns:
+            raise ValueError("Invalid request: Expecting role user before role assistant.")
+        if call := message.get("function_call"):
+            if not content.startswith("Thought:"):
+                content = _THOUGHT + content
+            content += f"{_ACTION} {call['name']}{_INPUT} {call['arguments']}"
+        elif active:
+            content = f"Thought: I now know the final answer.{_ANSWER}{content}"
+        if turns[-1][0] == "assistant":
+            turns[-1] = ("assistant", f"{turns[-1][1]}\n{content}")
+        else:
+            turns.append(("assistant", content))
+    elif role == "function":
+        if not turns or turns[-1][0] != "assistant":
+            raise ValueError("Invalid request: Expecting role assistant before role function.")
+        going_on = "\nThought:" if last else ""
+        turns[-1] = ("assistant", f"{turns[-1][1]}{_OBSERVATION} {content}{going_on}")
+    else:
+        raise ValueError(f"Invalid request: Incorrect role {role}.")
+
+
+def _trimmed(content: str | None) -> str:
+    return (content or "").lstrip("\n").rstrip()
+
+
+def _instruction(functions: Sequence[Mapping[str, Any]]) -> str:
+    lines, names = [], []
+    for function in functions:
+        if function.get("parameters") is None:
+            raise ValueError("Invalid request: a function needs parameters.")
+        names.append(name(function))
+        lines.append(
+            _TOOL.format(
+                name=names[-1],
+                title=function.get("name_for_human") or function.get("name"),
+                description=function.get("description_for_model") or function.get("description"),
+                parameters=json.dumps(function["parameters"], ensure_ascii=False),
+            )
+        )
+    return _INSTRUCTION.format(tools="\n\n".join(lines), names=", ".join(names))
+
+
+def rules(functions: Sequence[Mapping[str, Any]], otherwise: Otherwise, going_on: bool) -> str:
+    """Lark rules of an `answer` that calls a function, or is what it may be otherwise.
+
+    going_on: the prompt ends with "Thought:".
+    """
+    need = f"{'' if going_on else 'Thought:'} I need a tool.{_ACTION}"
+    shapes = {
+        "nothing": f"{quoted(need)} function",
+        "body": "acting function | answering @body",
+        "text": "/(?s:.+)/ | acting function | answering /(?s:.*)/",
+    }
+    free = [  # text up to the first marker, which ends any other reading of it
+        f"acting[lazy]: /(?s:.*)/ {quoted(_ACTION)}",
+        f"answering[lazy]: /(?s:.*)/ {quoted(_ANSWER)}",
+    ]
+    return "\n".join(
+        [
+            f"answer: {shapes[otherwise]}",
+            *calls.rules(functions, lambda name: f" {name}{_INPUT} "),
+            *(free if otherwise != "nothing" else []),
+        ]
+    )
+
+
+class ReactParser(Parser):
+    """Finds the call, or the final answer, in a ReAct text as it grows.
+
+    Thoughts before a call are content. Before a call or a final answer begins, nothing is known,
+    so nothing comes out. Only the first call counts, as in the original.
+    """
+
+    def __init__(self) -> None:
+        self._text, self._state, self._pending = "", "open", ""
+
+    def push(self, text: str) -> Message:
+        if self.done:
+            return Message()
+        if self._state == "answer":
+            return Message(text)
+        if self._state == "call":
+            return self._arguments(text)
+        self._text += text
+        at, action = self._text.find(_ANSWER), self._text.find(_ACTION)
+        if at >= 0 and not 0 <= action < at:
+            self._state = "answer"
+            return Message(self._text[at + len(_ANSWER) :])
+        return self._find_call()
+
+    def _find_call(self) -> Message:
+        text = self._text
+        action = text.find(_ACTION)
+        given = text.find(_INPUT)
+        if not 0 <= action < given:
+            return Message()
+        name = text[action + len(_ACTION) : given].strip()
+        if not name:
+            return Message()
+        self._state = "call"
+        before = text[:action]
+        thought = before.find(_THOUGHT)
+        content = before[thought + len(_THOUGHT) :] if thought >= 0 else before
+        found = Message(content.strip(), calls={0: Call(name)})
+        found.add(self._arguments(text[given + len(_INPUT) :].lstrip()))
+        return found
+
+    def _arguments(self, text: str) -> Message:
+        """Arguments are trimmed, so blanks wait for what follows them."""
+        text = self._pending + text
+        if not self._begun:
+            text = text.lstrip()
+        end = text.find(_OBSERVATION)
+        if end >= 0:
+            self.done, kept = True, text[:end].rstrip()
+        else:
+            kept = text[: len(text) - held_back(text, (_OBSERVATION,))].rstrip()
+            self._pending = text[len(kept) :]
+        self._begun = self._begun or bool(kept)
+        return _more(kept)
+
+    _begun = False
+
+    def finish(self) -> Message:
+        """What is left once the text has ended."""
+        if self._state == "call" and not self.done:
+            return _more(self._pending.rstrip())
+        if self._state != "open":
+            return Message()
+        at = self._text.rfind(_ANSWER)
+        return Message(self._text[at + len(_ANSWER) :] if at >= 0 else self._text)
+
+
+def _more(arguments: str) -> Message:
+    return Message(calls={0: Call("", arguments)} if arguments else {})
+
+
+def parallel(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with tools as messages with functions; calls made together come in turn.
+
+    Raises ValueError for a tool's answer that nobody asked for.
+    """
+    flat: list[dict[str, Any]] = []
+    answers = {m["tool_call_id"]: m for m in messages if m["role"] == "tool"}
+    asked: set[str] = set()
+    for message in messages:
+        if message["role"] == "tool":
+            if message["tool_call_id"] not in asked:
+                raise ValueError(f"tool_call_id {message['tool_call_id']!r} answers no call")
+        elif calls := message.get("tool_calls"):
+            for index, call in enumerate(calls):
+                content = message.get("content") if index == 0 else ""
+                said = {"role": "assistant", "content": content, "function_call": call["function"]}
+                flat.append(said)
+                asked.add(call["id"])
+                if call["id"] in answers:
+                    answer = answers[call["id"]]["content"]
+                    flat.append({"role": "function", "content": answer})
+        else:
+            flat.append(dict(message))
+    return flat

@@ -1,0 +1,86 @@
+"""Models that think before they answer: <think>, a thought, </think>, and the rest."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from qwen_jax.text.tokenizer import Tokenizer
+from serve.text.grammar import without
+from serve.text.message import Message, Parser, held_back
+
+_OPEN, _CLOSE = "<think>", "</think>"
+
+Thought = Literal["none", "possible", "begun"]  # what a prompt leaves open
+
+
+def after(tokenizer: Tokenizer, ids: Sequence[int]) -> Thought:
+    """What kind of thought may follow a prompt.
+
+    A checkpoint thinks if its template knows the markers and its vocabulary has them. A template
+    that asks for no thought ends its prompts with an empty one; some begin every thought.
+    """
+    opening, closing = (tokenizer.specials.get(marker) for marker in (_OPEN, _CLOSE))
+    if opening is None or closing is None or _CLOSE not in (tokenizer.chat_template or ""):
+        return "none"
+    for id in reversed(ids):
+        if id in (opening, closing):
+            return "begun" if id == opening else "none"
+        if tokenizer.token_bytes(id).strip():
+            break
+    return "possible"
+
+
+def rules(thought: Thought) -> str:
+    """Lark rules of a `start` that leads to `answer`."""
+    if thought == "none":
+        return "start: answer"
+    first = f"({_OPEN} thought)?" if thought == "possible" else "thought"
+    thinking = f'thought: THOUGHT? {_CLOSE} "\\n\\n"\nTHOUGHT: {without(_CLOSE)}'
+    return f"start: {first} answer\n{thinking}"
+
+
+class ThinkingParser(Parser):
+    """A thought first, then what another parser reads; the line breaks around it are no part."""
+
+    def __init__(self, parser: Parser, begun: bool):
+        self._parser, self.thinking, self._started = parser, begun, begun
+        self._text = ""  # that is not yet told
+        self._blank = begun  # nothing yet since the thought began, or ended
+
+    def push(self, text: str) -> Message:
+        self._text += text
+        if not self._started:
+            bare = self._text.lstrip()
+            if len(bare) < len(_OPEN) and _OPEN.startswith(bare):
+                return Message()
+            self._started, self.thinking = True, bare.startswith(_OPEN)
+            if self.thinking:
+                self._text, self._blank = bare.removeprefix(_OPEN), True
+        return self._think() if self.thinking else self._answer()
+
+    def finish(self) -> Message:
+        gained = Message(reasoning=self._text.rstrip("\n")) if self.thinking else self._answer()
+        gained.add(self._parser.finish())
+        return gained
+
+    def _think(self) -> Message:
+        thought, found, rest = self._trimmed().partition(_CLOSE)
+        if not found:
+            thought = thought[: len(thought) - held_back(thought, (_CLOSE,))]
+        thought = thought.rstrip("\n")
+        gained = Message(reasoning=thought)
+        self._text = rest if found else self._text[len(thought) :]
+        if found:
+            self.thinking, self._blank = False, True
+            gained.add(self._answer())
+        return gained
+
+    def _answer(self) -> Message:
+        gained = self._parser.push(self._trimmed())
+        self._text, self.done = "", self._parser.done
+        return gained
+
+    def _trimmed(self) -> str:
+        if self._blank:
+            self._text = self._text.lstrip("\n")
+            self._blank = not self._text
+        return self._text

@@ -1,0 +1,82 @@
+"""Several adapters beside one network: each row of a batch follows its own, or none."""
+
+import jax
+import numpy as np
+import pytest
+
+import qwen_jax
+from qwen_jax import Sampling
+from qwen_jax.adapters import attach
+from qwen_jax.adapters.peft_config import LoraConfig
+from qwen_jax.decoding import decode, prefix
+from qwen_jax.nn.lora import fuse
+from qwen_jax.nn.sharding import make_mesh, shardings
+from tests.adapters import MODERN, random_adapter
+from tests.adapters import V1 as V1_NAMES
+from tests.qwen_jax.adapters.test_attach import IDS, NETWORKS, SETTINGS, case
+from tests.qwen_jax.networks import finish, settings
+from tests.reference import random_checkpoint
+
+
+def several(name):
+    """A network and adapters for it, of different ranks, layers and scales."""
+    _, tensors, params, _ = case(name)
+    everything = V1_NAMES if name == "v1" else MODERN
+    configs = [
+        LoraConfig(4, 8.0, everything),
+        LoraConfig(2, 3.0, everything[:1]),
+        LoraConfig(5, 5.0, everything[1:], rslora=True),
+    ]
+    made = {str(n): random_adapter(tensors, config, n) for n, config in enumerate(configs)}
+    return params, made
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("v1", {"data": 2, "fsdp": 1}), ("qwen2", None)])
+def test_a_batch_of_several(name, sizes):
+    """Each slot answers as the network with its adapter alone, the bare one between them."""
+    params, made = several(name)
+    alone = [params, *(fuse(attach.add(params, adapter)) for adapter in made.values())]
+    how = {"sampling": Sampling(temperature=0), "max_new_tokens": 8}
+    wanted = [qwen_jax.generate(one, IDS, **how) for one in alone]
+    assert len({tuple(ids) for ids in wanted}) == len(wanted)
+    if sizes:
+        params = jax.device_put(params, shardings(params.config, make_mesh(**sizes)))
+    params = attach.add_all(params, made)
+    state, first = decode.start(params, 4, 64), {}
+    for slot, number in enumerate([2, 0, 3, 1]):
+        state, output = decode.prefill(
+            params,
+            state,
+            slot,
+            IDS,
+            start=0,
+            prompt_length=len(IDS),
+            settings=settings(),
+            max_new_tokens=8,
+            adapter=number,
+        )
+        first[slot] = output.tokens[0].tolist()
+    state, tokens = finish(params, state, first)
+    assert [tokens[slot] for slot in (1, 3, 0, 2)] == wanted
+
+
+def test_judged_with_an_adapter():
+    params, made = several("qwen2")
+    together = attach.add_all(params, made)
+    scores = []
+    for network, number in [(together, 2), (attach.add(params, made["1"]), 0)]:
+        state = decode.start(network, 1, 64)
+        how = {"start": 0, "prompt_length": len(IDS), "size": 16, "adapter": number}
+        _, found = prefix.score_chunk(network, state, 0, IDS[:-1], IDS[1:], **how)
+        scores.append(found.logprobs)
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+def test_several_that_cannot_be():
+    params, made = several("qwen2")
+    whole = random_adapter(random_checkpoint(NETWORKS["qwen2"], seed=2), SETTINGS["qwen2"])
+    with pytest.raises(ValueError, match=r"mine replaces head\.kernel as a whole"):
+        attach.add_all(params, {"fine": made["1"], "mine": whole})
+    _, others = several("v1")
+    with pytest.raises(ValueError, match="mine: the adapter does not fit this network"):
+        attach.add_all(params, {"fine": made["1"], "mine": others["1"]})

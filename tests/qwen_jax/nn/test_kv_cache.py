@@ -1,0 +1,177 @@
+"""Keys and values come back as they went in, wherever they lie."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from qwen_jax.config import Config
+from qwen_jax.nn.kv_cache import Cache, NoCache, Store, quantize
+from tests.qwen_jax.networks import V1, distance, golden_network
+
+SLOTS, HEADS, LENGTH, SIZE = 3, 2, 24, 4
+CONFIG = Config.from_hf(V1)
+
+
+def numbers(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def dequantized(x, scale):
+    return np.asarray(x, np.float64) * np.asarray(scale)[..., None]
+
+
+# --- int8 -------------------------------------------------------------------------------------
+def test_int8_is_at_least_twice_as_exact_as_the_original(golden):
+    outputs = load_file(golden("v1/kvint8") / "golden.safetensors")
+    exact = outputs["primitive_in"]
+    data, scale = quantize(jnp.asarray(exact))
+    assert (data.dtype, scale.dtype, scale.shape) == (jnp.int8, jnp.float32, exact.shape[:-1])
+    error = lambda x: np.sqrt(np.mean((x - exact) ** 2))
+    assert error(dequantized(data, scale)) < error(outputs["primitive_out"]) / 2
+
+
+@given(st.integers(0, 99), st.sampled_from([1e-20, 1.0, 1e20]))
+@settings(max_examples=20, deadline=None)
+def test_int8_rounds_to_half_a_step(seed, size):
+    x = numbers(seed, 5, 8) * np.float32(size)
+    data, scale = quantize(jnp.asarray(x))
+    step = np.asarray(scale)[:, None]
+    assert (np.abs(dequantized(data, scale) - x) <= 0.502 * step).all()
+    assert np.abs(np.asarray(data)).max() == 127
+
+
+def test_int8_of_zeros_is_zero():
+    data, scale = quantize(jnp.zeros((2, 8)))
+    assert not dequantized(data, scale).any()
+
+
+@jax.jit
+def chunk(params, cache, tokens, positions):
+    x, cache = params(tokens, positions, jnp.full(1, 24), cache)
+    return params.logits(x), cache
+
+
+def test_logits_with_an_int8_cache(golden):
+    """Prefilled and stepped: closer to the plain ones than the original's int8 comes (2e-2)."""
+    network = golden_network(golden("v1/base"))
+    tokens, plain = network.outputs["input_ids"][:1], network.outputs["logits"][:1]
+    cache, logits = Cache.empty(network.params.config, 1, 40, jnp.int8), []
+    cache = cache.select(jnp.int32(0), None)
+    for place in [range(20), *([i] for i in range(20, 24))]:
+        part = np.array(place)[None]
+        some, cache = chunk(network.params, cache, tokens[:, part[0]], part)
+        logits.append(some)
+    error = distance(np.concatenate(logits, axis=1), plain)
+    assert 1e-4 < error < 1e-2
+
+
+def test_int8_takes_a_byte_a_number():
+    size = lambda dtype: sum(x.nbytes for x in jax.tree.leaves(Cache.empty(CONFIG, 1, 8, dtype)))
+    whole = 2 * CONFIG.layers * CONFIG.kv_heads * 8
+    assert size(jnp.int8) == whole * (CONFIG.head_dim + 4)
+    assert size(jnp.bfloat16) == whole * CONFIG.head_dim * 2
+
+
+# --- writing and reading ----------------------------------------------------------------------
+write = jax.jit(Store.write)
+read = jax.jit(Store.read, static_argnames="window")
+
+
+def content(store):
+    """float64 [B K S H]"""
+    if store.scale is None:
+        return np.asarray(store.data, np.float64)
+    return dequantized(store.data, store.scale)
+
+
+def filled(seed, dtype, slots=SLOTS, heads=HEADS, size=SIZE):
+    x = jnp.asarray(numbers(seed, slots, heads, LENGTH, size))
+    return Store(*quantize(x)) if dtype == jnp.int8 else Store(x, None)
+
+
+@given(st.integers(0, SLOTS - 1), st.integers(0, LENGTH - 5), st.sampled_from(["float32", "int8"]))
+@settings(max_examples=20, deadline=None)
+def test_write_to_one_slot(slot, start, dtype):
+    store = filled(0, dtype)
+    before, new = content(store), numbers(1, 1, 5, HEADS, SIZE)
+    after = content(write(store, new, np.int32(slot), np.full(1, start, np.int32)))
+    where = np.zeros((SLOTS, LENGTH), bool)
+    where[slot, start : start + 5] = True
+    written = np.swapaxes(after, 1, 2)[where].reshape(new.shape)
+    np.testing.assert_allclose(written, new, atol=0 if dtype == "float32" else 0.02)
+    np.testing.assert_array_equal(
+        np.swapaxes(after, 1, 2)[~where], np.swapaxes(before, 1, 2)[~where]
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@given(starts=st.lists(st.integers(0, LENGTH - 3), min_size=SLOTS, max_size=SLOTS))
+@settings(max_examples=20, deadline=None)
+def test_write_to_all_slots_at_their_own_positions(count, starts):
+    store, new = filled(0, jnp.float32), numbers(2, SLOTS, count, HEADS, SIZE)
+    wanted = content(store)
+    for slot, start in enumerate(starts):
+        wanted[slot, :, start : start + count] = new[slot].swapaxes(0, 1)
+    np.testing.assert_array_equal(content(write(store, new, None, np.int32(starts))), wanted)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_read(dtype):
+    store = filled(0, dtype)
+    whole = content(store)
+    np.testing.assert_array_equal(content(read(store, None, None)), whole)
+    for slot in range(SLOTS):
+        got = content(read(store, np.int32(slot), window=7))
+        np.testing.assert_array_equal(got, whole[slot : slot + 1, :, :7])
+
+
+# --- attention --------------------------------------------------------------------------------
+def naive(q, k, v):
+    """q [T N H] over k and v [S K H], S >= T: the last query sees every key. In float64."""
+    k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1).astype(np.float64) for x in (k, v))
+    scores = np.einsum("TNH,SNH->NTS", q, k) / np.sqrt(q.shape[-1])
+    scores[:, ~np.tri(len(q), len(k), len(k) - len(q), dtype=bool)] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("NTS,SNH->TNH", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("length", [1, 9, 1024])  # past 512, queries go in blocks
+def test_no_cache_attends_causally(heads, kv_heads, length):
+    q = numbers(0, 2, length, heads, SIZE)
+    k, v = numbers(1, 2, 2, length, kv_heads, SIZE)
+    positions = np.tile(np.arange(length), (2, 1))
+    y, _ = jax.jit(NoCache().attend, static_argnums=0)(0, q, k, v, positions)
+    for row in range(2):
+        assert distance(y[row], naive(q[row], k[row], v[row])) < 2e-6
+
+
+attend = jax.jit(Cache.attend, static_argnums=1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+@pytest.mark.parametrize("length", [1, 5])
+def test_attention_sees_what_lies_before_it_and_no_more(dtype, length):
+    """Rows at different positions of different slots; what lies past them is left from others."""
+    heads, size, starts = CONFIG.heads, CONFIG.head_dim, np.array([3, 17])
+    key, value = (filled(seed, dtype, 2, heads, size) for seed in (1, 2))
+    cache = Cache((key,), (value,))
+    positions = starts[:, None] + np.arange(length, dtype=np.int32)
+    q, k, v = numbers(3, 3, 2, length, heads, size)
+    together = attend(cache, 0, q, k, v, positions)[0] if length == 1 else None
+    for row, start in enumerate(starts):
+        keys, values = (
+            np.concatenate([content(old)[row, :, :start].swapaxes(0, 1), new[row]])
+            for old, new in ((key, k), (value, v))
+        )
+        # one slot alone, with the smallest window that holds its keys, and all slots at once
+        alone = cache.select(jnp.int32(row), int(start) + length)
+        y, _ = attend(alone, 0, *(x[row : row + 1] for x in (q, k, v, positions)))
+        error = distance(y[0], naive(q[row], keys, values))
+        assert error < (2e-6 if dtype == jnp.float32 else 0.02)
+        if together is not None:
+            assert distance(together[row], y[0]) < 2e-6

@@ -1,0 +1,116 @@
+"""One adapted layer: y = (W + scale * B A) x + bias, wherever in W the adapter's rows belong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax.config import Config
+from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, Rows, fuse, map_linears, spread
+from qwen_jax.nn.model import Linear, init
+from tests.qwen_jax.networks import QWEN2, distance, named
+
+OUT, IN, RANK, SCALE = 24, 10, 3, 0.7
+PARTS = [Rows(2, 0, 8), Rows(2, 8, 10), Rows(2, 10, 12)]  # of two runs of 12 rows
+
+
+def draw(*shape, seed=0, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
+
+
+def delta(rows, seed, dtype=jnp.float32):
+    count = OUT if rows is None else rows.runs * (rows.stop - rows.start)
+    a, b = draw(RANK, IN, seed=seed, dtype=dtype), draw(count, RANK, seed=seed, dtype=dtype)
+    return Delta(a, b, None, rows, SCALE, 0.5)
+
+
+def change(delta):
+    """What a delta adds to the kernel, in float64, row by row."""
+    product = SCALE * np.asarray(delta.b, np.float64) @ np.asarray(delta.a, np.float64)
+    if delta.rows is None:
+        return product
+    made, rows = np.zeros((OUT, IN)), iter(product)
+    for run in range(delta.rows.runs):
+        for row in range(delta.rows.start, delta.rows.stop):
+            made[run * OUT // delta.rows.runs + row] = next(rows)
+    return made
+
+
+@pytest.mark.parametrize("parts", [[None], PARTS, PARTS[1:2]], ids=["whole", "all", "one"])
+def test_layer(parts):
+    base = Linear(draw(OUT, IN), draw(OUT, seed=9))
+    layer = LoraLinear(base, tuple(delta(rows, seed) for seed, rows in enumerate(parts)))
+    kernel = np.asarray(base.kernel, np.float64) + sum(map(change, layer.deltas))
+    x = draw(2, 5, IN)
+    wanted = np.asarray(x, np.float64) @ kernel.T + np.asarray(base.bias)
+    assert distance(layer(x), wanted) < 1e-6
+    assert distance(layer.fused()(x), wanted) < 1e-6
+    assert distance(layer.fused().kernel, kernel) < 1e-6
+
+
+def test_no_bias():
+    layer = LoraLinear(Linear(draw(OUT, IN), None), (delta(None, 1),))
+    assert layer.fused().bias is None
+
+
+def test_fused_in_bfloat16_is_rounded_once():
+    base = Linear(draw(OUT, IN, dtype=jnp.bfloat16), None)
+    layer = LoraLinear(base, tuple(delta(rows, 3, jnp.bfloat16) for rows in PARTS))
+    exact = np.asarray(base.kernel, np.float64) + sum(map(change, layer.deltas))
+    made = layer.fused().kernel
+    assert made.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(made, exact.astype(np.float32).astype(jnp.bfloat16))
+
+
+def test_bfloat16_input():
+    """The sums are float32; only the result is rounded to the input's type."""
+    layer = LoraLinear(Linear(draw(OUT, IN), None), (delta(None, 1),))
+    x = draw(4, IN, dtype=jnp.bfloat16)
+    assert layer.float32(x).dtype == jnp.float32
+    assert layer(x).dtype == jnp.bfloat16
+    assert distance(layer(x), layer.fused()(x)) < 2e-2
+
+
+def test_each_row_its_own():
+    """Rows beside each other follow one adapter, another, or none; what others do is no matter."""
+    base = Linear(draw(OUT, IN), draw(OUT, seed=9))
+    one, two = delta(PARTS[1], 1), delta(PARTS[1], 2)
+    broken = np.full((2, IN), np.inf, np.float32)  # a third, of rank 2
+    several = Deltas(
+        a=jnp.concatenate([one.a, two.a, broken]),
+        b=jnp.concatenate([one.b, two.b, draw(len(one.b), 2)], axis=1),
+        chosen=jnp.array([2, 0, 1, 2]),
+        rows=PARTS[1],
+        numbers=(1, 2, 5),
+        ranks=(RANK, RANK, 2),
+        scales=(SCALE, SCALE, 1.0),
+    )
+    x = draw(4, 5, IN)
+    got = LoraLinear(base, (several,))(x)
+    for row, deltas in enumerate([(two,), (), (one,), (two,)]):
+        assert distance(got[row], LoraLinear(base, deltas)(x[row])) < 1e-6
+
+
+def test_spread():
+    y = jnp.arange(1.0, 5.0)
+    np.testing.assert_array_equal(spread(y, Rows(2, 1, 3), 8), [0, 1, 2, 0, 0, 3, 4, 0])
+    np.testing.assert_array_equal(spread(y, None, 4), y)
+
+
+def test_map_linears_and_fuse():
+    params = init(Config.from_hf(QWEN2 | {"num_hidden_layers": 2}), jax.random.key(0))
+    names = []
+    map_linears(lambda name, layer: names.append(name) or layer, params)
+    layers = ["attn.out", "attn.qkv", "mlp.down", "mlp.gate", "mlp.up"]
+    assert sorted(names) == [f"blocks.{i}.{layer}" for i in (0, 1) for layer in layers]
+
+    def wrap(name, layer):
+        if name != "blocks.1.mlp.up":
+            return layer
+        out, width = layer.kernel.shape
+        return LoraLinear(layer, (Delta(draw(2, width), draw(out, 2), None, None, 1.0, 0.0),))
+
+    before, after = named(params), named(fuse(map_linears(wrap, params)))
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert changed == ["blocks.1.mlp.up.kernel"]

@@ -1,0 +1,168 @@
+"""Text to ids and back: the original's ids, Hugging Face's ids, and streams that lose nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen_jax.text.tokenizer import PADDING_ROWS, StopStrings, TextStream, split
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/text/tokenizer.json").read_text("utf-8"))
+
+quick = settings(max_examples=300, deadline=None)
+
+# Whole words reach the merges, single characters every branch of the pattern. Arbitrary Unicode
+# would not do: Hugging Face's NFC knows fewer combining marks than Python's.
+words = "quick brown jumps, lazy doesn't 你好，世界。 我是一只猫 def return; Café 3.14159".split()
+controls = "<|endoftext|> <|im_start|> <|im_end|> <think> </think> <tool_call> </tool_call>".split()
+characters = [*" \t\n\r\x0b\x85\xa0\u3000'sSdtTrREmML0٣Aé中猫😀\u0301\u0327\u200d\ufb01.<|>!\x00"]
+plain = st.lists(st.sampled_from(words + characters), max_size=40).map("".join)
+mixed = st.lists(st.sampled_from(words + characters + controls), max_size=40)
+
+
+def test_ids_and_text_are_the_original_ones(real):
+    for row in GOLDEN["rows"]:
+        assert real.encode(row["text"]) == row["ids_no_special"]
+        assert real.encode(row["text"], specials=True) == row["ids"]
+        assert real.decode(row["ids"]) == row["decoded"]
+
+
+def test_half_characters_decode_as_the_original_does(real):
+    for row in GOLDEN["partial"]:
+        assert real.decode(row["ids"]) == row["replace"]
+        assert real.decode(row["ids"], errors="ignore") == row["ignore"]
+
+
+@quick
+@given(text=plain)
+def test_plain_text_has_hugging_face_ids(small, oracle, text):
+    ids = small.encode(text)
+    assert ids == oracle.encode(text).ids
+    assert small.decode(ids) == oracle.decode(ids)
+
+
+@quick
+@given(pieces=mixed)
+def test_control_tokens_count_when_asked_for(small, oracle, pieces):
+    text = "".join(pieces).replace("\u0301", "").replace("\u0327", "")  # ours is NFC before, as v1
+    ids = small.encode(text, specials=True)
+    assert ids == oracle.encode(text).ids
+    assert small.decode(ids, skip_specials=True) == oracle.decode(ids, skip_special_tokens=True)
+
+
+@quick
+@given(pieces=mixed)
+def test_text_is_text_by_default(small, pieces):
+    assert not set(small.encode("".join(pieces))) & set(small.specials.values())
+
+
+def test_only_the_named_control_tokens_count(small):
+    ids = small.encode("<|im_end|><think>", specials={"<think>"})
+    assert ids[-1] == small.specials["<think>"]
+    assert small.specials["<|im_end|>"] not in ids
+    with pytest.raises(ValueError, match=r"\['<pad>'\] are no control tokens"):
+        small.encode("", specials={"<pad>"})
+
+
+def test_a_name_within_a_longer_name_loses(small):
+    assert split("x<ab>y", ["<a", "<ab>"]) == ["x", "<ab>", "y"]
+
+
+def test_skipping_specials_keeps_the_visible_markup(small):
+    ids = small.encode("<|im_start|><think>so</think><|im_end|>", specials=True)
+    assert small.decode(ids, skip_specials=True) == "<think>so</think>"
+
+
+def test_lone_surrogates_become_replacement_characters(small):
+    assert small.decode(small.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_numpy_ids_decode(small):
+    assert small.decode(np.array(small.encode("你好"))) == "你好"
+
+
+def test_padding_rows_are_silent_and_other_ids_are_errors(small):
+    end = max(small.specials.values())
+    assert small.decode([*small.encode("a"), end + 1, end + PADDING_ROWS]) == "a"
+    for id in (end + PADDING_ROWS + 1, -1):
+        with pytest.raises(ValueError, match=f"got token id {id}, this vocabulary ends at {end}"):
+            small.decode([id])
+
+
+@pytest.mark.parametrize("text", [" " * 1_200_000 + "a", "a" + "\n" * 900_000 + "\t" * 1_000_001])
+def test_a_million_blanks_encode(small, text):
+    assert small.decode(small.encode(text)) == text
+
+
+def test_blanks_that_tiktoken_can_encode_are_not_divided(small):
+    text = "a" + " " * 700_000 + "b"
+    assert small.encode(text) == small.encoding.encode_ordinary(text)
+
+
+@quick
+@given(data=st.data(), skip=st.booleans(), errors=st.sampled_from(["replace", "ignore"]))
+def test_a_stream_adds_up_to_the_decoded_whole(small, data, skip, errors):
+    ids = data.draw(st.lists(st.integers(0, small.vocab_size + 5), max_size=60))
+    stream, text = TextStream(small, errors, skip_specials=skip), ""
+    start = 0
+    while start < len(ids):
+        step = data.draw(st.integers(1, 7))
+        text += stream.push(ids[start : start + step])
+        start += step
+    assert text + stream.flush() == small.decode(ids, errors, skip_specials=skip)
+
+
+def test_a_stream_never_shows_half_a_character(small):
+    stream = TextStream(small)
+    ids = small.encode("😀 ß 中 👩‍👩‍👧")
+    pushed = [stream.push([id]) for id in ids]
+    assert "" in pushed
+    assert "\ufffd" not in "".join(pushed)
+    stream.push(small.encode("😀")[:1])
+    assert stream.flush() == "\ufffd"
+
+
+def first_complete(text: str, stops: list[str]) -> tuple[str, bool]:
+    """What StopStrings promises, by looking at the whole text."""
+    for end in range(1, len(text) + 1):
+        if met := [stop for stop in stops if text[:end].endswith(stop)]:
+            return text[: end - max(map(len, met))], True
+    return text, False
+
+
+letters = st.text("ab\n", max_size=5)
+
+
+@quick
+@given(
+    pushes=st.lists(letters, max_size=15),
+    stops=st.lists(letters.filter(bool), max_size=4),
+)
+def test_stop_strings_cut_as_on_the_whole_text(pushes, stops):
+    watch, shown, held = StopStrings(stops), "", ""
+    for text in pushes:
+        held += text
+        safe, stopped = watch.push(text)
+        shown += safe
+        held = held[len(safe) :]
+        if stopped:
+            break
+        assert not held or any(stop.startswith(held) for stop in stops)  # no more than needed
+    assert (shown + watch.flush(), watch.stopped) == first_complete("".join(pushes), stops)
+
+
+def test_nothing_comes_after_a_stop():
+    watch = StopStrings(["\nObservation:"])
+    assert watch.push("Action\nObs") == ("Action", False)
+    assert watch.push("ervation: 4") == ("", True)
+    assert watch.push("more") == ("", True)
+    assert watch.flush() == ""
+
+
+@pytest.mark.parametrize("stops", ["stop", ["stop", ""]])
+def test_stop_strings_that_make_no_sense_are_refused(stops):
+    with pytest.raises(ValueError, match="wanted a list of non-empty strings"):
+        StopStrings(stops)

@@ -1,0 +1,221 @@
+"""No field of a request is accepted and then forgotten."""
+
+import copy
+import re
+
+import httpx
+import jax
+import numpy as np
+import pytest
+
+from serve.api import schemas
+from serve.engine.operations import Prefill
+from tests.serve.raw_http import CHAT, fault
+from tests.serve.text.test_grammar import CALL, NOW, ODD
+from tests.serve.text.test_tools import TIME, TOOLS, WEATHER
+
+TEMPLATE = (
+    "{{ tools | tojson }}{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ m.name }}{{ m.reasoning_content }}"
+    "{{ m.tool_call_id }}\n{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "seed": 1}
+USED = {"role": "assistant", "content": "so"}
+ANSWERED = {"role": "tool", "content": "4", "tool_call_id": "a"}
+ASKED = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+NAMED = {"type": "function", "function": {"name": "time"}}
+GRAMMAR = {"type": "grammar", "grammar": 'start: "a"'}
+BEFORE = WORDS["messages"]
+SCHEMA = {"name": "x", "schema": ODD, "strict": False}
+BASES = {
+    "chat": (CHAT, WORDS),
+    "completion": ("/v1/completions", {"model": "tiny", "prompt": "hi", "seed": 1}),
+    "tokenize": ("/tokenize", {"messages": WORDS["messages"]}),
+    "text": ("/tokenize", {"prompt": "hi"}),
+    "detokenize": ("/detokenize", {"tokens": [5]}),
+    "tools": (CHAT, WORDS | {"tools": TOOLS}),
+    "functions": (CHAT, WORDS | {"functions": [WEATHER]}),
+    "named": (CHAT, WORDS | {"tools": TOOLS, "tool_choice": NAMED}),
+    "turns": (CHAT, WORDS | {"messages": [*BEFORE, USED, *BEFORE]}),
+    "calls": (CHAT, WORDS | {"messages": [*BEFORE, USED | {"tool_calls": [ASKED]}, ANSWERED]}),
+    "format": (CHAT, WORDS | {"response_format": {"type": "json_schema", "json_schema": SCHEMA}}),
+}  # fmt: skip
+
+# field -> which body, which place in it, what is put there; then the server has to do otherwise
+USED_FIELDS = {
+    "SamplingFields.model": ("chat completion", "model", "other"),
+    "SamplingFields.stream": ("chat completion", "stream", True),
+    "SamplingFields.stream_options": ("chat", "stream_options", {"include_usage": True}),
+    "SamplingFields.n": ("chat completion", "n", 2),
+    "SamplingFields.max_tokens": ("chat completion", "max_tokens", 3),
+    "SamplingFields.temperature": ("chat completion", "temperature", 0.5),
+    "SamplingFields.top_p": ("chat completion", "top_p", 0.5),
+    "SamplingFields.top_k": ("chat completion", "top_k", 3),
+    "SamplingFields.min_p": ("chat completion", "min_p", 0.5),
+    "SamplingFields.repetition_penalty": ("chat completion", "repetition_penalty", 1.5),
+    "SamplingFields.presence_penalty": ("chat completion", "presence_penalty", 0.5),
+    "SamplingFields.frequency_penalty": ("chat completion", "frequency_penalty", 0.5),
+    "SamplingFields.logit_bias": ("chat completion", "logit_bias", {"5": 1}),
+    "SamplingFields.min_tokens": ("chat completion", "min_tokens", 3),
+    "SamplingFields.seed": ("chat completion", "seed", 2),
+    "SamplingFields.stop": ("chat completion", "stop", "l"),
+    "SamplingFields.stop_token_ids": ("chat completion", "stop_token_ids", [5]),
+    "SamplingFields.ignore_eos": ("chat", "ignore_eos", True),
+    "StreamOptions.include_usage": ("chat completion", "stream_options.include_usage", True),
+    "ChatRequest.messages": ("chat", "messages.0.content", "bye"),
+    "ChatRequest.max_completion_tokens": ("chat", "max_completion_tokens", 3),
+    "ChatRequest.logprobs": ("chat", "logprobs", True),
+    "ChatRequest.top_logprobs": ("chat", "top_logprobs", 1),
+    "ChatRequest.tools": ("chat", "tools", TOOLS),
+    "ChatRequest.tool_choice": ("tools", "tool_choice", "none"),
+    "ChatRequest.parallel_tool_calls": ("tools", "parallel_tool_calls", False),
+    "ChatRequest.functions": ("chat", "functions", [TIME]),
+    "ChatRequest.function_call": ("functions", "function_call", "none"),
+    "ChatRequest.response_format": ("chat", "response_format", {"type": "json_object"}),
+    "ChatRequest.enable_thinking": ("chat", "enable_thinking", False),
+    "ChatRequest.chat_template_kwargs": ("chat", "chat_template_kwargs", {"enable_thinking": True}),
+    "TemplateArguments.enable_thinking": ("chat", "chat_template_kwargs.enable_thinking", False),
+    "Function.name": ("tools functions", "*function.name", "other"),
+    "Function.description": ("tools functions", "*function.description", "other"),
+    "Function.parameters": ("tools functions", "*function.parameters", {"type": "object"}),
+    "Function.strict": ("tools functions", "*function.strict", True),
+    "Function.name_for_model": ("tools functions", "*function.name_for_model", "other"),
+    "Function.name_for_human": ("v1 functions", "*function.name_for_human", "other"),
+    "Function.description_for_model": ("tools functions", "*function.description_for_model", "x"),
+    "Tool.function": ("tools", "tools.0.function", TIME),
+    "FunctionName.name": ("named", "tool_choice.function.name", "weather"),
+    "ToolName.function": ("named", "tool_choice.function", {"name": "weather"}),
+    "FunctionCall.name": ("calls", "messages.1.tool_calls.0.function.name", "g"),
+    "FunctionCall.arguments": ("calls", "messages.1.tool_calls.0.function.arguments", "{1}"),
+    "ToolCall.id": ("calls", "messages.1.tool_calls.0.id", "b"),
+    "ToolCall.function": ("calls", "messages.1.tool_calls.0.function.name", "g"),
+    "Message.role": ("chat turns tokenize", "messages.0.role", "system"),
+    "Message.content": ("chat tokenize", "messages.0.content", [{"type": "text", "text": "a"}]),
+    "Message.reasoning_content": ("turns", "messages.1.reasoning_content", "hm"),
+    "Message.name": ("chat", "messages.0.name", "Ann"),
+    "Message.function_call": ("turns", "messages.1.function_call", ASKED["function"]),
+    "Message.tool_calls": ("turns", "messages.1.tool_calls", [ASKED]),
+    "Message.tool_call_id": ("calls", "messages.2.tool_call_id", "b"),
+    "ResponseFormat.type": ("format", "response_format", {"type": "text"}),
+    "ResponseFormat.json_schema": ("format", "response_format.json_schema.schema.maxProperties", 0),
+    "ResponseFormat.pattern": ("chat", "response_format", {"type": "regex", "pattern": "a"}),
+    "ResponseFormat.grammar": ("chat", "response_format", GRAMMAR),
+    "JsonSchema.schema_": ("format", "response_format.json_schema.schema", {"type": "string"}),
+    "JsonSchema.strict": ("format", "response_format.json_schema.strict", True),
+    "CompletionRequest.prompt": ("completion", "prompt", "bye"),
+    "CompletionRequest.logprobs": ("completion", "logprobs", 1),
+    "CompletionRequest.echo": ("completion", "echo", True),
+    "CompletionRequest.response_format": ("completion", "response_format", {"type": "json_object"}),
+    "TokenizeRequest.model": ("tokenize", "model", "other"),
+    "TokenizeRequest.prompt": ("text", "prompt", "bye"),
+    "TokenizeRequest.messages": ("tokenize", "messages.0.content", "bye"),
+    "TokenizeRequest.add_generation_prompt": ("tokenize", "add_generation_prompt", False),
+    "TokenizeRequest.return_token_strs": ("tokenize text", "return_token_strs", True),
+    "DetokenizeRequest.model": ("detokenize", "model", "other"),
+    "DetokenizeRequest.tokens": ("detokenize", "tokens", [6]),
+}  # fmt: skip
+# What a field needs beside it, in both requests.
+BESIDE = {
+    "SamplingFields.stream_options": {"stream": True},
+    "StreamOptions.include_usage": {"stream": True, "stream_options": {}},
+    "ChatRequest.top_logprobs": {"logprobs": True},
+    "TemplateArguments.enable_thinking": {"chat_template_kwargs": {}},
+}
+# The one value they may have is what happens anyway; any other is refused by name.
+FIXED = {
+    "Tool.type": ("tools", "tools.0.type", "retrieval"),
+    "ToolName.type": ("named", "tool_choice.type", "custom"),
+    "ToolCall.type": ("calls", "messages.1.tool_calls.0.type", "custom"),
+    "Message.refusal": ("turns", "messages.1.refusal", "no"),
+    "CompletionRequest.best_of": ("completion", "best_of", 2),
+    "CompletionRequest.suffix": ("completion", "suffix", "x"),
+}
+# Names for others; they ask for nothing.
+LABELS = {
+    "SamplingFields.user": ("chat completion", "user", "x"),  # OpenAI's own bookkeeping
+    "JsonSchema.name": ("format", "response_format.json_schema.name", "y"),
+    "JsonSchema.description": ("format", "response_format.json_schema.description", "y"),
+    "TokenizeRequest.add_special_tokens": ("text", "add_special_tokens", False),  # no Qwen has any
+}
+
+
+def kinds(kind=schemas.Fields):
+    return {one for child in kind.__subclasses__() for one in {child} | kinds(child)}
+
+
+def test_every_field_is_in_a_table():
+    known = {f"{kind.__name__}.{name}" for kind in kinds() for name in kind.__annotations__}
+    assert known == USED_FIELDS.keys() | FIXED.keys() | LABELS.keys()
+
+
+@pytest.fixture(scope="module")
+def servers(scripted):
+    said = f"Hello.\n{CALL}\n{NOW} Bye."
+    with scripted(said, TEMPLATE) as modern, scripted(said, length=999) as original:
+        yield {"modern": modern, "v1": original}
+
+
+def put(body, where, value):
+    """A copy of body with a value at a place such as messages.0.role."""
+    body = copy.deepcopy(body)
+    if where.startswith("*function"):
+        where = where.replace("*function", "tools.0.function" if "tools" in body else "functions.0")
+    *path, last = [int(part) if part.isdigit() else part for part in where.split(".")]
+    inner = body
+    for part in path:
+        inner = inner[part]
+    inner[last] = value
+    return body
+
+
+def seen(running, path, body):
+    """All that a request makes happen: what it asks of the device, and the answer."""
+    device = running.model.engine._device
+    device.log.clear()
+    answer = httpx.post(running.url + path, json=body, timeout=60)
+    running.settle()
+    asked = [
+        (chunk.tokens, chunk.max_new_tokens, chunk.mask, leaves(chunk.settings))
+        for chunk in device.log
+        if isinstance(chunk, Prefill)
+    ]
+    said = re.sub(r'(cmpl-|call_)\w+|"created": ?\d+', "", answer.text)
+    return answer.status_code, asked, said
+
+
+def leaves(settings):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(settings)]
+
+
+def both(servers, field, table):
+    """What happens without the field's new value, and with it."""
+    bases, where, value = table[field]
+    form = "v1" if "v1" in bases else "modern"
+    for base in bases.removeprefix("v1 ").split():
+        path, body = BASES[base]
+        body = body | copy.deepcopy(BESIDE.get(field, {}))
+        before = seen(servers[form], path, body)
+        assert before[0] == 200, before
+        yield before, seen(servers[form], path, put(body, where, value))
+
+
+@pytest.mark.parametrize("field", USED_FIELDS)
+def test_fields_that_are_used(servers, field):
+    for before, after in both(servers, field, USED_FIELDS):
+        assert after[0] in (200, 404) or field in ("ToolCall.id", "JsonSchema.strict"), after
+        assert before != after
+
+
+@pytest.mark.parametrize("field", FIXED)
+def test_fields_with_one_value(servers, field):
+    bases, where, value = FIXED[field]
+    path, body = BASES[bases]
+    answer = httpx.post(servers["modern"].url + path, json=put(body, where, value))
+    assert fault(answer, 400)["param"].startswith(where.split(".")[0])
+
+
+@pytest.mark.parametrize("field", LABELS)
+def test_fields_that_are_labels(servers, field):
+    for before, after in both(servers, field, LABELS):
+        assert before == after

@@ -1,0 +1,121 @@
+"""The device side: everything is compiled beforehand, and runs as the schedule asks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qwen_jax.decoding import decode, prefix
+from qwen_jax.decoding.completion import complete
+from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.nn.rope import octave
+from serve import loading
+from serve.engine.model_runner import ModelRunner
+from serve.engine.operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
+from serve.engine.scheduler import Request, Scheduler
+from tests.serve.conftest import SETTINGS
+
+WISH = SamplingArrays.of(Sampling(temperature=0.5, logprobs=3, stop_ids=((1, 2),)), ((3,),), 9)
+MASK = b"\xff" * 52
+
+
+@pytest.fixture(scope="module")
+def warm(babbler):
+    runner = loading.runner(babbler, SETTINGS)
+    runner.warm()
+    return runner
+
+
+def compiled():
+    programs = [program.plain for program in (decode._prefill, decode._step, prefix._score_chunk)]
+    jitted = (*programs, decode._start, decode._release, prefix._copy_prefix)
+    return [function._cache_size() for function in jitted]
+
+
+def prefill(slot, length, start, mask=None, new=1):
+    return Prefill(slot, [5] * length, start, start + length, WISH, new, mask)
+
+
+@pytest.mark.parametrize("first", ["prefill", "judge", "step", "masked", "share", "release"])
+def test_whatever_comes_first_is_compiled(warm, first):
+    """And whatever comes then: chunks of every size at every place, with masks and without."""
+    before = compiled()
+    warm.reset()
+    operations = {
+        "prefill": prefill(0, 64, 0),
+        "judge": ScoreChunk(0, [1], [2], 0, 64),
+        "step": Step(4),
+        "masked": Step(1, {0: MASK}),
+        "share": CopyPrefix(0, 1, [1] * 64),
+        "release": Release(7),
+    }
+    warm.run([operations.pop(first), *operations.values(), Step(1), Step(1, {2: b""})])
+    for start in range(0, warm.length, warm.chunk):
+        for length in (1, 15, 16, 17, 63, 64):
+            warm.run([prefill(3, length, start, mask, 0) for mask in (None, MASK)])
+        warm.run([ScoreChunk(1, [1] * 3, [2] * 3, start, warm.length)])
+        if start:
+            warm.run([CopyPrefix(1, 2, [1] * start)])
+    assert compiled() == before
+
+
+@pytest.mark.parametrize("length", [16, 64, 256, 2048])
+@pytest.mark.parametrize("chunk", [16, 64, 128])
+def test_every_program_is_named(length, chunk):
+    """Sizes and windows of all chunks that can be, without a device."""
+    if length % chunk:
+        return
+    runner = object.__new__(ModelRunner)
+    runner.length, runner.chunk, runner._counts = length, chunk, (1, 4)
+    runner._sizes = sorted({max(chunk // 4, 16), chunk})
+    window = lambda start, size: min(length, 1 << (start + size - 1).bit_length())
+    named = {
+        (len(op.tokens), window(op.start, len(op.tokens)))
+        for op in runner.programs()
+        if isinstance(op, Prefill)
+    }
+    possible = {
+        (size, window(start, size)) for start in range(0, length, chunk) for size in runner._sizes
+    }
+    assert named == possible
+    shared = {
+        min(length, decode.bucket(len(op.tokens)))
+        for op in runner.programs()
+        if isinstance(op, CopyPrefix)
+    }
+    assert {min(length, decode.bucket(n)) for n in range(chunk, length, chunk)} <= shared
+
+
+def test_answers_are_those_of_generate(warm, babbler):
+    """Through the schedule, in chunks, beside others, the first with a grammar's mask of all."""
+    schedule = Scheduler(warm.slots, warm.chunk, 99, 4, share=True)
+    texts = [[7, 8, 9], list(range(30, 110)), [50] * 64]
+    samplings = [Sampling(temperature=0.8), Sampling(temperature=0), Sampling(temperature=1.2)]
+    requests = [
+        Request(
+            ids,
+            SamplingArrays.of(sampling, (), 5),
+            12,
+            lambda update: None,
+            prefix_scope=str(n % 2),
+        )
+        for n, (ids, sampling) in enumerate(zip(texts, samplings, strict=True))
+    ]
+    for request in requests:
+        schedule.submit(request)
+    while schedule.busy:
+        turn = schedule.next()
+        schedule.take(turn, warm.read(turn.operations, warm.run(turn.operations)))
+    for request, ids, sampling in zip(requests, texts, samplings, strict=True):
+        (alone,) = complete(babbler, [ids], sampling, max_new_tokens=12, seed=5, eos_ids=())
+        assert request.answer == alone.tokens
+
+
+def test_lineage_is_the_octave(warm):
+    runner = object.__new__(ModelRunner)
+    for trained in (None, 32, 512):
+        runner.config = replace(warm.config, ntk_length=trained)
+        lengths = np.asarray([1, 31, 32, 33, 64, 65, 511, 512, 513, 1024, 1025, 5000])
+        wanted = octave(runner.config, lengths).tolist()
+        assert [runner.prefix_scope(int(length)) for length in lengths] == wanted

@@ -1,0 +1,300 @@
+import json
+import threading
+
+import pytest
+
+from tests.serve.page.browser import answers, ask, chromium, opened, press, questions
+from tests.serve.stub import BreaksOff, Refusal, Stub
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def stub():
+    with Stub() as stub:
+        yield stub
+
+
+@pytest.fixture
+def page(browser, stub):
+    with opened(browser, stub.url) as page:
+        yield page
+
+
+def endless(body):
+    while True:
+        yield "more "
+        threading.Event().wait(0.02)
+
+
+def contents(request):
+    return [(message["role"], message["content"]) for message in request["messages"]]
+
+
+def test_an_answer_is_shown_while_it_streams(page, stub):
+    goes_on = threading.Event()
+
+    def answer(body):
+        yield from ({"reasoning_content": "hm"}, {"reasoning_content": "m"}, "**first** ")
+        goes_on.wait(10)
+        yield "second"
+
+    stub.answer = answer
+    ask(page, "A question")
+    page.wait_for_selector(".prose strong >> text=first")
+    assert page.is_visible("#stop")
+    assert page.get_attribute(".assistant", "aria-busy") == "true"
+    goes_on.set()
+    assert (answers(page), page.text_content("details .prose")) == (["first second"], "hmm")
+    assert page.get_attribute(".assistant", "aria-busy") == "false"
+    assert "first second" in page.inner_text("#status")
+    messages = [{"role": "user", "content": "A question"}]
+    assert stub.requests == [{"model": "qwen-tiny", "messages": messages, "stream": True}]
+
+
+@pytest.mark.parametrize("how", ["button", "key"])
+def test_stop(page, stub, how):
+    stub.answer = endless
+    ask(page, "Go on")
+    page.wait_for_selector("text=more more")
+    page.click("#stop") if how == "button" else page.keyboard.press("Escape")
+    (part,) = answers(page)
+    assert page.inner_text(".assistant p.note") == "Stopped."
+    assert stub.left.wait(5), "the server was not told"
+    assert page.evaluate("document.activeElement.id") == "query"
+    stub.answer = lambda body: ["Yes."]
+    ask(page, "Enough?")
+    assert answers(page) == [part, "Yes."]
+    assert contents(stub.requests[1])[1][1].strip() == part.strip()
+
+
+def test_another_answer(page, stub):
+    stub.answer = lambda body: [f"answer {len(stub.requests)}"]
+    ask(page, "One")
+    answers(page)
+    ask(page, "Two")
+    answers(page)
+    press(page, "Another answer")
+    assert answers(page) == ["answer 1", "answer 3"]
+    assert stub.requests[2] == stub.requests[1]
+
+
+def test_edit_and_send_again(page, stub):
+    stub.answer = lambda body: [f"to {body['messages'][-1]['content']}"]
+    for text in ("One", "Two"):
+        ask(page, text)
+        answers(page)
+    page.locator(".user").first.get_by_role("button", name="Edit").click(force=True)
+    assert page.evaluate("document.activeElement.value") == "One"
+    page.keyboard.press("Escape")
+    assert questions(page) == ["One", "Two"]
+    page.keyboard.press("Enter")  # the focus is back on the button
+    page.keyboard.type(", changed")
+    page.keyboard.press("Enter")
+    assert answers(page) == ["to One, changed"]
+    assert questions(page) == ["One, changed"]
+    assert contents(stub.requests[2]) == [("user", "One, changed")]
+
+
+def test_reload_keeps_the_conversation(page, stub):
+    stub.answer = lambda body: ["*kept*"]
+    ask(page, "Keep this")
+    answers(page)
+    stub.answer = endless
+    ask(page, "And this")
+    page.wait_for_selector("text=more more")
+    page.reload()
+    assert questions(page) == ["Keep this", "And this"]
+    kept, part = answers(page)
+    assert kept == "kept"
+    assert part.startswith("more more")
+    assert page.inner_text(".assistant p.note") == "Interrupted."
+    assert page.inner_text("#conversations .name") == page.title() == "Keep this"
+
+
+def test_what_a_model_writes_is_text(page, stub):
+    attack = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
+    stub.answer = lambda body: [attack, "\n\n[go](javascript:window.hit=1) ", attack[:30]]
+    ask(page, attack)
+    assert attack in answers(page)[0]
+    assert questions(page) == [attack]
+    page.reload()
+    assert attack in answers(page)[0]
+    assert page.locator("#messages :is(script, img, a)").count() == 0
+    assert page.evaluate("window.hit") is None
+
+
+@pytest.mark.parametrize("error", [Refusal(429, "too many requests; wait"), BreaksOff()])
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_errors_are_shown_and_tried_again(browser, stub, error, when):
+    def answer(body):
+        if when == "later":
+            yield "a part"
+        raise error
+
+    stub.answer = answer
+    with opened(browser, stub.url, ("429", "net::ERR")) as page:
+        ask(page, "A question")
+        page.wait_for_selector("[role=alert]")
+        said = str(error) or "The server cannot be reached, or its answer broke off."
+        assert said in page.inner_text("[role=alert]")
+        assert answers(page) == ["a part" if when == "later" else ""]
+        stub.answer = lambda body: ["the answer"]
+        press(page, "Try again")
+        assert answers(page) == ["the answer"]
+        assert contents(stub.requests[1]) == [("user", "A question")]
+
+
+def test_a_question_without_an_answer_is_not_sent_again(browser, stub):
+    def answer(body):
+        raise Refusal(500, "broken")
+
+    stub.answer = answer
+    with opened(browser, stub.url, ("500",)) as page:
+        ask(page, "Lost")
+        page.wait_for_selector("[role=alert]")
+        stub.answer = lambda body: ["fine"]
+        ask(page, "Found")
+        answers(page)
+    assert contents(stub.requests[1]) == [("user", "Found")]
+
+
+def test_the_key(browser, stub):
+    stub.key = "secret"
+    with opened(browser, stub.url, ("401",)) as page:
+        assert "API key" in page.inner_text("#toast")
+        ask(page, "Let me in")
+        page.wait_for_selector("dialog[open]")
+        assert page.evaluate("document.activeElement.id") == "key"
+        assert page.get_attribute("#key", "type") == "password"
+        page.keyboard.type("secret")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("option >> text=qwen-tiny-adapter", state="attached")
+        assert not page.is_visible("dialog")
+        press(page, "Try again")
+        assert answers(page) == ["Hi."]
+        page.reload()
+        page.wait_for_selector("option >> text=qwen-tiny-adapter", state="attached")
+
+
+def test_settings_are_sent_and_kept(page, stub):
+    page.click("#open-settings")
+    page.fill("[name=temperature]", "0.5")
+    page.fill("[name=top_k]", "7")
+    page.fill("[name=top_p]", "3")  # not possible: not sent
+    page.fill("[name=seed]", "12")
+    page.fill("#system", "Be brief.")
+    page.keyboard.press("Escape")
+    page.select_option("#model", "qwen-tiny-adapter")
+    ask(page, "Hello")
+    answers(page)
+    page.reload()
+    page.click("#new")
+    ask(page, "Again")
+    answers(page)
+    for request in stub.requests:
+        assert contents(request)[0] == ("system", "Be brief.")
+        del request["messages"]
+        sampling = {"temperature": 0.5, "top_k": 7, "seed": 12}
+        assert request == {"model": "qwen-tiny-adapter", "stream": True, **sampling}
+
+
+def test_conversations(page, stub, tmp_path):
+    for text in ("First", "Second"):
+        page.click("#new")
+        ask(page, text)
+        answers(page)
+    names = page.locator("#conversations .name")
+    assert names.all_inner_texts() == ["Second", "First"]
+    names.last.click()
+    assert questions(page) == ["First"]
+    with page.expect_download() as download:
+        page.locator("#conversations li:last-child").get_by_label("Export").click(force=True)
+    saved = json.loads(download.value.path().read_text("utf-8"))
+    assert download.value.suggested_filename == "First.json"
+    assert [message["content"] for message in saved["messages"]] == ["First", "Hi."]
+    page.locator("#conversations li:last-child").get_by_label("Delete").click(force=True)
+    assert (names.all_inner_texts(), questions(page)) == (["Second"], [])
+    page.click("#toast >> text=Undo")
+    assert names.all_inner_texts() == ["Second", "First"]
+    page.click("#open-settings")
+    page.click("#delete-all")
+    page.reload()
+    assert names.count() == 0
+
+
+def test_an_answer_grows_while_another_conversation_is_shown(page, stub):
+    goes_on = threading.Event()
+
+    def answer(body):
+        yield "one "
+        goes_on.wait(10)
+        yield "two"
+
+    stub.answer = answer
+    ask(page, "Slow")
+    page.wait_for_selector("text=one")
+    page.click("#new")
+    assert answers(page) == []
+    page.click("#conversations .name")
+    goes_on.set()
+    page.wait_for_selector("#conversations .name:not(.growing)")
+    assert answers(page) == ["one two"]
+
+
+def test_languages_and_themes(browser, stub):
+    with opened(browser, stub.url, locale="zh-CN", color_scheme="dark") as page:
+        background = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert page.get_attribute("#query", "placeholder") == "输入消息"
+        dark = background()
+        page.click("#theme")
+        assert background() != dark
+        page.click("#open-settings")
+        page.select_option("#language", "en")
+        assert page.inner_text("#settings-title") == "Settings"
+        page.select_option("#theme-choice", "")
+        assert background() == dark
+        page.reload()
+        assert page.get_attribute("#query", "placeholder") == "Message"
+        assert page.get_attribute("html", "lang") == "en"
+
+
+def test_keyboard(page, stub):
+    page.keyboard.type("one")  # the page begins there
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    composing = "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true})"
+    page.evaluate(f"document.querySelector('#query').dispatchEvent({composing})")
+    assert stub.requests == []
+    page.keyboard.press("Enter")
+    answers(page)
+    assert contents(stub.requests[0]) == [("user", "one\ntwo")]
+    page.reload()
+    page.evaluate("document.activeElement.blur()")
+    seen = set()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.ariaLabel || document.activeElement.id"))
+    assert {"new", "Export", "Delete", "Model", "Settings", "Copy", "Another answer"} <= seen
+
+
+def test_phone(browser, stub):
+    stub.answer = lambda body: ["```\n" + "long " * 80 + "\n```\n\n" + "x" * 300]
+    how = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
+    with opened(browser, stub.url, **how) as page:
+        page.tap("#query")
+        for key in ("a", "Enter", "b"):  # a new line: there is no Shift on a phone
+            page.keyboard.press(key)
+        page.tap("#send")
+        answers(page)
+        assert questions(page) == ["a\nb"]
+        assert page.evaluate("document.scrollingElement.scrollWidth") == 360
+        assert page.evaluate("document.querySelector('#log').scrollWidth") <= 360
+        page.tap("#open-sidebar")
+        page.tap("#new")
+        page.wait_for_function("document.querySelector('#sidebar').inert")
+        assert questions(page) == []

@@ -1,0 +1,112 @@
+"""Who may ask; a device that fails; a server that ends."""
+
+import json
+import signal
+import time
+
+import httpx
+import pytest
+
+from serve.http.keys import Keys
+from tests.serve.raw_http import ASK, CHAT, STREAM, connect, drained, fault, head
+
+KEYS = Keys({"a-secret-of-sixteen": "ann", "b-secret-of-sixteen": "bob"})
+# --- keys --------------------------------------------------------------------------------------
+PATHS = ["/v1/models", "/metrics", "/version", "/openapi.json", "/tokenizer_info", "/nothing"]
+
+
+@pytest.fixture(scope="module")
+def locked(scripted):
+    with scripted(keys=KEYS) as running:
+        yield running
+
+
+@pytest.mark.parametrize("path", [*PATHS, "//health", "/health/", "/health/../metrics"])
+@pytest.mark.parametrize("key", [None, "", "Bearer", "Bearer x", "Basic a-secret-of-sixteen"])
+def test_no_key_no_answer(locked, path, key):
+    headers = {} if key is None else {"Authorization": key}
+    error = fault(httpx.get(locked.url + path, headers=headers), 401, "key")
+    assert error["code"] == "invalid_api_key"
+
+
+def test_keys_open_doors(locked):
+    for key in ("a-secret-of-sixteen", "b-secret-of-sixteen"):
+        headers = {"Authorization": f"Bearer {key}", "X-Request-Id": "mine-1"}
+        answer = httpx.post(locked.url + CHAT, json=ASK, headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["x-request-id"] == "mine-1"
+    for path in ("/health", "/ready", "/"):
+        assert httpx.get(locked.url + path).status_code == 200
+    fault(httpx.get(locked.url + "/metrics", headers={"Host": "x/health?"}), 401)
+
+
+def test_a_body_without_a_key_is_not_read(locked):
+    with connect(locked) as connection:
+        connection.sendall(head(10**9) + b"x" * 1000)
+        assert drained(connection).startswith(b"HTTP/1.1 401")
+
+
+def test_tenants_share_no_prefix(locked):
+    """The time an answer takes must not tell what somebody else has asked."""
+    long = {"model": "tiny", "messages": [{"role": "user", "content": "the quick brown fox " * 9}]}
+    cached = []
+    for key in ("a-secret-of-sixteen", "b-secret-of-sixteen", "b-secret-of-sixteen"):
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = httpx.post(locked.url + CHAT, json=long, headers=headers).json()
+        cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert cached[:2] == [0, 0]
+    assert cached[2] >= 32
+
+
+# --- the engine fails, the server ends ---------------------------------------------------------
+def test_an_engine_that_fails_goes_on(scripted):
+    with scripted("la " * 50, seconds=0.01) as running:
+        device = running.model.engine._device
+        with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            device.failures = 1
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "server_error"
+        assert rest[-1] == "data: [DONE]"
+        assert httpx.post(running.url + CHAT, json=ASK).status_code == 200
+        assert running.metric("qwen_engine_failures_total") == 1
+        device.failures = 1
+        fault(httpx.post(running.url + CHAT, json=ASK), 500, "engine failed")
+        assert httpx.get(running.url + "/health").status_code == 200
+
+
+def test_an_engine_that_cannot_go_on_says_so(scripted):
+    with scripted() as running:
+        running.model.engine._device.failures = 10**9
+        answers = [httpx.post(running.url + CHAT, json=ASK) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [500, 500, 500, 503]
+        fault(httpx.get(running.url + "/health"), 503, "engine has failed")
+        fault(httpx.get(running.url + "/ready"), 503)
+
+
+def test_sigterm_lets_answers_end(scripted):
+    with scripted("la " * 60, seconds=0.02) as running:
+        with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            with httpx.Client(base_url=running.url) as kept:
+                assert kept.get("/ready").status_code == 200
+                running.server.handle_exit(signal.SIGTERM, None)
+                assert running.service.draining
+                rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(running.url + "/health")
+
+
+def test_draining_ends_in_time(scripted):
+    with scripted("la " * 60, seconds=0.2, drain_seconds=1, step_tokens=1) as running:
+        with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            began = time.monotonic()
+            running.server.handle_exit(signal.SIGTERM, None)
+            with pytest.raises(httpx.HTTPError):
+                list(lines)
+        assert time.monotonic() - began < 6

@@ -1,0 +1,158 @@
+"""Attention in training: every form against a naive one, and what one sample sees of another."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen_jax.nn.sharding import make_mesh
+from train.nn import attention
+
+FORMS = [attention.blocks, functools.partial(attention.splash, interpret=True)]
+SHAPES = {  # heads, kv heads, head size, the lengths of a row's samples, padding at its end
+    "plain": (4, 4, 16, (9, 1, 30), 0),
+    "grouped": (4, 2, 16, (20, 3), 2),
+    "several blocks": (2, 1, 8, (100, 129, 60), 11),
+}
+
+
+def inputs(heads, kv_heads, size, lengths, padding):
+    """q, k, v, segments and a gradient of the output; two rows, the second one sample."""
+    numbers = np.repeat(np.arange(len(lengths)) + 1, lengths)
+    segments = np.stack([np.pad(numbers, (0, padding)), np.ones(sum(lengths) + padding, int)])
+    draw = np.random.default_rng(0).normal
+    count = segments.shape[1]
+    q, dy = draw(size=(2, 2, count, heads, size))
+    k, v = draw(size=(2, 2, count, kv_heads, size))
+    return q, k, v, segments.astype(np.int32), dy
+
+
+def naive(q, k, v, segments, dy):
+    """One query at a time in float64 -> y, and dq, dk, dv by the chain rule."""
+    y, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
+    scale, groups = q.shape[-1] ** -0.5, q.shape[2] // k.shape[2]
+    for b, t, n in np.ndindex(*q.shape[:3]):
+        seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+        keys, values = k[b, seen, n // groups], v[b, seen, n // groups]
+        weights = np.exp(keys @ q[b, t, n] * scale)
+        weights /= weights.sum()
+        y[b, t, n] = weights @ values
+        dscores = weights * (values @ dy[b, t, n] - y[b, t, n] @ dy[b, t, n]) * scale
+        dq[b, t, n] = dscores @ keys
+        for s, weight, d in zip(seen, weights, dscores, strict=True):
+            dv[b, s, n // groups] += weight * dy[b, t, n]
+            dk[b, s, n // groups] += d * q[b, t, n]
+    return y, dq, dk, dv
+
+
+def run(form, q, k, v, segments, dy, dtype=jnp.float32):
+    q, k, v, dy = (jnp.asarray(x, dtype) for x in (q, k, v, dy))
+
+    @jax.jit
+    def both(q, k, v, dy):
+        y, pull = jax.vjp(lambda *x: form(*x, jnp.asarray(segments)), q, k, v)
+        return y, *pull(dy)
+
+    return [np.asarray(x, np.float64) for x in both(q, k, v, dy)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", FORMS, ids=["blocks", "splash"])
+def test_values_and_gradients(form, shape):
+    given = inputs(*SHAPES[shape])
+    for got, want in zip(run(form, *given), naive(*given), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["blocks", "splash"])
+def test_no_sample_sees_another(form):
+    """Bit for bit: values and gradients outside a sample stay as they are, whatever is in it."""
+    q, k, v, segments, dy = inputs(4, 2, 16, (70, 100, 40), 7)
+    changed = segments == 2
+    changed[1] = False
+    other = [np.where(changed[..., None, None], 1e3 - 7 * x, x) for x in (q, k, v)]
+    other_dy = np.where(changed[..., None, None], -dy, dy)
+    before = run(form, q, k, v, segments, dy)
+    after = run(form, *other, segments, other_dy)
+    for x, y in zip(before, after, strict=True):
+        np.testing.assert_array_equal(x[~changed], y[~changed])
+        assert (x[changed] != y[changed]).any()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["blocks", "splash"])
+def test_sixteen_bit_inputs(form):
+    """Products of bf16 in float32: an error of bf16's rounding, no more."""
+    given = inputs(4, 2, 16, (40, 90), 3)
+    rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in given[:3]]
+    wanted = naive(*rounded, *given[3:])
+    for got, want in zip(run(form, *given, jnp.bfloat16), wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-2 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 4}, {"data": 2, "tensor": 4}], ids=str)
+def test_each_device_has_its_rows_and_heads(mesh):
+    q, k, v, segments, _ = inputs(8, 4, 16, (20, 30), 0)
+    mesh = make_mesh(**mesh)
+    place = lambda *axes: NamedSharding(mesh, P(*axes))
+    rows = ("data", "fsdp")
+    put = [
+        jax.device_put(jnp.asarray(x, jnp.float32), place(rows, None, "tensor")) for x in (q, k, v)
+    ]
+    ids = jax.device_put(segments, place(rows))
+    program = jax.jit(lambda *x: attention.attend(*x, mesh)).lower(*put, ids).compile()
+    assert not re.search(r"all-|collective-|reduce-scatter", program.as_text())
+    want = attention.attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, None)
+    np.testing.assert_allclose(program(*put, ids), want, atol=1e-6)
+
+
+def test_key_heads_that_do_not_divide_are_on_every_device():
+    q, k, v, segments, _ = inputs(8, 2, 16, (20, 30), 0)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    got = attention.attend(*arrays, segments, make_mesh(data=2, tensor=4))
+    np.testing.assert_allclose(got, attention.attend(*arrays, segments, None), atol=1e-6)
+
+
+def test_nothing_is_kept_for_the_backward_pass_but_what_the_scores_come_from():
+    q, k, v, segments, _ = inputs(4, 2, 16, (600,), 0)
+    _, pull = jax.vjp(lambda *x: attention.blocks(*x, segments), *map(jnp.asarray, (q, k, v)))
+    kept = {x.shape for x in jax.tree.leaves(pull) if hasattr(x, "shape")}
+    assert not any(shape.count(600) > 1 or 128 in shape for shape in kept), kept
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "wanted"),
+    [
+        ("tpu", "bfloat16", "splash"),
+        ("tpu", "float32", "splash"),
+        ("gpu", "bfloat16", "cudnn"),
+        ("gpu", "float16", "cudnn"),
+        ("gpu", "float32", "blocks"),
+        ("cpu", "bfloat16", "blocks"),
+    ],
+)
+def test_which_form_runs_where(platform, dtype, wanted):
+    assert attention.form(platform, jnp.dtype(dtype)).__name__ == wanted
+
+
+@pytest.mark.parametrize(
+    ("platform", "target"), [("tpu", "tpu_custom_call"), ("cuda", "__cudnn$fmha")]
+)
+def test_lowers(platform, target, monkeypatch):
+    """The kernels, forward and backward, for devices that are not there."""
+    # what jax asks of the installed cuDNN before it is used
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91200
+    )
+    form = attention.form(platform, jnp.dtype("bfloat16"))
+    shape = lambda n: jax.ShapeDtypeStruct((2, 301, n, 64), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((2, 301), jnp.int32)
+    loss = lambda q, k, v, s: jnp.sum(form(q, k, v, s).astype(jnp.float32))
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(shape(4), shape(2), shape(2), segments)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count(target) >= 2
+    assert not re.search(r"2x4x\d+x\d+x\d+xf32|2x4x30\dx30\dx", text), "scores of every head"

@@ -1,0 +1,112 @@
+"""All data checked before training: every fault in one error, and what is known of each record."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from qwen_jax.data.examples import encode
+from qwen_jax.data.faults import Faults
+from qwen_jax.data.records import Records
+from train import scan as module
+from train.scan import check, scan
+
+
+def item(content="hi", role="user"):
+    return {"messages": [{"role": role, "content": content}]}
+
+
+def test_faults_come_all_at_once_with_their_places(data, small):
+    first = data("a.json", item(), item(role="bot"), {"messages": [7, 8]})
+    second = data("b.jsonl", item(), item(3))
+    records = Records([first, data("none.csv", b"x"), second])
+    with pytest.raises(ValueError) as error:
+        scan(records, lambda record: encode(record, small))
+    heading, *lines = str(error.value).split("\n  ")
+    assert heading == "5 faults in the data, nothing was trained:"
+    assert [line.split(", wanted")[0] for line in lines] == [
+        f"{data('none.csv', b'x')}: got a name in '.csv'",
+        f"{first}[1] (line 10): messages[0].role: got 'bot'",
+        f"{first}[2] (line 18): messages[0]: got a number",
+        f"{first}[2] (line 18): messages[1]: got a number",
+        f"{second}:2: messages[0].content: got a number",
+    ]
+
+
+def test_many_faults_are_counted(data, small):
+    records = Records(data("x.jsonl", item(), *[item(3)] * 1000))
+    with pytest.raises(ValueError) as error:
+        scan(records, lambda record: encode(record, small))
+    heading, *lines = str(error.value).split("\n  ")
+    assert heading == "1000 faults in the data, nothing was trained:"
+    assert [line.split(": ")[0].split(":")[-1] for line in lines[:-1]] == [*map(str, range(2, 22))]
+    assert lines[-1] == "and 980 more"
+
+
+def test_what_the_checkpoint_cannot_express_is_a_fault_of_the_data(data, small):
+    records = Records(data("x.jsonl", {"messages": item()["messages"], "tools": [{"a": 1}]}))
+    with pytest.raises(ValueError, match=r"x.jsonl:1: tools needs a chat template"):
+        scan(records, lambda record: encode(record, small))
+
+
+@pytest.mark.parametrize("error", [RecursionError(), OSError("no\ndisk"), ValueError("no\n such")])
+def test_whatever_encoding_raises_is_one_line(data, error):
+    def fail(record):
+        raise error
+
+    with pytest.raises(ValueError, match=r"^1 fault in the data.*\n.*x.txt: n[^\n]*$"):
+        scan(Records(data("x.txt", b"x")), fail)
+
+
+def test_what_is_known_of_each_record(data):
+    learnt = {"a": [1, -100, 3], "b": [5, -100, -100], "c": [-100, -100, -100, 4], "d": [2, 2]}
+    tokens = lambda record: (np.arange(len(learnt[record.text])), np.array(learnt[record.text]))
+    items = [{"text": name, "lang": 1} for name in learnt]
+    found = scan(Records(data("x.jsonl", *items * 100)), tokens)
+    assert found.sizes.tolist() == [3, 3, 4, 2] * 100
+    assert found.firsts.tolist() == [2, 3, 3, 1] * 100
+    assert found.checks.reshape(100, 4).std(0).tolist() == [0] * 4
+    assert len(set(found.checks.tolist())) == 4
+    assert found.unread == ("lang",)
+
+
+def test_the_check_sees_ids_and_labels():
+    x, y = np.arange(3, dtype=np.int32), np.array([0, 1, -100], np.int32)
+    assert len({check(x, x), check(x, y), check(y, x), check(y, y)}) == 4
+
+
+def test_a_long_reading_tells_how_far_it_is(data, capsys, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", -1)
+    tokens = lambda record: (np.zeros(2, np.int32), np.zeros(2, np.int32))
+    scan(Records(data("x.jsonl", *[item()] * 100)), tokens)
+    output = capsys.readouterr()
+    assert output.err.splitlines() == [
+        "reading the data: 64 of 100 records",
+        "reading the data: 100 of 100 records",
+    ]
+    assert not output.out
+
+
+def test_a_stop_does_not_wait_for_the_rest(data):
+    """Ctrl-C comes to the thread that waits; what is queued is dropped."""
+    begun = []
+
+    def slow(record):
+        begun.append(record)
+        threading.Event().wait(0.001)
+        return np.zeros(2, np.int32), np.zeros(2, np.int32)
+
+    records = Records(data("x.jsonl", *[item()] * 20_000))
+    parts = module._measured(records, slow, range(len(records)))
+    next(parts)
+    parts.close()
+    assert len(begun) < 10_000
+
+
+def test_faults_add_up():
+    faults = Faults()
+    faults.add(*map(str, range(15)))
+    faults.join(Faults([str(n) for n in range(15, 30)], 40))
+    assert faults.shown == [str(n) for n in range(20)]
+    assert faults.count == 55
+    Faults().stop("trained")

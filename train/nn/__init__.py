@@ -1,0 +1,1 @@
+"""The network as training runs it: stacked blocks, packed rows, the loss in pieces."""

@@ -1,0 +1,60 @@
+"""Cross-entropy without the logits: [tokens, vocabulary] never exists whole.
+
+A chunk of tokens is scored and its gradient taken at once: what multiplies the loss later is one
+number, and scoring again in the backward pass would cost another product with the whole head.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from qwen_jax.data.examples import IGNORED
+from qwen_jax.nn.model import matmul
+
+CHUNK = 512  # tokens a device scores at once
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def cross_entropy(head: Array, x: Array, targets: Array, chunks: int) -> Array:
+    """The sum of -log p(target) over the targets that are not IGNORED, float32.
+
+    head [V D], x [B T D], targets [B T]; T is cut into so many chunks.
+    """
+    return _forward(head, x, targets, chunks)[0]
+
+
+def _forward(head: Array, x: Array, targets: Array, chunks: int):
+    def chunk(carry: tuple[Array, Array], piece: tuple[Array, Array]):
+        total, gradient = carry
+        x, targets = piece
+        logits, pull = jax.vjp(matmul, x, head)
+        top = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        hit = jnp.arange(len(head)) == targets[..., None]
+        learnt = (targets != IGNORED)[..., None]
+        total += jnp.sum(jnp.where(learnt, top, 0)) - jnp.sum(jnp.where(hit, logits, 0))
+        dx, dhead = pull(jnp.where(learnt, jnp.exp(logits - top) - hit, 0))
+        return (total, gradient + dhead), dx  # dead, and left out, where the head is not trained
+
+    def cut(whole: Array) -> Array:
+        size = whole.shape[1] // chunks
+        return jnp.moveaxis(whole.reshape(-1, chunks, size, *whole.shape[2:]), 1, 0)
+
+    start = jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32)
+    (total, dhead), dx = jax.lax.scan(chunk, start, (cut(x), cut(targets)))
+    return total, (jnp.moveaxis(dx, 0, 1).reshape(x.shape), dhead.astype(head.dtype))
+
+
+def _backward(chunks: int, gradients: tuple[Array, Array], scale: Array):
+    dx, dhead = gradients
+    return (scale * dhead).astype(dhead.dtype), (scale * dx).astype(dx.dtype), None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def chunks(rows: int, length: int) -> int:
+    """Into how many pieces to cut the length so that a device scores at most CHUNK tokens."""
+    enough = (n for n in range(1, length) if length % n == 0 and rows * length <= n * CHUNK)
+    return next(enough, length)

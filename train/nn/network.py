@@ -1,0 +1,105 @@
+"""The network as training runs it: one scan over stacked blocks, packed rows, no cache.
+
+Decoding wants one array per layer and unrolls; a gradient wants one program for all layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen_jax.nn import rope
+from qwen_jax.nn.model import LINEAR, Qwen
+from qwen_jax.nn.sharding import RULES
+from train.nn.attention import attend
+
+Remat = Literal["none", "dots", "full"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packed:
+    """Attention within rows that hold several samples; stands where a cache stands elsewhere."""
+
+    segments: Array  # [B T]: 1, 2, ... the samples of a row, 0 padding
+    mesh: Mesh | None = field(metadata={"static": True})
+
+    def attend(self, layer: int, q: Array, k: Array, v: Array, positions: Array) -> Any:
+        """q [B T N H], k and v [B T K H] -> [B T N H], self."""
+        return attend(q, k, v, self.segments, self.mesh), self
+
+
+def hidden(
+    params: Qwen, tokens: Array, positions: Array, segments: Array, remat: Remat, mesh: Mesh | None
+) -> Array:
+    """tokens, positions and segments [B T] -> [B T D]; params with stacked blocks.
+
+    remat: what the backward pass computes again: nothing, all but the matrix products, or all.
+    """
+    # the original trains without its rules for long texts
+    config = replace(params.config, ntk_length=None, logn_length=None)
+    angles = rope.angles(config, positions, jnp.zeros(len(tokens), jnp.int32))
+    cache = Packed(segments, mesh)
+
+    def layer(x: Array, block: Any) -> tuple[Array, None]:
+        x, _ = block(spread(x, mesh), positions, angles, None, cache, 0, config)
+        return x, None
+
+    x, _ = jax.lax.scan(_kept(layer, remat), params.embed[tokens], params.blocks)
+    return params.norm(spread(x, mesh))
+
+
+def _kept(layer: Callable, remat: Remat) -> Callable:
+    if remat == "none":
+        return layer
+    keep = jax.checkpoint_policies
+    policy = keep.nothing_saveable if remat == "full" else keep.save_only_these_names(LINEAR)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+
+
+def spread(x: Array, mesh: Mesh | None) -> Array:
+    """Rows [B ...] over the devices: weights are gathered to them, not they to the weights."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(RULES["slot"])))
+
+
+# --- stacking -----------------------------------------------------------------------------------
+def stack(params: Qwen) -> Qwen:
+    """One Block whose arrays have the layers in front; the arrays of `params` are used up."""
+    structures = {jax.tree.structure(block) for block in params.blocks}
+    if len(structures) > 1:
+        raise ValueError("the layers differ (an adapter of several ranks?); only equal ones train")
+    (structure,) = structures
+    columns = zip(*map(jax.tree.leaves, params.blocks), strict=True)
+    return replace(params, blocks=jax.tree.unflatten(structure, [_joined(c) for c in columns]))
+
+
+def unstack(params: Qwen) -> Qwen:
+    """The network that decoding and checkpoints know."""
+    cut = lambda i: jax.tree.map(lambda x: x[i], params.blocks)
+    return replace(params, blocks=tuple(cut(i) for i in range(params.config.layers)))
+
+
+def _joined(arrays: tuple[Array, ...]) -> Array:
+    """[L ...], sharded as its parts are; they are freed, so that memory holds one leaf twice."""
+    sharding = stacked(arrays[0].sharding)
+    whole = jax.jit(lambda *xs: jnp.stack(xs), out_shardings=sharding)(*arrays)
+    whole.block_until_ready()
+    for array in arrays:
+        array.delete()
+    return whole
+
+
+def stacked(sharding: Any) -> Any:
+    """The sharding of a leaf with its layers in front."""
+    return (
+        NamedSharding(sharding.mesh, P(None, *sharding.spec))
+        if isinstance(sharding, NamedSharding)
+        else sharding
+    )

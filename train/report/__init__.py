@@ -1,0 +1,1 @@
+"""What a run tells its user: a line of progress, a log, TensorBoard, a plot, the speed."""
