@@ -28,12 +28,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import convert
+from benchmarks.support import record
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
 from qwen_jax.storage.hf_names import tensor_views
 from qwen_jax.storage.safetensors_file import write_header
-
-RESULTS = Path(__file__).parent / "results" / "load.json"
 
 
 def make(folder: Path, gigabytes: float) -> int:
@@ -135,7 +134,6 @@ def measure(gigabytes: float = 1.3, folder: Path | None = None, repeats: int = 5
         "unit": "GB/s",
         "checkpoint_gigabytes": round(size / 1e9, 2),
         "repeats": repeats,
-        "date": time.strftime("%Y-%m-%d"),
         "machine": {
             "platform": platform.platform(),
             "processor": platform.processor() or platform.machine(),
@@ -147,8 +145,7 @@ def measure(gigabytes: float = 1.3, folder: Path | None = None, repeats: int = 5
         | {package: metadata.version(package) for package in packages},
         "speeds": speeds,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    record.write("load", result)
     for label, speed in speeds.items():
         print(
             f"{label:32} {speed['median']:6.2f} GB/s   best {speed['best']:.2f}   "

@@ -237,9 +237,9 @@ def main(
             "request_rate": "inf" if rate == float("inf") else rate,
             "seed": seed,
         }
-        aside = out.with_name(f"{out.name}.part")
-        aside.write_text(json.dumps(asked | found, indent=1) + "\n", "utf-8")
-        aside.rename(out)
+        from qwen_jax.files import atomic  # takes seconds, and not of what is measured
+
+        atomic.write_text(out, json.dumps(asked | found, indent=1) + "\n")
     return found
 
 

@@ -13,7 +13,8 @@ from orbax.checkpoint.checkpoint_managers import (  # type: ignore[import-untype
     LatestN,
 )
 
-from qwen_jax.storage.native import named_leaves
+from qwen_jax.files import atomic
+from qwen_jax.nn.tree import named_leaves
 
 T = TypeVar("T")
 MEASURE = "held_out_loss"
@@ -29,6 +30,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, keep_best: bool):
         self.folder = folder
+        self._need: int | None = None  # bytes of a checkpoint, once there is one
         measured = lambda metrics: metrics[MEASURE]
         policies: list[Any] = [LatestN(keep)]
         if keep_best:
@@ -63,11 +65,13 @@ class Checkpoints:
 
         data: where the batches are, as JSON. held_out: the loss, where it was measured.
         """
+        leaves = named_leaves(state)
+        self._need = sum(leaf.nbytes for leaf in leaves.values())
         with self._faults():
             self._orbax.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(named_leaves(state)),
+                    state=ocp.args.PyTreeSave(leaves),
                     data=ocp.args.JsonSave(data),
                 ),
                 metrics=None if held_out is None else {MEASURE: held_out},
@@ -115,9 +119,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if "No space left" in f"{error} {error.__cause__}":
-                raise OSError(
-                    f"the disk of {self.folder} is full; the checkpoints before this one are "
-                    "whole; make room and run the same command again"
-                ) from error
+            whole = "the checkpoints before this one are whole"
+            advice = f"{whole}; make room and run the same command again"
+            atomic.explain(error, self.folder, self._need, advice)
             raise

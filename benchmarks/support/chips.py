@@ -5,17 +5,15 @@ needs its device. Nothing is allocated: arrays are shapes with places.
 """
 
 import importlib.metadata
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
+from benchmarks.support import record
 from benchmarks.support.hlo import Array
 
-RESULTS = Path(__file__).parents[1] / "results"
 MIB = 2**20
 HBM = {"h200": 140e9, "v5e": 16e9, "v5p": 95e9}  # bytes that a device has for us
 ENVIRONMENT = {
@@ -104,8 +102,7 @@ def write(name: str, platform: str, environment: dict[str, str], results: list[A
     packages = ("jax", "jaxlib", "flax", *plugin)
     versions = {package: importlib.metadata.version(package) for package in packages}
     report = {"versions": versions, "environment": environment, **more, "results": results}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}_{platform}.json").write_text(json.dumps(report, indent=1) + "\n")
+    record.write(f"{name}_{platform}", report)
 
 
 def command(

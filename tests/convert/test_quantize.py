@@ -17,6 +17,7 @@ from qwen_jax.decoding import decode
 from qwen_jax.nn import quant
 from qwen_jax.nn.model import Linear
 from qwen_jax.nn.quant import dequantize, quantize
+from qwen_jax.nn.tree import named_layers, named_leaves
 from qwen_jax.storage import native
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.convert.test_quantised import kernels
@@ -103,12 +104,12 @@ def test_to_nearest(settings, plain, tmp_path, capsys):
     folder = convert.to_native("demo", tmp_path / "made", quantize=settings)
     assert "mlp.down" in capsys.readouterr().out
     params = load(folder)
-    layers = dict(quant.layers(params))
+    layers = named_layers(params, quant.QuantLinear)
     assert ("head" in layers) == settings.head
     source = plain.blocks[2].mlp.gate
     wanted = quantize(source, settings.bits, settings.group, settings.symmetric)
     got = quant.at_rest(layers["blocks.2.mlp.gate"])
-    for name, leaf in native.named_leaves(wanted).items():
+    for name, leaf in named_leaves(wanted).items():
         np.testing.assert_array_equal(getattr(got, name), leaf)
     assert params.embed.dtype == plain.embed.dtype
     report = json.loads((folder / quantizing.REPORT).read_text())
@@ -163,8 +164,8 @@ def test_interrupted(texts, tmp_path, monkeypatch):
     again = make(tmp_path / "made")
     assert "blocks.1" not in written
     assert "blocks.2" in written
-    wanted = native.named_leaves(load(whole))
-    for name, leaf in native.named_leaves(load(again)).items():
+    wanted = named_leaves(load(whole))
+    for name, leaf in named_leaves(load(again)).items():
         np.testing.assert_array_equal(leaf, wanted[name])
     assert (again / quantizing.REPORT).read_text() == (whole / quantizing.REPORT).read_text()
 
