@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from convert.huggingface import TIED
 from convert.modules import INTEGERS, Module, choose_packing, find_packing, to_config
 from convert.packed import Packing
 from convert.progress import Progress
@@ -22,7 +21,7 @@ from qwen_jax.files import atomic, strict_json
 from qwen_jax.files.problems import Problems
 from qwen_jax.nn.quant import Format, formats_of
 from qwen_jax.storage import native
-from qwen_jax.storage.hf_names import TensorView, tensor_views
+from qwen_jax.storage.hf_names import HEAD, TensorView, tensor_views, tied_head
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.safetensors_file import NAMES, Shard, write, write_header
 
@@ -97,9 +96,8 @@ def _table(
     """Every tensor; checked against the original files, if any."""
     table = {view.tensor: view for view in tensor_views(config, manifest.model_type)}
     stored = {name for shard in manifest.shards.values() for name in shard["tensors"]}
-    if TIED in stored and config.tied:
-        embed = next(part for part in table.values() if part.leaf == "embed")
-        table[TIED] = dataclasses.replace(embed, tensor=TIED)
+    if HEAD in stored and config.tied:
+        table[HEAD] = tied_head(table)
     modules, tensors = [], {}
     for name, part in list(table.items()):
         layer = part.leaf.removesuffix(".kernel")

@@ -18,12 +18,10 @@ from qwen_jax.files import strict_json
 from qwen_jax.files.problems import Problems
 from qwen_jax.nn.quant import Format, abstract_leaves
 from qwen_jax.nn.tree import FLOATS
-from qwen_jax.storage.hf_names import TensorView, is_harmless, tensor_views
+from qwen_jax.storage.hf_names import HEAD, TensorView, is_harmless, tensor_views, tied_head
 from qwen_jax.storage.native import MANIFEST, mismatches
 from qwen_jax.storage.safetensors_file import Shard, Tensor, read_shard
 from qwen_jax.text.tokenizer import Tokenizer
-
-TIED = "lm_head.weight"  # some checkpoints store it although it repeats the embedding
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def _untied(checkpoint: Checkpoint, embed: list[TensorView]) -> list[str]:
     """A head that is stored, though the config says it repeats the embedding, must do so."""
     first, *rest = (checkpoint.tensor(part.tensor) for part in embed)
     same = all(is_same(first, tensor) for tensor in rest)
-    return [] if same else [f"config.json ties {TIED} to the embedding, but the two differ"]
+    return [] if same else [f"config.json ties {HEAD} to the embedding, but the two differ"]
 
 
 def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
@@ -188,9 +186,8 @@ def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
     tensors = checkpoint.tensors
     shapes = {n: t.shape for n, t in tensors.items() if not is_harmless(n)}
     wanted = {part.tensor: part for part in tensor_views(checkpoint.config, checkpoint.model_type)}
-    if checkpoint.config.tied and TIED in tensors:
-        embed = next(part for part in wanted.values() if part.leaf == "embed")
-        wanted[TIED] = dataclasses.replace(embed, tensor=TIED)
+    if checkpoint.config.tied and HEAD in tensors:
+        wanted[HEAD] = tied_head(wanted)
     modules: list[Module] = []
     with problems.catch():
         linear = [part for part in wanted.values() if part.leaf.endswith(".kernel")]

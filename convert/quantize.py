@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,7 +109,9 @@ class Quantizer:
 
     def identity(self) -> dict[str, Any]:
         """What a conversion that is taken up again must agree in, as JSON."""
-        texts = {name: [int(s.ids.sum()) for s in part] for name, part in self.sheets.items()}
+        texts = {
+            name: [zlib.crc32(s.ids.tobytes()) for s in part] for name, part in self.sheets.items()
+        }
         return {"settings": asdict(self.settings), "texts": texts}
 
     # --- one block ----------------------------------------------------------------------------
@@ -255,11 +258,12 @@ def _moments(block: Block, x: Array, lengths: Array, stage: int, config: Config)
 def _stage_inputs(block: Block, x: Array, setting: tuple[Any, ...]) -> Iterator[Array]:
     """What the layers of each stage get when a block is called."""
     attn, mlp = block.attn, block.mlp
-    yield (y := block.attn_norm(x))
-    mixed, _ = attn.mix(attn.qkv(y), *setting)
-    yield mixed
-    x = x + attn.out(mixed)
-    yield (y := block.mlp_norm(x))
+    y = block.attn_norm(x)
+    yield y
+    y, _ = attn.mix(attn.qkv(y), *setting)
+    yield y
+    y = block.mlp_norm(x + attn.out(y))
+    yield y
     yield mlp.hidden(y)
 
 

@@ -237,7 +237,7 @@ def main(
             "request_rate": "inf" if rate == float("inf") else rate,
             "seed": seed,
         }
-        from qwen_jax.files import atomic  # takes seconds, and not of what is measured
+        from qwen_jax.files import atomic  # with JAX, which a client does without till here
 
         atomic.write_text(out, json.dumps(asked | found, indent=1) + "\n")
     return found

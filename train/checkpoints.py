@@ -15,6 +15,7 @@ from orbax.checkpoint.checkpoint_managers import (  # type: ignore[import-untype
 
 from qwen_jax.files import atomic
 from qwen_jax.nn.tree import named_leaves
+from qwen_jax.storage.native import readable, restore_args
 
 T = TypeVar("T")
 MEASURE = "held_out_loss"
@@ -84,26 +85,10 @@ class Checkpoints:
         like: the state's tree of ShapeDtypeStructs with shardings.
         """
         leaves = named_leaves(like)
-        how = {
-            name: ocp.ArrayRestoreArgs(
-                sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
-            )
-            for name, leaf in leaves.items()
-        }
-        try:
-            found = self._orbax.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(leaves, restore_args=how),
-                    data=ocp.args.JsonRestore(),
-                ),
-            )
-        except Exception as error:  # orbax raises what its parts do
-            reason = str(error.__cause__ or error).strip().partition("\n")[0][:300]
-            path = self.folder / str(step)
-            raise ValueError(
-                f"{path} cannot be read: {reason}; delete it to go on from the one before"
-            ) from error
+        args = ocp.args.Composite(state=restore_args(leaves), data=ocp.args.JsonRestore())
+        advice = "; delete it to go on from the one before"
+        with readable(self.folder / str(step), advice):
+            found = self._orbax.restore(step, args=args)
         arrays: Mapping[str, Any] = found["state"]
         state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
         return state, found["data"]

@@ -18,17 +18,14 @@ class Problems:
     """Lines in the order in which they were found: all are counted, the first are kept."""
 
     def __init__(self, lines: Iterable[str] = (), count: int | None = None):
-        self.shown: list[str] = []
-        self.count = 0
-        self.add(*lines)
-        self.count = self.count if count is None else count
+        found = list(lines)
+        self.shown, self.count = found[:SHOWN], len(found) if count is None else count
 
     def __bool__(self) -> bool:
         return self.count > 0
 
     def add(self, *lines: str) -> None:
-        self.shown = [*self.shown, *lines][:SHOWN]
-        self.count += len(lines)
+        self.join(Problems(lines))
 
     def join(self, other: "Problems") -> None:
         """Those of `other` come behind these."""

@@ -9,11 +9,12 @@ A piece is a block, the embedding, the last norm or the head: what a converter h
 what an interrupted conversion need not write again.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -213,6 +214,18 @@ def read_piece(
     folder: Path, piece: str, wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, Any]:
     """Arrays in the dtypes wanted, on the devices of their shardings; without one, NumPy's."""
+    stored = {name: int4.packed(leaf) for name, leaf in wanted.items()}
+    path = folder / WEIGHTS / piece
+    with readable(path):
+        arrays = _orbax().restore(path.absolute(), args=restore_args(stored))
+    for name, leaf in wanted.items():  # one at a time: both forms of one array fit
+        if leaf.dtype == jnp.int4:
+            arrays[name] = int4.unpack(arrays[name])
+    return arrays
+
+
+def restore_args(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> ocp.args.PyTreeRestore:
+    """Arrays as orbax should restore them: to their shardings; without one, NumPy's."""
 
     def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
         if leaf.sharding is None:
@@ -221,19 +234,19 @@ def read_piece(
             sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
         )
 
-    stored = {name: int4.packed(leaf) for name, leaf in wanted.items()}
-    args = ocp.args.PyTreeRestore(
-        item=stored, restore_args={name: how(leaf) for name, leaf in stored.items()}
+    return ocp.args.PyTreeRestore(
+        item=leaves, restore_args={name: how(leaf) for name, leaf in leaves.items()}
     )
+
+
+@contextlib.contextmanager
+def readable(path: Path, advice: str = "") -> Iterator[None]:
+    """ValueError for whatever orbax raises: it wraps what its parts do in plain Exceptions."""
     try:
-        arrays = _orbax().restore((folder / WEIGHTS / piece).absolute(), args=args)
-    except Exception as error:  # orbax wraps what tensorstore raises in a plain Exception
+        yield
+    except Exception as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0][:300]
-        raise ValueError(f"{folder / WEIGHTS / piece} cannot be read: {reason}") from error
-    for name, leaf in wanted.items():  # one at a time: both forms of one array fit
-        if leaf.dtype == jnp.int4:
-            arrays[name] = int4.unpack(arrays[name])
-    return arrays
+        raise ValueError(f"{path} cannot be read: {reason}{advice}") from error
 
 
 def _orbax() -> ocp.Checkpointer:
