@@ -137,7 +137,7 @@ def select_adapters(params: Qwen, chosen: Array) -> Qwen:
     """params whose rows follow the adapters `chosen` [B], by number; 0 is the bare network."""
 
     def change(_: str, layer: LoraLinear) -> LoraLinear:
-        if not isinstance(layer.deltas[0], Deltas):
+        if not any(isinstance(deltas, Deltas) for deltas in layer.deltas):
             return layer
         told = tuple(dataclasses.replace(deltas, chosen=chosen) for deltas in layer.deltas)
         return dataclasses.replace(layer, deltas=told)
