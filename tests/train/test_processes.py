@@ -18,7 +18,7 @@ SCRIPT = (
     joining(devices=1)
     + """
 import json
-from qwen_jax.tokenizer import Tokenizer
+from qwen_jax.text.tokenizer import Tokenizer
 from tests.train.test_processes import known, told
 from train.processes import gather
 from qwen_jax.data.records import Records

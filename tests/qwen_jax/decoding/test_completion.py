@@ -42,12 +42,12 @@ def asked(monkeypatch):
     """The prompts that reach the model, and the ids that end an answer; its answers are "yes"."""
     calls = []
 
-    def grow(params, prompts, sampling=None, *, eos_ids, watch):
+    def stream_completions(params, prompts, sampling=None, *, eos_ids, watch):
         calls.append((*prompts, eos_ids))
         yield [Completion([7], " yes ", "stop")]
 
     module = importlib.import_module("qwen_jax.generate")  # qwen_jax.generate is the function
-    monkeypatch.setattr(module, "grow", grow)
+    monkeypatch.setattr(module, "stream_completions", stream_completions)
     return calls
 
 
@@ -153,7 +153,9 @@ def test_who_cannot_chat_says_so(talker, small, tokenizer, config, message):
 
 
 def test_a_chat_refuses_what_it_would_ignore(talker):
-    with pytest.raises(ValueError, match=r"no logprobs; see qwen_jax\.completion\.complete"):
+    with pytest.raises(
+        ValueError, match=r"no logprobs; see qwen_jax\.decoding\.completion\.complete"
+    ):
         chat(talker, "So?", sampling=Sampling(logprobs=2))
     with pytest.raises(ValueError, match="user content of type int, wanted a string"):
         chat(talker, 5)
