@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-DIGITS = 400  # more than any float has; Python's own limit is a setting of the machine
+DIGITS = 500  # more than any float has; Python's own limit is a setting of the machine
 LARGEST = 256 << 20  # bytes of a file; a tokenizer's take about ten megabytes
 _MISSING = object()
 
@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, Any]:
 def decode(text: str | bytes) -> Any:
     """JSON as its standard has it. Raises ValueError that says what it is instead, in one line."""
     try:
-        return _STRICT.decode(text.decode() if isinstance(text, bytes) else text)
+        return _STRICT.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except UnicodeDecodeError as error:
         raise ValueError(f"not JSON: byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:

@@ -19,6 +19,7 @@ json_values = st.recursive(
 def test_json_is_read(value):
     assert decode(json.dumps(value)) == value
     assert decode(json.dumps(value, ensure_ascii=True).encode()) == value
+    assert decode(json.dumps(value, ensure_ascii=False).encode("utf-8-sig")) == value
 
 
 @pytest.mark.parametrize(
