@@ -10,14 +10,11 @@ runs every contestant once, so that what else the machine does meets all of them
 import contextlib
 import io
 import json
-import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -134,15 +131,12 @@ def measure(gigabytes: float = 1.3, folder: Path | None = None, repeats: int = 5
         "unit": "GB/s",
         "checkpoint_gigabytes": round(size / 1e9, 2),
         "repeats": repeats,
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load_average": os.getloadavg()[0],
+        "machine": record.machine()
+        | {
+            "load_average": record.load_average(),
             "devices": [str(device) for device in jax.devices()],
         },
-        "versions": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in packages},
+        "versions": record.versions(*packages),
         "speeds": speeds,
     }
     record.write("load", result)

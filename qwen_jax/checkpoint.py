@@ -25,7 +25,6 @@ from qwen_jax.nn.quant import (
     arrange_leaves,
     at_rest,
     build,
-    formats,
     formats_of,
     rest,
 )
@@ -140,7 +139,7 @@ def save(params: Qwen, folder: str | Path) -> None:
     folder = Path(folder).absolute()
     atomic.expect_free(folder)
     leaves = named_leaves(jax.eval_shape(at_rest, params))
-    wanted = abstract_leaves(params.config, formats(params))
+    wanted = abstract_leaves(params.config, formats_of(leaves))
     shapes = lambda leaves: {name: leaf.shape for name, leaf in leaves.items()}
     problems = Problems(native.mismatches(shapes(wanted), shapes(leaves)))
     problems.stop("only whole networks are saved (fuse adapters first)")

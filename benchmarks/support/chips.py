@@ -4,7 +4,6 @@ The GPU's compiler needs jax-cuda13-plugin and NVIDIA's wheels, the TPU's needs 
 needs its device. Nothing is allocated: arrays are shapes with places.
 """
 
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -99,9 +98,8 @@ def sizes(compiled: Any) -> dict[str, int]:
 def write(name: str, platform: str, environment: dict[str, str], results: list[Any], **more: Any):
     """benchmarks/results/{name}_{platform}.json, with what it was compiled by."""
     plugin = {"gpu": ("jax-cuda13-plugin", "nvidia-cudnn-cu13"), "tpu": ("libtpu",)}[platform]
-    packages = ("jax", "jaxlib", "flax", *plugin)
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    report = {"versions": versions, "environment": environment, **more, "results": results}
+    report = {"versions": record.versions("jax", "jaxlib", "flax", *plugin)}
+    report |= {"environment": environment, **more, "results": results}
     record.write(f"{name}_{platform}", report)
 
 

@@ -205,16 +205,8 @@ def plan(config: Config, bits: int, group: int | None, zeros: bool) -> dict[str,
     }
 
 
-def formats(params: Any) -> dict[str, Format]:
-    """Layer -> how it is quantised."""
-    return {
-        name: Format(x.bits, groups(x.codes, x.scales), x.zeros is not None, x.order is not None)
-        for name, x in named_layers(params, QuantLinear).items()
-    }
-
-
 def formats_of(leaves: Mapping[str, Any]) -> dict[str, Format]:
-    """The same from leaves at rest, by name."""
+    """Layer -> how it is quantised, from leaves at rest by their names."""
     found = {}
     for name, codes in leaves.items():
         layer, _, field = name.rpartition(".")

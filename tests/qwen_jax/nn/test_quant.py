@@ -27,6 +27,10 @@ IDS = np.array([[5, 6, 7, 8, 9, 10, 11, 12]])
 PLATFORMS = ("cpu", "gpu", "tpu")
 
 
+def formats(params):
+    return quant.formats_of(named_leaves(params))
+
+
 def linear(out=24, inputs=64, bias=True, seed=0):
     random = np.random.default_rng(seed)
     array = lambda *shape: jnp.asarray(random.standard_normal(shape), jnp.float32)
@@ -188,7 +192,9 @@ def test_checkpoints_on_meshes(name, how, mesh, tmp_path):
 
 def test_codes_and_scales_are_cut_between_groups():
     places = lambda name: shardings(
-        network(name)[0].config, make_mesh(fsdp=4, tensor=2), quant.formats(network(name)[0])
+        network(name)[0].config,
+        make_mesh(fsdp=4, tensor=2),
+        formats(network(name)[0]),
     )
     block = places("v1").blocks[0]
     assert block.attn.qkv.codes.spec == block.attn.qkv.scales.spec == P("tensor", "fsdp")
@@ -202,10 +208,10 @@ def test_codes_and_scales_are_cut_between_groups():
 def test_one_group_is_cut_anywhere():
     """What each device adds up has one scale, which waits for the whole sum."""
     params = network("v1", 8, True, None)[0]
-    block = shardings(params.config, make_mesh(fsdp=2), quant.formats(params)).blocks[0]
+    block = shardings(params.config, make_mesh(fsdp=2), formats(params)).blocks[0]
     assert block.attn.out.codes.spec == block.mlp.down.codes.spec == P("fsdp", "tensor")
     assert block.attn.out.scales.spec == P("fsdp", None)
-    odd = {name: quant.Format(4, 1, False, False) for name in quant.formats(params)}
+    odd = {name: quant.Format(4, 1, False, False) for name in formats(params)}
     config = Config.from_hf(BIG | {"intermediate_size": 2 * 12})  # 12 inputs: 3 a device
     block = shardings(config, make_mesh(fsdp=2), odd).blocks[0]
     assert block.mlp.down.codes.spec == P("fsdp", None)  # two of which share a byte
@@ -213,9 +219,7 @@ def test_one_group_is_cut_anywhere():
 
 def test_arranged_arrays_keep_their_devices(tmp_path):
     params, _ = network("v1")
-    placed = jax.device_put(
-        params, shardings(params.config, make_mesh(fsdp=2), quant.formats(params))
-    )
+    placed = jax.device_put(params, shardings(params.config, make_mesh(fsdp=2), formats(params)))
     placed = arrange_all(placed, "tpu")
     qkv = placed.blocks[0].attn.qkv
     assert qkv.codes.shape == (4, 192, 16)
