@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from qwen_jax.assets import Assets
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
 
@@ -115,7 +116,7 @@ class Qwen(nnx.Module):
     norm: RMSNorm
     head: Linear | None  # None: logits reuse `embed`
     config: Config = nnx.static()
-    assets: Any = nnx.static()  # what `load` found beside the arrays; None for a bare network
+    assets: Assets | None = nnx.static()  # None: a bare network
 
     def __call__(self, tokens, positions, prompt_lengths, cache: AttentionCache):
         """tokens and positions [B T], prompt_lengths [B] -> hidden states [B T D] and the cache.

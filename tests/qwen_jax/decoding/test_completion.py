@@ -1,6 +1,5 @@
 """Chats, log probabilities, and answers that every process of a run agrees on."""
 
-import importlib
 import json
 import shutil
 import socket
@@ -14,8 +13,8 @@ import pytest
 
 import convert
 from qwen_jax import Sampling, chat, generate, load, logits
+from qwen_jax.conversation import stream_chat
 from qwen_jax.decoding.completion import Completion, complete
-from qwen_jax.generate import stream_chat
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text.chatml import DEFAULT_SYSTEM, prompt_ids, render
 from qwen_jax.text.tokenizer import Tokenizer
@@ -42,12 +41,11 @@ def asked(monkeypatch):
     """The prompts that reach the model, and the ids that end an answer; its answers are "yes"."""
     calls = []
 
-    def grow(params, prompts, sampling=None, *, eos_ids, watch):
+    def answers(params, prompts, sampling, *, eos_ids, **others):
         calls.append((*prompts, eos_ids))
         yield [Completion([7], " yes ", "stop")]
 
-    module = importlib.import_module("qwen_jax.generate")  # qwen_jax.generate is the function
-    monkeypatch.setattr(module, "grow", grow)
+    monkeypatch.setattr(conversation, "answers", answers)
     return calls
 
 
@@ -163,25 +161,28 @@ def test_a_chat_refuses_what_it_would_ignore(talker):
 
 # --- all there is to know about an answer ------------------------------------------------------
 def test_why_an_answer_ended(talker, small):
-    ask = lambda *prompts, **how: [
-        (answer.finish_reason, answer.text) for answer in complete(talker, prompts, GREEDY, **how)
+    ask = lambda *prompts, ends, **how: [
+        (answer.finish_reason, answer.text)
+        for answer in complete(with_defaults(talker, eos_ids=ends), prompts, GREEDY, **how)
     ]
     newline, loop = small.encode("\n"), [0]
     ends = ((small.specials["<|im_end|>"],),)
-    assert ask(newline, loop, eos_ids=ends) == [("stop", f" {SAID}"), ("length", "!" * NEW)]
-    assert ask(newline, loop, eos_ids=((small.encode("ick")[0],),), stop="!!!") == [
+    assert ask(newline, loop, ends=ends) == [("stop", f" {SAID}"), ("length", "!" * NEW)]
+    assert ask(newline, loop, ends=((small.encode("ick")[0],),), stop="!!!") == [
         ("stop", " We🙂 quick"),
         ("stop", ""),
     ]
-    assert ask(loop, loop, eos_ids=((0,) * 8,), max_new_tokens=NEW) == [("stop", "!" * 7)] * 2
+    assert ask(loop, loop, ends=((0,) * 8,), max_new_tokens=NEW) == [("stop", "!" * 7)] * 2
 
 
 def test_an_end_with_the_last_token_is_a_stop(talker, small):
     count = len(small.encode(f" {SAID}")) + 1
-    ends = ((small.specials["<|im_end|>"],),)
+    params = with_defaults(talker, eos_ids=((small.specials["<|im_end|>"],),))
     for most, reason in ((count, "stop"), (count - 1, "length")):
-        how = {"max_new_tokens": most, "eos_ids": ends}
-        (answer,) = complete(talker, [small.encode("\n")], GREEDY, watch=True, **how)
+        for answers in stream_completions(
+            params, [small.encode("\n")], GREEDY, max_new_tokens=most
+        ):
+            (answer,) = answers
         assert (len(answer.tokens), answer.finish_reason) == (most, reason)
 
 
