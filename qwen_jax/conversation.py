@@ -166,9 +166,9 @@ def _conversations(query: Any, history: Any) -> tuple[list[str], list[Turns]]:
     """Questions, and a history for each."""
     if isinstance(query, str):
         return [query], [_turns(history)]
-    queries = list(query)
+    queries = list(query) if isinstance(query, Iterable) else []
     if not queries or not all(isinstance(one, str) for one in queries):
-        raise ValueError(f"got {query!r}, wanted a question or a list of questions")
+        raise ValueError(f"got the query {query!r}, wanted a text or a list of texts")
     histories = [None] * len(queries) if history is None else list(history)
     if len(histories) != len(queries):
         raise ValueError(f"got {len(histories)} histories for {len(queries)} questions")

@@ -69,6 +69,7 @@ class Attention(nnx.Module):
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
 
+    @jax.named_scope("attention")
     def __call__(self, x, positions, angles, query_scale, cache, layer, config: Config):
         batch, length, _ = x.shape
         qkv = self.qkv(x).reshape(batch, length, config.kv_heads, -1, config.head_dim)
@@ -89,6 +90,7 @@ class MLP(nnx.Module):
     up: Linear
     down: Linear
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Array) -> Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
@@ -129,9 +131,11 @@ class Qwen(nnx.Module):
         x = _rows(self.embed, tokens)
         for layer, block in enumerate(self.blocks):
             x = jax.lax.optimization_barrier(x)  # a TPU would keep all layers' sums to the end
-            x, cache = block(x, positions, angles, query_scale, cache, layer, config)
+            with jax.named_scope(f"block_{layer}"):
+                x, cache = block(x, positions, angles, query_scale, cache, layer, config)
         return self.norm(x), cache
 
+    @jax.named_scope("head")
     def logits(self, x: Array) -> Array:
         """Hidden states [... D] -> float32 [... V]."""
         return matmul(x, self.embed) if self.head is None else self.head.float32(x)
@@ -190,6 +194,7 @@ def _padded(least: int) -> Callable[[Array, Array], Array]:
     return product
 
 
+@jax.named_scope("embedding")
 def _rows(table: Array, tokens: Array) -> Array:
     """table[tokens], kept inside the decode loop: XLA would widen a whole bf16 table before it."""
     table, tokens = jax.lax.optimization_barrier((table, tokens))
