@@ -3,15 +3,16 @@
 import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
+from jax.typing import DTypeLike
 
 from qwen_jax.adapters import attach, peft
+from qwen_jax.assets import Assets
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
@@ -35,22 +36,10 @@ from qwen_jax.storage.native import Manifest
 from qwen_jax.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, eq=False)
-class Assets:
-    """What a checkpoint holds beside its arrays. Compared by identity: it is static under jit."""
-
-    folder: Path
-    model_type: str
-    tokenizer: Tokenizer | None
-    defaults: Defaults
-    cache_dtype: Any
-
-
 def load(
     folder: str | Path,
     mesh: Mesh | None = None,
-    dtype: Any = None,
-    cache_dtype: Any = None,
+    dtype: DTypeLike | None = None,
     adapter: str | Path | None = None,
 ) -> Qwen:
     """The parameters in a native checkpoint, each array restored straight to its shards.
@@ -58,8 +47,7 @@ def load(
     folder: what `python -m convert` or `save` wrote; "demo" is the bundled checkpoint.
     mesh: default, one over all devices of all processes. In a run of several processes all call
         this alike, and each reads its own shards.
-    dtype: of every parameter that is not quantised; default, as stored. cache_dtype: of the caches
-        generation makes.
+    dtype: of every parameter that is not quantised; default, as stored.
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
@@ -67,7 +55,7 @@ def load(
         folder = native_folder()
     folder = Path(folder)
     manifest = Manifest.read(folder)
-    config, assets = _read_assets(folder, manifest, cache_dtype)
+    config, assets = _read_assets(folder, manifest)
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
         attach.check(added, config, assets.model_type)
@@ -92,7 +80,7 @@ def load(
     return params if added is None else attach.add(params, added)
 
 
-def _read_assets(folder: Path, manifest: Manifest, cache_dtype: Any) -> tuple[Config, Assets]:
+def _read_assets(folder: Path, manifest: Manifest) -> tuple[Config, Assets]:
     """The other files; every fault of the folder is found before an array is read."""
     config = Config.from_hf(strict_json.read(folder / "config.json"))
     problems = Problems(manifest.problems(folder, config))
@@ -103,7 +91,7 @@ def _read_assets(folder: Path, manifest: Manifest, cache_dtype: Any) -> tuple[Co
         defaults = read_defaults(folder)
     problems.add(*vocabulary_problems(tokenizer, config))
     problems.stop(f"{folder} cannot be loaded")
-    return config, Assets(folder, manifest.model_type, tokenizer, defaults, cache_dtype)
+    return config, Assets(folder, manifest.model_type, tokenizer, defaults)
 
 
 def read_defaults(folder: Path) -> Defaults:

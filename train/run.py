@@ -9,7 +9,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from qwen_jax import checkpoint
+from qwen_jax import checkpoint, distributed
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
@@ -17,7 +17,7 @@ from qwen_jax.files import atomic, strict_json
 from qwen_jax.files.problems import Problems
 from qwen_jax.storage.native import Manifest
 from qwen_jax.text.tokenizer import Tokenizer
-from train import distributed, methods
+from train import methods
 from train.checkpoints import Checkpoints
 from train.feed import Feed
 from train.loop import Loop
@@ -39,7 +39,7 @@ def fine_tune(settings: TrainConfig) -> Path | None:
     Raises ValueError with everything that is wrong, loop.NotFinite if training diverges,
     FileNotFoundError, or OSError when the disk is full.
     """
-    distributed.join()
+    distributed.join(settings.coordinator, settings.processes, settings.process)
     settings.check(jax.device_count())
     out = Path(settings.out)
     _expect_same_run(settings, out)

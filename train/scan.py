@@ -14,8 +14,8 @@ import numpy as np
 from qwen_jax.data.examples import IGNORED
 from qwen_jax.data.formats import Record
 from qwen_jax.data.records import Records, refuse
+from qwen_jax.distributed import gather, share
 from qwen_jax.files.problems import Problems
-from train.processes import gather, share
 
 CHUNK = 64  # records that a thread measures at a time
 PATIENCE = 5.0  # seconds between two lines of progress

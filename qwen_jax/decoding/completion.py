@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
 
 from qwen_jax.decoding import decode
 from qwen_jax.decoding.flat_params import Weights, flatten
@@ -20,6 +21,10 @@ from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
 from qwen_jax.text.tokenizer import StopStrings, TextStream, Tokenizer
 
+Samplings = Sampling | Sequence[Sampling] | None  # for all prompts, or one each
+Seeds = int | Sequence[int] | None
+
+CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 MAX_NEW_TOKENS = 512  # where neither the caller nor generation_config.json says, as the original
 _MOST = 2**30  # new tokens that 32 bits can count, with a prompt
 _PER_LOOK = 16  # tokens between two looks of the host, when it streams or watches for stop strings
@@ -38,24 +43,64 @@ class Completion:
 
 
 def complete(
-    params: Qwen, prompts: Sequence[Sequence[int]], sampling: Any = None, **how: Any
+    params: Qwen,
+    prompts: Sequence[Sequence[int]],
+    sampling: Samplings = None,
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
 ) -> list[Completion]:
     """`generate` for prompts of ids, with all there is to know about every answer."""
-    *_, answers = stream_completions(params, prompts, sampling, **how)
-    return answers
+    *_, found = answers(
+        params,
+        prompts,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        seed=seed,
+        cache_dtype=cache_dtype,
+    )
+    return found
 
 
 def stream_completions(
     params: Qwen,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling | Sequence[Sampling] | None = None,
+    sampling: Samplings = None,
+    *,
     max_new_tokens: int | None = None,
     stop: str | Sequence[str] = (),
-    seed: int | Sequence[int] | None = None,
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
+) -> Iterator[list[Completion]]:
+    """`complete` as the answers grow: all of them, again and again, at the end whole."""
+    return answers(
+        params,
+        prompts,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        seed=seed,
+        cache_dtype=cache_dtype,
+        watch=True,
+    )
+
+
+def answers(
+    params: Qwen,
+    prompts: Sequence[Sequence[int]],
+    sampling: Samplings,
+    *,
+    max_new_tokens: int | None,
+    stop: str | Sequence[str],
+    seed: Seeds,
+    cache_dtype: DTypeLike | None,
     eos_ids: tuple[tuple[int, ...], ...] | None = None,
     watch: bool = False,
 ) -> Iterator[list[Completion]]:
-    """The answers to prompts of ids as they grow, at the end complete; keywords as for `generate`.
+    """What is behind all of them; keywords as for `generate`.
 
     eos_ids: sequences of ids that end an answer, default the checkpoint's. watch: look at the
     device every few tokens, not only when all answers are done.
@@ -72,6 +117,7 @@ def stream_completions(
     seeds = _each(seed, Integral, len(prompts), "seed")
     ends = defaults.eos_ids if eos_ids is None else eos_ids
     _check_bias(params, samplings)
+    _check_cache(cache_dtype)
     settings = [
         SamplingArrays.of(sampling, ends, one)
         for sampling, one in zip(samplings, seeds, strict=True)
@@ -82,8 +128,7 @@ def stream_completions(
     ]
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
-    dtype = None if params.assets is None else params.assets.cache_dtype
-    state = decode.start(weights, len(prompts), length, dtype)
+    state = decode.start(weights, len(prompts), length, cache_dtype)
     for slot, row in enumerate(rows):
         state, output = _prefill(weights, state, slot, row.prompt, settings[slot], budget)
         row.push(output, 0)
@@ -175,6 +220,32 @@ def defaults_of(params: Qwen) -> Defaults:
 
 def tokenizer_of(params: Qwen) -> Tokenizer | None:
     return None if params.assets is None else params.assets.tokenizer
+
+
+def text_tokenizer(params: Qwen) -> Tokenizer:
+    """The tokenizer of a checkpoint that has to read text."""
+    tokenizer = tokenizer_of(params)
+    if tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer; give the prompt as a list of ids")
+    return tokenizer
+
+
+def refuse_logprobs(sampling: Samplings) -> None:
+    """Of functions whose result has no place for them."""
+    samplings = sampling if isinstance(sampling, Sequence) else [sampling]
+    if any(isinstance(one, Sampling) and one.logprobs is not None for one in samplings):
+        raise ValueError(
+            "text and ids carry no logprobs; see qwen_jax.decoding.completion.complete"
+        )
+
+
+def _check_cache(dtype: DTypeLike | None) -> None:
+    try:
+        known = dtype is None or np.dtype(dtype).name in CACHE_DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"got cache_dtype {dtype!r}, wanted one of {', '.join(CACHE_DTYPES)}")
 
 
 def _check_bias(params: Qwen, samplings: Iterable[Sampling]) -> None:

@@ -232,6 +232,7 @@ def _moving(state: State, allowed: Array | None) -> Array:
     return state.active if allowed is None else state.active & jnp.any(allowed != 0, axis=-1)
 
 
+@jax.named_scope("sampling")
 def sample_next(state: State, logits: Array, allowed: Array | None) -> tuple[State, Output]:
     """The next token of every slot that moves, from logits [B V], and the state that follows."""
     active, settings = _moving(state, allowed), state.settings

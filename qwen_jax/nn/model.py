@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from qwen_jax.assets import Assets
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
 
@@ -75,6 +76,7 @@ class Attention(nnx.Module):
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
 
+    @jax.named_scope("attention")
     def __call__(self, x, positions, angles, query_scale, cache, layer, config: Config):
         y, cache = self.mix(self.qkv(x), positions, angles, query_scale, cache, layer, config)
         return self.out(y), cache
@@ -100,6 +102,7 @@ class MLP(nnx.Module):
     up: Linear
     down: Linear
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Array) -> Array:
         return self.down(self.hidden(x))
 
@@ -131,7 +134,7 @@ class Qwen(nnx.Module):
     norm: RMSNorm
     head: Linear | None  # None: logits reuse `embed`
     config: Config = nnx.static()
-    assets: Any = nnx.static()  # what `load` found beside the arrays; None for a bare network
+    assets: Assets | None = nnx.static()  # None: a bare network
 
     def __call__(self, tokens, positions, prompt_lengths, cache: AttentionCache):
         """tokens and positions [B T], prompt_lengths [B] -> hidden states [B T D] and the cache.
@@ -144,9 +147,11 @@ class Qwen(nnx.Module):
         x = _rows(self.embed, tokens)
         for layer, block in enumerate(self.blocks):
             x = jax.lax.optimization_barrier(x)  # a TPU would keep all layers' sums to the end
-            x, cache = block(x, positions, angles, query_scale, cache, layer, config)
+            with jax.named_scope(f"block_{layer}"):
+                x, cache = block(x, positions, angles, query_scale, cache, layer, config)
         return self.norm(x), cache
 
+    @jax.named_scope("head")
     def logits(self, x: Array) -> Array:
         """Hidden states [... D] -> float32 [... V]."""
         return matmul(x, self.embed) if self.head is None else self.head.float32(x)
@@ -205,6 +210,7 @@ def _padded(least: int) -> Callable[[Array, Array], Array]:
     return product
 
 
+@jax.named_scope("embedding")
 def _rows(table: Array, tokens: Array) -> Array:
     """table[tokens], kept inside the decode loop: XLA would widen a whole bf16 table before it."""
     table, tokens = jax.lax.optimization_barrier((table, tokens))

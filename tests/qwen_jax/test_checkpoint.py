@@ -98,9 +98,7 @@ def test_dtype(golden, folder, dtype):
 
 
 def test_assets(folder):
-    params, again = load(folder, cache_dtype="int8"), load(folder)
-    assert params.assets.cache_dtype == "int8"
-    assert again.assets.cache_dtype is None
+    params, again = load(folder), load(folder)
     assert params.assets.folder == folder
     assert hash(params.assets) != hash(again.assets)
     assert jax.tree.structure(params) == jax.tree.structure(jax.tree.map(jnp.negative, params))
