@@ -8,7 +8,7 @@ cache layouts, kernels and meshes are behind `cache.attend`.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,11 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from qwen_jax.assets import Assets
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
+
+if TYPE_CHECKING:  # the network carries it and never looks inside
+    from qwen_jax.assets import Assets
 
 LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
 
@@ -134,7 +136,7 @@ class Qwen(nnx.Module):
     norm: RMSNorm
     head: Linear | None  # None: logits reuse `embed`
     config: Config = nnx.static()
-    assets: Assets | None = nnx.static()  # None: a bare network
+    assets: "Assets | None" = nnx.static()  # None: a bare network
 
     def __call__(self, tokens, positions, prompt_lengths, cache: AttentionCache):
         """tokens and positions [B T], prompt_lengths [B] -> hidden states [B T D] and the cache.
