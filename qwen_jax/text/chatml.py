@@ -14,7 +14,8 @@ from typing import Any
 import jinja2.meta
 import jinja2.sandbox
 
-from qwen_jax.text.tokenizer import Tokenizer, split
+from qwen_jax.text.segments import split
+from qwen_jax.text.tokenizer import Tokenizer
 from qwen_jax.text.vocabulary import END_OF_TEXT
 
 DEFAULT_SYSTEM = "You are a helpful assistant."

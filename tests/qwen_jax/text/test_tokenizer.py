@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_jax.text.tokenizer import PADDING_ROWS, StopStrings, TextStream, split
+from qwen_jax.text.segments import split
+from qwen_jax.text.tokenizer import PADDING_ROWS, StopStrings, TextStream
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/text/tokenizer.json").read_text("utf-8"))
 
