@@ -32,11 +32,16 @@ def nfc(text: str) -> str:
         end = len(part) - 1  # what follows can only change the last character and its marks
         while end > 0 and combining(part[end]):
             end -= 1
-        if len(part) - end > LONGEST_RUN + 1:
+        if len(part) - end > LONGEST_RUN + 4:  # the character itself may decompose into four
             end = len(part)
         done.append(part[:end])
         open_end = part[end:]
     return "".join([*done, open_end])
+
+
+def slices(text: str) -> Iterator[str]:
+    """`text` in stretches, wherever that divides it."""
+    return (text[start : start + STRETCH] for start in range(0, len(text), STRETCH))
 
 
 def split(text: str, names: Collection[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from qwen_jax.text.segments import STRETCH, nfc, split, stretches
+from qwen_jax.text.segments import STRETCH, nfc, slices, split, stretches
 from qwen_jax.text.vocabulary import END_OF_TEXT, PATTERN, Vocabulary, read
 
 MOST_BLANKS = 500_000  # in a row; the regex engine's stack ends at about a million
@@ -93,9 +93,7 @@ class Tokenizer:
         """
         if text.isascii():
             return -(-len(text) // self._longest)
-        starts = range(0, len(text), STRETCH)
-        parts = (text[start : start + STRETCH] for start in starts)
-        size = sum(len(part.encode("utf-8", "surrogatepass")) for part in parts)
+        size = sum(len(part.encode("utf-8", "surrogatepass")) for part in slices(text))
         return -(-size // (NFC_SHRINKS * self._longest))
 
     def _encode_plain(self, text: str) -> list[int]:
