@@ -24,8 +24,8 @@ def nfc(text: str) -> str:
     one another. Longer runs are taken in parts, each normalised by itself: the same text always has
     the same result, but marks are neither sorted nor composed across parts.
     """
-    if text.isascii():
-        return text
+    if len(text) <= SORTED or text.isascii():
+        return normalize("NFC", text)
     done, open_end = [], ""
     for start in range(0, len(text), SORTED):
         part = normalize("NFC", open_end + text[start : start + SORTED])

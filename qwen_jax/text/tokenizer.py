@@ -76,8 +76,11 @@ class Tokenizer:
         names = self.specials.keys() if specials is True else set(specials or ())
         if unknown := names - self.specials.keys():
             raise ValueError(f"{sorted(unknown)} are no control tokens; see Tokenizer.specials")
+        text = nfc(text)
+        if not names and len(text) <= STRETCH:
+            return self._encode_plain(text)
         ids: list[int] = []
-        for piece in split(nfc(text), names):
+        for piece in split(text, names):
             if piece in names:
                 ids.append(self.specials[piece])
             else:
