@@ -238,9 +238,9 @@ def main(
             "request_rate": "inf" if rate == float("inf") else rate,
             "seed": seed,
         }
-        aside = out.with_name(f"{out.name}.part")
-        aside.write_text(json.dumps(asked | found, indent=1) + "\n", "utf-8")
-        aside.rename(out)
+        from qwen_jax.files import atomic  # with JAX, which a client does without till here
+
+        atomic.write_text(out, json.dumps(asked | found, indent=1) + "\n")
     return found
 
 

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from qwen_jax.data.examples import LossOn
+from qwen_jax.files.problems import Problems
 from qwen_jax.nn.sharding import make_mesh
 from train.nn.network import Remat
 from train.step import Recipe
@@ -142,8 +143,7 @@ class TrainConfig:
         problems = [*self._numbers(), *self._choices(), *self._files()]
         if not any(problem.startswith(("mesh", "batch", "micro")) for problem in problems):
             problems += self._sizes(devices)
-        if problems:
-            raise ValueError("\n  ".join(["these settings cannot be used:", *problems]))
+        Problems(problems).stop("these settings cannot be used")
 
     def _numbers(self) -> Iterator[str]:
         for name, value in vars(self).items():

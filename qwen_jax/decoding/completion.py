@@ -16,7 +16,7 @@ from qwen_jax.decoding import decode
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
-from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.decoding.sampling import Sampling, finish_reason, stop_sequences
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
 from qwen_jax.text.tokenizer import StopStrings, TextStream, Tokenizer
@@ -118,15 +118,19 @@ def answers(
     ends = defaults.eos_ids if eos_ids is None else eos_ids
     _check_bias(params, samplings)
     _check_cache(cache_dtype)
-    rows = [
-        _Row(sampling, SamplingArrays.of(sampling, ends, one), tokenizer_of(params), budget)
+    settings = [
+        SamplingArrays.of(sampling, ends, one)
         for sampling, one in zip(samplings, seeds, strict=True)
+    ]
+    rows = [
+        _Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
+        for ids, sampling in zip(prompts, samplings, strict=True)
     ]
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
     state = decode.start(weights, len(prompts), length, cache_dtype)
-    for slot, (row, ids) in enumerate(zip(rows, prompts, strict=True)):
-        state, output = _prefill(weights, state, slot, ids, row.settings, budget)
+    for slot, row in enumerate(rows):
+        state, output = _prefill(weights, state, slot, row.prompt, settings[slot], budget)
         row.push(output, 0)
     watch = watch or any(row.sampling.stop for row in rows)
     count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
@@ -168,13 +172,18 @@ class _Row:
     """One answer while it grows."""
 
     def __init__(
-        self, sampling: Sampling, settings: SamplingArrays, tokenizer: Tokenizer | None, budget: int
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        ends: Sequence[Sequence[int]],
+        tokenizer: Tokenizer | None,
+        budget: int,
     ):
         if sampling.stop and tokenizer is None:
             raise ValueError(
                 "this checkpoint has no tokenizer to find stop strings with; use stop_ids"
             )
-        self.sampling, self.settings, self.budget = sampling, settings, budget
+        self.prompt, self.sampling, self.ends, self.budget = prompt, sampling, ends, budget
         self.answer = Completion()
         self._text = TextStream(tokenizer) if tokenizer else None
         self._stops = StopStrings(sampling.stop)
@@ -199,18 +208,10 @@ class _Row:
                     answer.finish_reason = "stop"
                     return
         if not output.active[slot]:
-            answer.finish_reason = "length" if self._ran_out() else "stop"
+            answer.finish_reason = finish_reason(self.prompt, answer.tokens, self.budget, self.ends)
             if self._text is not None:
                 text, _ = self._stops.push(self._text.flush())
                 answer.text += text + self._stops.flush()
-
-    def _ran_out(self) -> bool:
-        """Whether the budget ended the answer and no stop sequence did."""
-        tokens = self.answer.tokens
-        if len(tokens) < self.budget:
-            return False
-        sequences = [[id for id in row if id >= 0] for row in self.settings.stops[0].tolist()]
-        return not any(ids and tokens[-len(ids) :] == ids for ids in sequences)
 
 
 def defaults_of(params: Qwen) -> Defaults:

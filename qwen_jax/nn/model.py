@@ -29,18 +29,25 @@ class AttentionCache(Protocol):
     def attend(self, layer: int, q: Array, k: Array, v: Array, positions: Array) -> Any: ...
 
 
-@nnx.dataclass
-class Linear(nnx.Module):
-    """y = x @ kernel.T + bias; kernel [out, in] as Hugging Face stores it."""
-
-    kernel: Array = nnx.data()
-    bias: Array | None = nnx.data()
+class LinearLayer(nnx.Module):
+    """Whatever does a linear layer's work: plain, quantised, or with adapters beside it."""
 
     def __call__(self, x: Array) -> Array:
         return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
 
     def float32(self, x: Array) -> Array:
-        """The same before it is rounded to x's type."""
+        """x [... in] -> [... out], before it is rounded to x's type."""
+        raise NotImplementedError
+
+
+@nnx.dataclass
+class Linear(LinearLayer):
+    """y = x @ kernel.T + bias; kernel [out, in] as Hugging Face stores it."""
+
+    kernel: Array = nnx.data()
+    bias: Array | None = nnx.data()
+
+    def float32(self, x: Array) -> Array:
         y = matmul(x, self.kernel)
         return y if self.bias is None else y + self.bias
 
@@ -71,8 +78,13 @@ class Attention(nnx.Module):
 
     @jax.named_scope("attention")
     def __call__(self, x, positions, angles, query_scale, cache, layer, config: Config):
-        batch, length, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, length, config.kv_heads, -1, config.head_dim)
+        y, cache = self.mix(self.qkv(x), positions, angles, query_scale, cache, layer, config)
+        return self.out(y), cache
+
+    def mix(self, qkv, positions, angles, query_scale, cache, layer, config: Config):
+        """What `out` gets, from what `qkv` gives."""
+        batch, length, _ = qkv.shape
+        qkv = qkv.reshape(batch, length, config.kv_heads, -1, config.head_dim)
         q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
         q = q.reshape(batch, length, config.heads, config.head_dim)  # [B T N H]
         if self.q_norm is not None and self.k_norm is not None:
@@ -81,7 +93,7 @@ class Attention(nnx.Module):
         if query_scale is not None:
             q = q * query_scale.astype(q.dtype)
         y, cache = cache.attend(layer, q, k, v, positions)
-        return self.out(y.reshape(batch, length, -1)), cache
+        return y.reshape(batch, length, -1), cache
 
 
 @nnx.dataclass
@@ -92,7 +104,11 @@ class MLP(nnx.Module):
 
     @jax.named_scope("mlp")
     def __call__(self, x: Array) -> Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(self.hidden(x))
+
+    def hidden(self, x: Array) -> Array:
+        """What `down` gets."""
+        return jax.nn.silu(self.gate(x)) * self.up(x)
 
 
 @nnx.dataclass
