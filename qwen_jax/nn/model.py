@@ -8,6 +8,7 @@ cache layouts, kernels and meshes are behind `cache.attend`.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -16,7 +17,6 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from qwen_jax.assets import Assets
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
 
@@ -38,6 +38,19 @@ class LinearLayer(nnx.Module):
     def float32(self, x: Array) -> Array:
         """x [... in] -> [... out], before it is rounded to x's type."""
         raise NotImplementedError
+
+
+class Assets(Protocol):
+    """What `load` finds beside the arrays, qwen_jax.assets; no arithmetic reads it."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def defaults(self) -> Any: ...
 
 
 @nnx.dataclass

@@ -11,10 +11,9 @@ import pytest
 import convert
 import qwen_jax
 import train
-from qwen_jax.assets import Assets
 from qwen_jax.decoding.completion import complete, stream_completions
 from qwen_jax.generate import generate
-from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.model import Assets, Qwen
 
 PUBLIC = [
     *(getattr(qwen_jax, name) for name in qwen_jax.__all__ if name[0].islower()),
