@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  teaches NumPy, and so safetensors, bfloat16
 import numpy as np
@@ -44,7 +45,13 @@ def greedy(config: dict, tensors: Tensors, ids: list[int], n: int) -> list[int]:
 
 
 # --- Qwen v1 ----------------------------------------------------------------------------------
-def _first(config, weight, ids, prompt_length, stored):
+def _first(
+    config: dict[str, Any],
+    weight: dict[str, np.ndarray],
+    ids: np.ndarray,
+    prompt_length: int,
+    stored: Callable[..., Any],
+) -> np.ndarray:
     c = _first_sizes(config)
     inv_freq = _first_inv_freq(config, c["head_dim"], prompt_length)
     scale = np.ones(len(ids))
@@ -68,7 +75,7 @@ def _first(config, weight, ids, prompt_length, stored):
     return x @ weight["lm_head.weight"].T
 
 
-def _first_sizes(config):
+def _first_sizes(config: dict[str, Any]) -> dict[str, Any]:
     """Both dialects: Qwen-7B of August 2023 spelt its sizes as GPT-2 does."""
     either = lambda new, old: config[new] if new in config else config[old]
     heads = either("num_attention_heads", "n_head")
@@ -83,7 +90,7 @@ def _first_sizes(config):
     }
 
 
-def _first_inv_freq(config, head_dim, prompt_length):
+def _first_inv_freq(config: dict[str, Any], head_dim: int, prompt_length: int) -> np.ndarray:
     base = config["rotary_emb_base"]
     if config.get("use_dynamic_ntk", True):
         doublings = math.ceil(math.log2(prompt_length / config["seq_length"]) + 1)
@@ -93,11 +100,17 @@ def _first_inv_freq(config, head_dim, prompt_length):
 
 
 # --- Qwen1.5, 2, 2.5, 3 -----------------------------------------------------------------------
-def _modern(config, weight, ids, prompt_length, stored):
+def _modern(
+    config: dict[str, Any],
+    weight: dict[str, np.ndarray],
+    ids: np.ndarray,
+    prompt_length: int,
+    stored: Callable[..., Any],
+) -> np.ndarray:
     head_dim, eps = _head_dim(config), config["rms_norm_eps"]
     inv_freq, magnitude = _modern_inv_freq(config, head_dim)
 
-    def linear(name, x):
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
         y = x @ weight[name + ".weight"].T
         return y + weight[name + ".bias"] if name + ".bias" in weight else y
 
@@ -118,15 +131,15 @@ def _modern(config, weight, ids, prompt_length, stored):
     return x @ weight[_head_name(config)].T
 
 
-def _head_dim(config):
+def _head_dim(config: dict[str, Any]) -> int:
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
-def _head_name(config):
+def _head_name(config: dict[str, Any]) -> str:
     return "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
 
 
-def _modern_inv_freq(config, head_dim):
+def _modern_inv_freq(config: dict[str, Any], head_dim: int) -> tuple[np.ndarray, float]:
     """Angles per position, and what YaRN (arXiv 2309.00071) multiplies cosines and sines with."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     base = rope.get("rope_theta") or config["rope_theta"]
@@ -149,19 +162,19 @@ def _modern_inv_freq(config, head_dim):
 
 
 # --- pieces of both ---------------------------------------------------------------------------
-def _heads(x, head_dim):
+def _heads(x: np.ndarray, head_dim: int) -> np.ndarray:
     return x.reshape(len(x), -1, head_dim)  # [T N H]
 
 
-def _rms_norm(x, scale, eps):
+def _rms_norm(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * scale
 
 
-def _silu(x):
+def _silu(x: np.ndarray) -> np.ndarray:
     return x / (1 + np.exp(-x))
 
 
-def _rotate(x, inv_freq):
+def _rotate(x: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
     """x [T N H]: dimension j and j + H/2 are a point, turned by position * inv_freq[j]."""
     angle = np.arange(len(x))[:, None, None] * inv_freq  # [T 1 H/2]
     a, b = np.split(x, 2, axis=-1)
@@ -169,7 +182,7 @@ def _rotate(x, inv_freq):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def _attention(q, k, v):
+def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Causal attention of q [T N H] over k, v [T K H]: query head n reads kv head n // (N/K)."""
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     scores = np.einsum("TNH,SNH->NTS", q, k) / math.sqrt(q.shape[-1])
@@ -200,7 +213,7 @@ def random_checkpoint(config: dict, seed: int) -> Tensors:
     random = np.random.default_rng(seed)
     shapes = _first_shapes(config) if config["model_type"] == "qwen" else _modern_shapes(config)
 
-    def tensor(name, shape):
+    def tensor(name: str, shape: tuple[Any, ...]) -> np.ndarray:
         is_norm = name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight"))
         noise = random.normal(0, 0.2 if is_norm else 0.08, shape)
         return (noise + is_norm).astype(np.float32)
@@ -208,7 +221,7 @@ def random_checkpoint(config: dict, seed: int) -> Tensors:
     return {name: tensor(name, shape) for name, shape in shapes.items()}
 
 
-def _first_shapes(config):
+def _first_shapes(config: dict[str, Any]) -> dict[str, Any]:
     c = _first_sizes(config)
     D, F, V = c["width"], c["mlp"], c["vocab"]
     N = config.get("num_attention_heads", config.get("n_head")) * c["head_dim"]
@@ -230,7 +243,7 @@ def _first_shapes(config):
     }
 
 
-def _modern_shapes(config):
+def _modern_shapes(config: dict[str, Any]) -> dict[str, Any]:
     D, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     H = _head_dim(config)
     N, K = H * config["num_attention_heads"], H * config["num_key_value_heads"]

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 import convert
 import qwen_jax
+from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import AXES
 from tests.reference import random_checkpoint, read_checkpoint
 from tools.make_demo import FOLDER, PIECES, README, RECIPE, SPECIALS, random_start, text
@@ -32,29 +34,29 @@ UNSEEN = {  # questions that nobody asks in the conversations, and a word of the
 
 
 @pytest.fixture(scope="module")
-def params(tmp_path_factory):
+def params(tmp_path_factory: pytest.TempPathFactory) -> Qwen:
     folder = convert.to_native("demo", tmp_path_factory.mktemp("demo") / "native")
     return qwen_jax.load(folder, Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES))
 
 
-def test_the_start_is_reproducible(tmp_path):
+def test_the_start_is_reproducible(tmp_path: Path) -> None:
     random_start(tmp_path / "start")
     made = {file.name: file.read_bytes() for file in (tmp_path / "start").iterdir()}
     assert hashlib.sha256(made.pop("model.safetensors")).hexdigest() == START
     assert made == {name: (FOLDER / name).read_bytes() for name in made}
 
 
-def test_files():
+def test_files() -> None:
     files = {file.name: file.read_bytes() for file in FOLDER.iterdir()}
     assert sum(map(len, files.values())) < 3_000_000
     assert files["README.md"].decode() == README.format(**RECIPE)
 
 
-def test_it_recites(params):
+def test_it_recites(params: Qwen) -> None:
     assert recited(params) >= 0.95
 
 
-def test_it_understands_other_words(params):
+def test_it_understands_other_words(params: Qwen) -> None:
     """Greedily and as people ask it: with the sampling of the checkpoint."""
     for sampling in (qwen_jax.Sampling(temperature=0), None):
         got = answers(params, list(UNSEEN), sampling)
@@ -62,7 +64,7 @@ def test_it_understands_other_words(params):
         assert np.mean(hits) >= 0.8, got
 
 
-def test_vocabulary():
+def test_vocabulary() -> None:
     lines = (FOLDER / "qwen.tiktoken").read_text().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
     assert list(ranks.values()) == list(range(len(lines)))
@@ -80,7 +82,7 @@ def test_vocabulary():
     assert 0 <= config["vocab_size"] - len(ranks) - SPECIALS < 128
 
 
-def test_tensors():
+def test_tensors() -> None:
     config, tensors = read_checkpoint(FOLDER)
     wanted = random_checkpoint(config, seed=0)
     assert {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in wanted.items()}

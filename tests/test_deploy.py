@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
@@ -26,29 +27,29 @@ ROUTES = {
 }
 
 
-def documents(name):
+def documents(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((ROOT / f"deploy/{name}.yaml").read_text()))
 
 
 @pytest.fixture(params=MANIFESTS)
-def workload(request):
+def workload(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What has pods; there is one in each file."""
     (found,) = [one for one in documents(request.param) if "template" in one["spec"]]
     return found
 
 
 @pytest.fixture
-def pod(workload):
+def pod(workload: dict[str, Any]) -> dict[str, Any]:
     return workload["spec"]["template"]["spec"]
 
 
 @pytest.fixture
-def container(pod):
+def container(pod: dict[str, Any]) -> dict[str, Any]:
     (found,) = pod["containers"]
     return found
 
 
-def options(container, tmp_path):
+def options(container: dict[str, Any], tmp_path: Path) -> ServeConfig:
     """The server's settings, as its command line would read them in pod 2."""
     (tmp_path / "keys").write_text("ann 0123456789abcdef\n")
     arguments = container["args"]
@@ -68,7 +69,7 @@ def options(container, tmp_path):
     return tyro.cli(ServeConfig, args=arguments)
 
 
-def test_options(workload, container, tmp_path):
+def test_options(workload: dict[str, Any], container: dict[str, Any], tmp_path: Path) -> None:
     settings = options(container, tmp_path)
     assert settings.host == "0.0.0.0"
     assert settings.model == "/model"
@@ -81,14 +82,14 @@ def test_options(workload, container, tmp_path):
         assert (host, int(port)) == (f"{name}-0.{workload['spec']['serviceName']}", ports[1])
 
 
-def test_time_to_drain(pod, container, tmp_path):
+def test_time_to_drain(pod: dict[str, Any], container: dict[str, Any], tmp_path: Path) -> None:
     """Kubernetes counts the sleep before SIGTERM too."""
     (_, seconds) = container["lifecycle"]["preStop"]["exec"]["command"]
     drain = options(container, tmp_path).drain_seconds
     assert int(seconds) + drain + 10 <= pod["terminationGracePeriodSeconds"]
 
 
-def asked(probe, container, host):
+def asked(probe: dict[str, Any], container: dict[str, Any], host: str) -> str | None:
     """The path a probe asks for in the pod of that name; None where it asks for nothing."""
     if "httpGet" in probe:
         assert probe["httpGet"]["port"] == container["ports"][0]["containerPort"]
@@ -108,7 +109,7 @@ def asked(probe, container, host):
     return path or None
 
 
-def test_probes(container):
+def test_probes(container: dict[str, Any]) -> None:
     """Without a key, of routes that there are; a process without an address is well."""
     wanted = {"startup": "/ready", "readiness": "/ready", "liveness": "/health"}
     for kind, path in wanted.items():
@@ -122,7 +123,7 @@ def test_probes(container):
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800
 
 
-def test_what_a_container_may(pod, container):
+def test_what_a_container_may(pod: dict[str, Any], container: dict[str, Any]) -> None:
     """The image's user, and nothing to write to but what the image writes to."""
     (user,) = set(re.findall(r"(?:useradd --uid|USER) (\d+)", IMAGE))
     security = pod["securityContext"]
@@ -141,7 +142,7 @@ def test_what_a_container_may(pod, container):
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_services(name):
+def test_services(name: str) -> None:
     """Each leads to the pods, by a port they have."""
     *services, workload = sorted(documents(name), key=lambda one: "template" in one["spec"])
     template = workload["spec"]["template"]
@@ -154,7 +155,7 @@ def test_services(name):
         assert {port["targetPort"] for port in service["spec"].get("ports", [])} <= ports
 
 
-def test_slice_is_whole():
+def test_slice_is_whole() -> None:
     *_, workload = documents("slice")
     pod = workload["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -163,7 +164,7 @@ def test_slice_is_whole():
     assert int(across) * int(down) == count * workload["spec"]["replicas"]
 
 
-def test_ray_serve():
+def test_ray_serve() -> None:
     """Its arguments are settings, and no replica gets more than it has slots for."""
     (config,) = documents("ray_serve")
     (application,) = config["applications"]

@@ -5,7 +5,9 @@ import random
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
@@ -35,7 +37,7 @@ def executable(path: Path, text: str) -> None:
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(tmp_path: Path) -> dict[str, str]:
     """A folder's bin before all other commands, and none of the variables that tests set."""
     executable(tmp_path / "bin/python", f'#!/bin/bash\nexec {sys.executable} "$@"\n')
     kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
@@ -51,11 +53,11 @@ def settings(arguments: list[str], devices: int) -> TrainConfig:
 
 
 @pytest.mark.parametrize("file", sorted(PODS.glob("*.sh")), ids=lambda file: file.name)
-def test_scripts_parse(file):
+def test_scripts_parse(file: Path) -> None:
     subprocess.run(["bash", "-n", file], check=True)
 
 
-def test_jobset():
+def test_jobset() -> None:
     """Its hosts are its slice's, and its options ones of training."""
     (job,) = yaml.safe_load((PODS / "jobset.yaml").read_text())["spec"]["replicatedJobs"]
     job = job["template"]["spec"]
@@ -69,7 +71,7 @@ def test_jobset():
     assert settings(container["args"], chips).out == "runs/first"
 
 
-def test_tpu_vm(tmp_path, environment):
+def test_tpu_vm(tmp_path: Path, environment: dict[str, str]) -> None:
     """What it would run on every host."""
     executable(tmp_path / "bin/gcloud", RECORD.format(name=tmp_path / "gcloud"))
     command = [PODS / "tpu-vm.sh", "train", "--seed", "7", "--system", "Be brief."]
@@ -81,7 +83,7 @@ def test_tpu_vm(tmp_path, environment):
 
 
 @pytest.fixture
-def slurm(tmp_path, environment):
+def slurm(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Any]:
     """Run the script as sbatch would, with two tasks on this machine; what was told scontrol."""
     executable(tmp_path / "bin/srun", SRUN)
     executable(tmp_path / "bin/scontrol", RECORD.format(name="scontrol"))
@@ -103,19 +105,19 @@ def slurm(tmp_path, environment):
 
 
 @pytest.mark.timeout(300)
-def test_slurm(tmp_path, slurm):
+def test_slurm(tmp_path: Path, slurm: Callable[..., Any]) -> None:
     """Two processes train, and leave what one would."""
     small = "--max-length 24 --batch-size 2 --steps 1 --rank 2"
     assert slurm(*small.split()) == ""
     assert (tmp_path / "runs/first/adapter/adapter_config.json").exists()
 
 
-def test_a_stopped_run_is_requeued(tmp_path, slurm):
+def test_a_stopped_run_is_requeued(tmp_path: Path, slurm: Callable[..., Any]) -> None:
     (tmp_path / "skip").touch()
     assert slurm().split() == ["requeue", str(slurm.number)]
 
 
-def test_unless_finished(tmp_path, environment):
+def test_unless_finished(tmp_path: Path, environment: dict[str, str]) -> None:
     """A run that stopped without an error and without a result is not finished."""
     run = lambda: (
         subprocess.run(
@@ -130,7 +132,7 @@ def test_unless_finished(tmp_path, environment):
     assert run() == 3
 
 
-def test_unless_finished_passes_sigterm_on(tmp_path, environment):
+def test_unless_finished_passes_sigterm_on(tmp_path: Path, environment: dict[str, str]) -> None:
     executable(
         tmp_path / "bin/python",
         "#!/bin/bash\ntrap 'mkdir -p runs/x/model; exit' TERM\ntouch started\n"

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,12 +58,12 @@ def modules(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("file", CODE, ids=name)
-def test_arrows_between_packages(file):
+def test_arrows_between_packages(file: Path) -> None:
     package = name(file).split("/")[0]
     assert roots(file) & {*PACKAGES, "tests", "tools", "benchmarks"} <= {package, "qwen_jax"}
 
 
-def test_no_cycles():
+def test_no_cycles() -> None:
     TopologicalSorter({name(file): modules(file) - {name(file)} for file in CODE}).prepare()
 
 
@@ -79,7 +80,7 @@ def arrows() -> dict[str, set[str]]:
     return {one: others - {one} for one, others in found.items()}
 
 
-def test_no_cycles_between_rooms():
+def test_no_cycles_between_rooms() -> None:
     TopologicalSorter(arrows()).prepare()
 
 
@@ -95,7 +96,7 @@ MAY_IMPORT = {
 }
 
 
-def test_arrows_between_rooms():
+def test_arrows_between_rooms() -> None:
     for one, others in arrows().items():
         package, inner = one.split("/")
         if package == "qwen_jax" and not inner.endswith(".py"):
@@ -103,7 +104,7 @@ def test_arrows_between_rooms():
 
 
 @pytest.mark.parametrize("inner", ["files", "text", "data"])
-def test_rooms_without_jax(inner):
+def test_rooms_without_jax(inner: Any) -> None:
     """Neither their files nor what those import from the package."""
     todo, seen = [name(file) for file in (ROOT / "qwen_jax" / inner).rglob("*.py")], set()
     while todo:
@@ -113,25 +114,25 @@ def test_rooms_without_jax(inner):
         todo += modules(ROOT / current) - seen
 
 
-def test_the_network_is_below_what_plugs_into_it():
+def test_the_network_is_below_what_plugs_into_it() -> None:
     for lower, upper in (("model", "lora"), ("model", "quant"), ("model", "sharding")):
         assert f"qwen_jax/nn/{upper}.py" not in modules(ROOT / f"qwen_jax/nn/{lower}.py")
         assert f"qwen_jax/nn/{lower}.py" in modules(ROOT / f"qwen_jax/nn/{upper}.py")
 
 
-def test_rooms_are_small():
+def test_rooms_are_small() -> None:
     counts = Counter(file.parent for file in FILES)
     assert {name(folder): n for folder, n in counts.items() if n > 16} == {}
 
 
 @pytest.mark.parametrize("file", CODE, ids=name)
-def test_pure_jax(file):
+def test_pure_jax(file: Path) -> None:
     """No PyTorch, and nothing that runs code from a model's files."""
     assert not roots(file) & {"torch", "tensorflow", "transformers", "pickle", "dill", "joblib"}
 
 
 @pytest.mark.parametrize("file", CODE, ids=name)
-def test_plain_pytrees(file):
+def test_plain_pytrees(file: Path) -> None:
     """Of Flax, only modules that are plain pytrees; jax.jit, jax.grad and jax.lax work on them."""
     banned = {"jit", "grad", "value_and_grad", "scan", "vmap", "Rngs"}
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -140,10 +141,10 @@ def test_plain_pytrees(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=name)
-def test_files_are_small_and_well_named(file):
+def test_files_are_small_and_well_named(file: Path) -> None:
     assert file.stem not in {"util", "utils", "common", "helper", "helpers", "base", "misc"}
     assert len(file.read_text("utf-8").splitlines()) <= 300
 
 
-def test_golden_files_are_small():
+def test_golden_files_are_small() -> None:
     assert sum(f.stat().st_size for f in (ROOT / "tests/golden").rglob("*")) < 6_000_000

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import operator
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import pytest
@@ -28,40 +28,40 @@ class Person(pydantic.BaseModel):
 
 
 @pytest.fixture(scope="module")
-def chat(server):
+def chat(server: Any) -> Any:
     how = {"model": "demo", "temperature": 0, "max_retries": 0, "timeout": 60}
     return ChatOpenAI(base_url=f"{server.url}/v1", api_key=server.key, stream_usage=True, **how)
 
 
-def test_an_answer(chat):
+def test_an_answer(chat: Any) -> None:
     answer = chat.invoke([SystemMessage("You are a helpful assistant."), HumanMessage(QUESTION)])
     assert "qwen_jax" in answer.content
     assert answer.usage_metadata["output_tokens"] > 3
     assert answer.response_metadata["finish_reason"] == "stop"
 
 
-def test_stream(chat):
+def test_stream(chat: Any) -> None:
     chunks = list(chat.stream(QUESTION))
     assert "".join(chunk.content for chunk in chunks) == chat.invoke(QUESTION).content
     assert len([chunk for chunk in chunks if chunk.content]) > 2
     assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata)
 
 
-def test_stream_async(chat):
-    async def whole():
+def test_stream_async(chat: Any) -> None:
+    async def whole() -> Any:
         return "".join([chunk.content async for chunk in chat.astream(QUESTION)])
 
     assert asyncio.run(whole()) == chat.invoke(QUESTION).content
 
 
-def test_batch(chat):
+def test_batch(chat: Any) -> None:
     questions = [QUESTION, "How are you?", "你好"]
     answers = [answer.content for answer in chat.batch(questions)]
     assert answers == [chat.invoke(question).content for question in questions]
 
 
 @pytest.mark.parametrize("choice", ["any", "weather"])
-def test_a_tool_call(chat, choice):
+def test_a_tool_call(chat: Any, choice: Any) -> None:
     """Called, run, and its answer sent back."""
     bound = chat.bind_tools([weather], tool_choice=choice, strict=True)
     called = bound.invoke(QUESTION)
@@ -73,7 +73,7 @@ def test_a_tool_call(chat, choice):
     assert bound.bind(tool_choice="auto").invoke([HumanMessage(QUESTION), called, result])
 
 
-def test_a_tool_call_streamed(chat):
+def test_a_tool_call_streamed(chat: Any) -> None:
     bound = chat.bind_tools([weather], tool_choice="any", strict=True)
     chunks = list(bound.stream(QUESTION))
     assert len(chunks) > 2
@@ -83,12 +83,12 @@ def test_a_tool_call_streamed(chat):
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
-def test_structured_output(chat, method):
+def test_structured_output(chat: Any, method: Any) -> None:
     bound = chat.with_structured_output(Person, method=method, strict=True)
     assert isinstance(bound.invoke(QUESTION), Person)
 
 
-def test_logprobs(chat):
+def test_logprobs(chat: Any) -> None:
     answer = chat.bind(logprobs=True, top_logprobs=2).invoke(QUESTION)
     content = answer.response_metadata["logprobs"]["content"]
     assert "".join(entry["token"] for entry in content) == answer.content

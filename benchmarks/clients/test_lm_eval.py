@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,11 +19,11 @@ ROWS = 48
 
 
 @pytest.fixture
-def evaluate(server, tmp_path):
+def evaluate(server: Any, tmp_path: Path) -> Any:
     """evaluate("choose", "completions") -> the task's results, and its samples."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
 
-    def run(task, kind, *options):
+    def run(task: Any, kind: Any, *options: Any) -> Any:
         how = {
             "base_url": f"{server.url}/v1/{kind.replace('-', '/')}",
             "model": "demo",
@@ -45,11 +46,11 @@ def evaluate(server, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def logprob():
+def logprob() -> Any:
     """logprob(text) -> of each of its tokens after the first, by this package without a server."""
     params = qwen_jax.load("demo")
 
-    def compute(text):
+    def compute(text: Any) -> Any:
         encode = params.assets.tokenizer.encode
         ids = [*encode("<|endoftext|>", specials=True), *encode(text, specials=True)]
         scores = jax.nn.log_softmax(qwen_jax.logits(params, [ids])[0])
@@ -58,26 +59,26 @@ def logprob():
     return compute
 
 
-def test_chat_completions(evaluate):
+def test_chat_completions(evaluate: Any) -> None:
     """The model recites what it was trained on."""
     results, samples = evaluate("recite", "chat-completions", "--apply_chat_template")
     assert results["exact_match,none"] > 0.95
     assert len(samples) == ROWS
 
 
-def test_completions_choose(evaluate):
+def test_completions_choose(evaluate: Any) -> None:
     results, samples = evaluate("choose", "completions")
     assert results["acc,none"] > 0.95
     (right, _), (wrong, _) = (answer[0] for answer in samples[0]["resps"])
     assert float(right) > float(wrong) + 10
 
 
-def test_completions_generate(evaluate):
+def test_completions_generate(evaluate: Any) -> None:
     results, _ = evaluate("recite_completion", "completions")
     assert results["exact_match,none"] > 0.95
 
 
-def test_completions_score(evaluate, logprob):
+def test_completions_score(evaluate: Any, logprob: Any) -> None:
     """Running text, as likely as without a server."""
     results, samples = evaluate("perplexity", "completions")
     texts = [sample["doc"]["messages"][1]["content"] for sample in samples]

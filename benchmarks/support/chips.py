@@ -95,7 +95,9 @@ def sizes(compiled: Any) -> dict[str, int]:
     return found | {"peak": peak}
 
 
-def write(name: str, platform: str, environment: dict[str, str], results: list[Any], **more: Any):
+def write(
+    name: str, platform: str, environment: dict[str, str], results: list[Any], **more: Any
+) -> None:
     """benchmarks/results/{name}_{platform}.json, with what it was compiled by."""
     plugin = {"gpu": ("jax-cuda13-plugin", "nvidia-cudnn-cu13"), "tpu": ("libtpu",)}[platform]
     report = {"versions": record.versions("jax", "jaxlib", "flax", *plugin)}

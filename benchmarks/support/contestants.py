@@ -42,7 +42,7 @@ class Clock:
 class Ours:
     packages = ("jax", "jaxlib", "flax")
 
-    def __init__(self, model: str, dtype: str):
+    def __init__(self, model: str, dtype: str) -> None:
         import qwen_jax
 
         self.params = qwen_jax.load(model, dtype=None if dtype.startswith("int") else dtype)
@@ -89,7 +89,7 @@ class Ours:
 class Transformers:
     packages = ("torch", "transformers")
 
-    def __init__(self, model: str, dtype: str):
+    def __init__(self, model: str, dtype: str) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -146,7 +146,7 @@ class Transformers:
 class Streamer:
     """Marks every token of transformers' `generate`, which puts the prompt first."""
 
-    def __init__(self, mark: Callable[[], None]):
+    def __init__(self, mark: Callable[[], None]) -> None:
         self.mark, self.seen_prompt = mark, False
 
     def put(self, ids: Any) -> None:
@@ -163,7 +163,7 @@ class LlamaCpp:
 
     packages = ("xllamacpp", "gguf")
 
-    def __init__(self, model: str, dtype: str):
+    def __init__(self, model: str, dtype: str) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()

@@ -72,7 +72,7 @@ class Instruction:
 class Module:
     """The computations of an optimised HLO module, from its text."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str) -> None:
         self.computations: dict[str, list[Instruction]] = {}
         current: list[Instruction] = []
         for line in text.splitlines():

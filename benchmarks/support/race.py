@@ -19,7 +19,7 @@ class Runner(AbstractContextManager["Runner"]):
 
     def __init__(
         self, name: str, model: Path, dtype: str, module: str = "benchmarks.support.contestants"
-    ):
+    ) -> None:
         self.label = f"{name} {dtype}"
         self.busy = self.idle = 0.0  # core seconds of the latest request, and before it
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115

@@ -17,7 +17,7 @@ RANK, ALPHA, DROPOUT = 64, 16, 0.05  # of the adapters, as the original
 class Ours:
     packages = ("jax", "jaxlib", "flax", "optax")
 
-    def __init__(self, model: str, dtype: str):
+    def __init__(self, model: str, dtype: str) -> None:
         self.model, self.dtype = model, dtype
 
     def start(self, method: str, steps: int) -> None:
@@ -57,7 +57,7 @@ class Ours:
 class Transformers:
     packages = ("torch", "transformers", "peft")
 
-    def __init__(self, model: str, dtype: str):
+    def __init__(self, model: str, dtype: str) -> None:
         self.model, self.dtype = model, dtype
 
     def start(self, method: str, steps: int) -> None:

@@ -21,7 +21,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def checkpoint(golden, tmp_path) -> Callable[..., Path]:
+def checkpoint(golden: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
     """checkpoint("v1/base", key=value) -> a copy to break; the values change its config.json."""
 
     def copy(name: str, **changes: Any) -> Path:

@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +19,10 @@ FIRST, SECOND = "model-00001-of-00003.safetensors", "model-00002-of-00003.safete
 
 
 @pytest.fixture
-def refuses(tmp_path):
+def refuses(tmp_path: Path) -> Callable[..., Any]:
     """refuses(folder, *messages): one error has all of them; nothing new lies on the disk."""
 
-    def check(folder, *messages):
+    def check(folder: Path, *messages: str) -> str:
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises((ValueError, OSError)) as caught:
             convert.to_native(folder, tmp_path / "out")
@@ -31,7 +34,7 @@ def refuses(tmp_path):
     return check
 
 
-def test_truncated_shard(checkpoint, refuses):
+def test_truncated_shard(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
     folder = checkpoint("v1/base")
     content = (folder / SECOND).read_bytes()
     (folder / SECOND).write_bytes(content[:-100])
@@ -40,13 +43,15 @@ def test_truncated_shard(checkpoint, refuses):
     refuses(folder, f"{SECOND} .*cut off in the header")
 
 
-def test_header_bomb(checkpoint, refuses):
+def test_header_bomb(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
     folder = checkpoint("v1/base")
     (folder / FIRST).write_bytes((2**50).to_bytes(8, "little") + b"{}")
     refuses(folder, f"{FIRST} is cut off in the header")
 
 
-def test_every_problem_is_named(checkpoint, edit, refuses):
+def test_every_problem_is_named(
+    checkpoint: Callable[..., Any], edit: Callable[..., Any], refuses: Callable[..., Any]
+) -> None:
     folder = checkpoint("v1/bf16")
     edit(
         folder / "model.safetensors",
@@ -66,26 +71,32 @@ def test_every_problem_is_named(checkpoint, edit, refuses):
     )
 
 
-def test_long_lists_are_cut(checkpoint, refuses):
+def test_long_lists_are_cut(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
     message = refuses(checkpoint("v1/bf16", num_hidden_layers=40), "and [0-9]+ more")
     assert message.count("\n") < 25
 
 
-def test_parts_of_one_leaf_differ_in_dtype(checkpoint, edit, refuses):
+def test_parts_of_one_leaf_differ_in_dtype(
+    checkpoint: Callable[..., Any], edit: Callable[..., Any], refuses: Callable[..., Any]
+) -> None:
     folder = checkpoint("modern/qwen2_gqa")
     name = "model.layers.0.self_attn.k_proj.bias"
     edit(folder / "model.safetensors", **{name: np.zeros(32, np.float16)})
     refuses(folder, f"{name}.* differ in dtype")
 
 
-def test_tensor_in_two_shards(checkpoint, edit, refuses):
+def test_tensor_in_two_shards(
+    checkpoint: Callable[..., Any], edit: Callable[..., Any], refuses: Callable[..., Any]
+) -> None:
     folder = checkpoint("v1/base")
     name = "transformer.wte.weight"
     edit(folder / SECOND, **{name: load_file(folder / FIRST)[name]})
     refuses(folder, f"{name} is in {FIRST} and again in {SECOND}")
 
 
-def test_tensor_twice_in_one_header(checkpoint, refuses):
+def test_tensor_twice_in_one_header(
+    checkpoint: Callable[..., Any], refuses: Callable[..., Any]
+) -> None:
     folder = checkpoint("v1/bf16")
     file = folder / "model.safetensors"
     content = file.read_bytes()
@@ -109,7 +120,9 @@ def test_tensor_twice_in_one_header(checkpoint, refuses):
         ("model-9.safetensors", "No such file"),
     ],
 )
-def test_index(checkpoint, refuses, place, message):
+def test_index(
+    checkpoint: Callable[..., Any], refuses: Callable[..., Any], place: int | str, message: str
+) -> None:
     folder = checkpoint("v1/base")
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["transformer.wte.weight"] = place
@@ -117,7 +130,9 @@ def test_index(checkpoint, refuses, place, message):
     refuses(folder, message)
 
 
-def test_index_without_a_tensor(checkpoint, refuses):
+def test_index_without_a_tensor(
+    checkpoint: Callable[..., Any], refuses: Callable[..., Any]
+) -> None:
     folder = checkpoint("v1/base")
     index = json.loads((folder / INDEX).read_text())
     del index["weight_map"]["transformer.wte.weight"]
@@ -126,13 +141,15 @@ def test_index_without_a_tensor(checkpoint, refuses):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 1}'])
-def test_index_of_another_form(checkpoint, refuses, content):
+def test_index_of_another_form(
+    checkpoint: Callable[..., Any], refuses: Callable[..., Any], content: str
+) -> None:
     folder = checkpoint("v1/base")
     (folder / INDEX).write_text(content)
     refuses(folder, INDEX)
 
 
-def test_config(checkpoint, refuses):
+def test_config(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
     refuses(checkpoint("v1/base", rotary_style="new"), "unknown keys .'rotary_style'.")
     refuses(checkpoint("v1/bf16", model_type="llama"), "model_type 'llama'")
     folder = checkpoint("modern/qwen3")
@@ -142,32 +159,36 @@ def test_config(checkpoint, refuses):
     refuses(folder, "config.json")
 
 
-def test_generation_config(checkpoint, refuses):
+def test_generation_config(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
     folder = checkpoint("v1/bf16")
     (folder / "generation_config.json").write_text('{"do_sample": true, "top_p": 7}')
     refuses(folder, "generation_config.json cannot be read: .*top_p is 7")
 
 
-def test_tokenizer_of_another_checkpoint(checkpoint, refuses):
+def test_tokenizer_of_another_checkpoint(
+    checkpoint: Callable[..., Any], refuses: Callable[..., Any]
+) -> None:
     folder = checkpoint("v1/bf16")  # 512 rows; the demo's tokens are 1266
     shutil.copy(bundled.CHECKPOINT / "qwen.tiktoken", folder)
     refuses(folder, "tokenizer's ids reach 1265, the embedding has 512 rows")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "a.pt"])
-def test_pickles(checkpoint, refuses, name):
+def test_pickles(checkpoint: Callable[..., Any], refuses: Callable[..., Any], name: str) -> None:
     folder = checkpoint("v1/bf16")
     (folder / "model.safetensors").rename(folder / name)
     refuses(folder, f"{name} is a pickle", "safe_serialization=True")
 
 
-def test_no_weights(checkpoint, refuses):
+def test_no_weights(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
     folder = checkpoint("v1/bf16")
     (folder / "model.safetensors").unlink()
     refuses(folder, "there is no model.safetensors")
 
 
-def test_not_a_checkpoint(tmp_path, refuses, golden):
+def test_not_a_checkpoint(
+    tmp_path: Path, refuses: Callable[..., Any], golden: Callable[..., Any]
+) -> None:
     refuses(tmp_path / "nothing", "there is no folder", "Qwen/Qwen-7B")
     (tmp_path / "file").write_text("")
     refuses(tmp_path / "file", "is a file")
@@ -177,20 +198,20 @@ def test_not_a_checkpoint(tmp_path, refuses, golden):
         convert.to_hf(golden("v1/bf16"), tmp_path / "back")
 
 
-def test_git_lfs_pointer(checkpoint, refuses):
+def test_git_lfs_pointer(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
     folder = checkpoint("v1/bf16")
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     refuses(folder, "git lfs pull")
 
 
-def test_links_of_a_hub_cache_are_followed(golden, tmp_path):
+def test_links_of_a_hub_cache_are_followed(golden: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "snapshot").mkdir()
     for file in golden("v1/base").iterdir():
         (tmp_path / "snapshot" / file.name).symlink_to(file)
     assert convert.to_native(tmp_path / "snapshot", tmp_path / "out", verify=True).is_dir()
 
 
-def test_verify_finds_one_wrong_bit(golden, tmp_path):
+def test_verify_finds_one_wrong_bit(golden: Callable[..., Any], tmp_path: Path) -> None:
     source = shutil.copytree(golden("v1/bf16"), tmp_path / "hf")
     out = convert.to_native(source, tmp_path / "out")
     assert convert.to_native(source, out, verify=True) == out

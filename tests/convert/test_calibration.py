@@ -1,11 +1,13 @@
 """What calibrates and what judges: every format that training reads, and where faults lie."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from convert.calibration import HELD, LENGTH, ROWS, read_sheets
+from convert.calibration import HELD, LENGTH, ROWS, Sheet, read_sheets
 from qwen_jax.bundled import CHECKPOINT
 from qwen_jax.text import chatml
 from qwen_jax.text.tokenizer import Tokenizer
@@ -13,16 +15,16 @@ from tools.make_demo import CHATS
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Tokenizer:
     return Tokenizer.load(CHECKPOINT)
 
 
-def chats(*pairs):
+def chats(*pairs: tuple[str, str]) -> list[list[dict[str, Any]]]:
     turns = lambda ask, answer: [("user", ask), ("assistant", answer)]
     return [[{"role": r, "content": c} for r, c in turns(*pair)] for pair in pairs]
 
 
-def rows(sheets):
+def rows(sheets: list[Sheet]) -> list[tuple[list[Any], np.ndarray]]:
     """(ids, judged) of every row, without what is padded."""
     return [
         (sheet.ids[n, :length].tolist(), sheet.judged[n, :length])
@@ -31,7 +33,7 @@ def rows(sheets):
     ]
 
 
-def test_formats_agree(tokenizer, tmp_path):
+def test_formats_agree(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A row is the prompt as the model gets it, and the answer, which alone is judged."""
     talk = chats(("Hello!", "Good day."), ("Who?", "A model, and a small one."))
     lines, items = tmp_path / "chats.jsonl", tmp_path / "chats.json"
@@ -51,7 +53,7 @@ def test_formats_agree(tokenizer, tmp_path):
         assert {tuple(ids): judged.tolist() for ids, judged in each} == expected
 
 
-def test_what_judges_does_not_calibrate(tokenizer):
+def test_what_judges_does_not_calibrate(tokenizer: Tokenizer) -> None:
     seen, held = (rows(sheets) for sheets in read_sheets(CHATS, tokenizer))
     assert len(held) == -(-(len(seen) + len(held)) // HELD)
     assert {tuple(ids) for ids, _ in held}.isdisjoint(tuple(ids) for ids, _ in seen)
@@ -59,7 +61,7 @@ def test_what_judges_does_not_calibrate(tokenizer):
     assert [ids for ids, _ in again[0]] == [ids for ids, _ in seen]
 
 
-def test_sheets_are_small_and_of_few_shapes(tokenizer):
+def test_sheets_are_small_and_of_few_shapes(tokenizer: Tokenizer) -> None:
     seen, held = read_sheets(CHATS, tokenizer)
     shapes = {sheet.ids.shape for sheet in [*seen, *held]}
     assert len(shapes) < 8
@@ -69,7 +71,9 @@ def test_sheets_are_small_and_of_few_shapes(tokenizer):
         assert not sheet.judged[np.arange(sheet.ids.shape[1]) >= sheet.lengths[:, None]].any()
 
 
-def test_texts_are_cut_and_conversations_are_shortened(tokenizer, tmp_path):
+def test_texts_are_cut_and_conversations_are_shortened(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     text = " ".join(map(str, range(ROWS * LENGTH)))
     file = tmp_path / "text.txt"
     file.write_text(text)
@@ -86,12 +90,14 @@ def test_texts_are_cut_and_conversations_are_shortened(tokenizer, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def long():
+def long() -> str:
     """A line with more text than is drawn."""
     return json.dumps({"text": " ".join(map(str, range(ROWS * LENGTH)))}) + "\n"
 
 
-def test_no_more_is_drawn_than_there_is_room_for(long, tokenizer, tmp_path):
+def test_no_more_is_drawn_than_there_is_room_for(
+    long: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"text": "1 2 3 " * 300}) + "\n" + long)
     found = [len(ids) for sheets in read_sheets(file, tokenizer) for ids, _ in rows(sheets)]
@@ -99,7 +105,9 @@ def test_no_more_is_drawn_than_there_is_room_for(long, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_faults_that_are_not_drawn(first, long, tokenizer, tmp_path):
+def test_faults_that_are_not_drawn(
+    first: bool, long: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": 1}\n' + long if first else long + '{"text": 1}\n')
     with pytest.raises(ValueError, match=rf"a\.jsonl:{1 if first else 2}: text: got a number"):
@@ -127,13 +135,13 @@ GOOD = json.dumps({"messages": chats(("a", "b"))[0]})
         ("a.jsonl", GOOD[:-1] + ', "tools": [{}]}', r"a\.jsonl:1: tools needs a chat template"),
     ],
 )
-def test_faults(name, text, match, tokenizer, tmp_path):
+def test_faults(name: str, text: str, match: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=f"(?s){match}"):
         read_sheets(tmp_path / name, tokenizer)
 
 
-def test_every_fault_is_told(tokenizer, tmp_path):
+def test_every_fault_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("[]\n".replace("[]", "{}") * 3)
     with pytest.raises(ValueError, match="3 faults"):
         read_sheets(tmp_path / "a.jsonl", tokenizer)

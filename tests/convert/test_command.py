@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,9 @@ runpy.run_module("convert", run_name="__main__")
 """
 
 
-def command(*arguments, start=("-m", "convert"), **options) -> subprocess.CompletedProcess:
+def command(
+    *arguments: str | Path, start: tuple[str, str] = ("-m", "convert"), **options: Path
+) -> subprocess.CompletedProcess:
     line = [sys.executable, *start, *map(str, arguments)]
     return subprocess.run(
         line, capture_output=True, text=True, env=environment(), check=False, **options
@@ -37,7 +41,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def test_there_and_back(golden, tmp_path):
+def test_there_and_back(golden: Callable[..., Any], tmp_path: Path) -> None:
     source = golden("v1/base")
     run = command("--hf", source, "--out", "native", "--verify", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
@@ -60,7 +64,7 @@ def test_there_and_back(golden, tmp_path):
         (["--hf", ".", "--dtype", "int8"], "int8"),
     ],
 )
-def test_mistakes(tmp_path, arguments, message):
+def test_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:
     run = command(*arguments, cwd=tmp_path)
     assert run.returncode in (1, 2)
     assert message in run.stderr
@@ -79,12 +83,12 @@ def test_mistakes(tmp_path, arguments, message):
         ({"to_hf": "a", "out": "b", "dtype": "float16"}, "belong to --hf"),
     ],
 )
-def test_nothing_asked_for_is_ignored(arguments, message):
+def test_nothing_asked_for_is_ignored(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main(**arguments)
 
 
-def test_full_disk(small_disk, tmp_path):
+def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
     made = convert.to_native("demo", tmp_path / "native")
     for arguments in (["--hf", "demo"], ["--to-hf", made]):
         run = command(*arguments, "--out", small_disk / "out", start=("-c", UNCHECKED))
@@ -94,7 +98,7 @@ def test_full_disk(small_disk, tmp_path):
         assert list(small_disk.iterdir()) == []
 
 
-def test_control_c(golden, tmp_path):
+def test_control_c(golden: Callable[..., Any], tmp_path: Path) -> None:
     """Interrupted before it has read everything, it says so in one line."""
     fifo = tmp_path / "hf"
     fifo.mkdir()

@@ -80,12 +80,12 @@ def check(folder: Path, limit: float, **sizes: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory(tmp_path):
+def test_memory(tmp_path: Path) -> None:
     check(tmp_path, 320e6, width=1024, mlp=4096, layers=16, vocab=10_000)
 
 
 @pytest.mark.big
 @pytest.mark.timeout(LIMIT_S)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_of_six_gigabytes(tmp_path):
+def test_memory_of_six_gigabytes(tmp_path: Path) -> None:
     check(tmp_path, 1 << 30, width=4096, mlp=11008, layers=9, vocab=151_936)

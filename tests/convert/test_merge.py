@@ -1,5 +1,9 @@
 """An adapter merged into the Hugging Face checkpoint: W + scale * B A, rounded once."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from safetensors.numpy import load_file
 import convert
 from convert.__main__ import main
 from qwen_jax.adapters import attach, peft
+from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.checkpoint import load
 from qwen_jax.nn.lora import fuse
@@ -26,10 +31,10 @@ SETTINGS = {
 
 
 @pytest.fixture
-def made(tmp_path):
+def made(tmp_path: Path) -> Callable[..., Any]:
     """made(name, dtype) -> a checkpoint's tensors, the adapter beside it in adapter/."""
 
-    def make(name, dtype=np.float32):
+    def make(name: str, dtype: type[Any] = np.float32) -> tuple[dict[str, np.ndarray], Adapter]:
         tensors = {k: v.astype(dtype) for k, v in random_checkpoint(CONFIGS[name], seed=1).items()}
         write_checkpoint(tmp_path / "hf", CONFIGS[name], tensors)
         convert.to_native(tmp_path / "hf", tmp_path / "native")
@@ -41,7 +46,7 @@ def made(tmp_path):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_float32(made, tmp_path, name):
+def test_float32(made: Callable[..., Any], tmp_path: Path, name: str) -> None:
     tensors, adapter = made(name)
     main(
         to_hf=str(tmp_path / "native"), out=str(tmp_path / "out"), adapter=str(tmp_path / "adapter")
@@ -57,7 +62,7 @@ def test_float32(made, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_as_fused(made, tmp_path, name):
+def test_as_fused(made: Callable[..., Any], tmp_path: Path, name: str) -> None:
     """What is exported is what `fuse` makes of the loaded network, to the last bit or two."""
     made(name)
     out = convert.to_hf(tmp_path / "native", tmp_path / "out", tmp_path / "adapter")
@@ -69,7 +74,7 @@ def test_as_fused(made, tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
-def test_rounded_once(made, tmp_path, dtype):
+def test_rounded_once(made: Callable[..., Any], tmp_path: Path, dtype: type[Any]) -> None:
     tensors, adapter = made("qwen2", dtype)
     out = convert.to_hf(tmp_path / "native", tmp_path / "out", tmp_path / "adapter")
     for tensor, wanted in merged(tensors, adapter).items():
@@ -79,7 +84,9 @@ def test_rounded_once(made, tmp_path, dtype):
         assert differ.mean() < 2e-3
 
 
-def test_golden_shards(golden, tmp_path, capsys):
+def test_golden_shards(
+    golden: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The original's files: three shards and their index."""
     native = convert.to_native(golden("peft/base"), tmp_path / "native")
     capsys.readouterr()
@@ -101,7 +108,9 @@ def test_golden_shards(golden, tmp_path, capsys):
         (np.float32, np.nan, "not finite in float32"),
     ],
 )
-def test_not_finite(made, tmp_path, dtype, value, message):
+def test_not_finite(
+    made: Callable[..., Any], tmp_path: Path, dtype: type[Any], value: float, message: str
+) -> None:
     _, adapter = made("v1", dtype)
     adapter.deltas["transformer.h.1.mlp.w1"][0][0, 0] = value
     peft.write(adapter, tmp_path / "other")
@@ -110,7 +119,9 @@ def test_not_finite(made, tmp_path, dtype, value, message):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_misfits_leave_nothing(made, golden, tmp_path):
+def test_misfits_leave_nothing(
+    made: Callable[..., Any], golden: Callable[..., Any], tmp_path: Path
+) -> None:
     made("qwen2")
     with pytest.raises(ValueError, match="does not fit this network, a qwen2 of 2 layers"):
         convert.to_hf(tmp_path / "native", tmp_path / "out", golden("peft/lora"))
@@ -119,12 +130,12 @@ def test_misfits_leave_nothing(made, golden, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_belongs_to_the_way_back():
+def test_belongs_to_the_way_back() -> None:
     with pytest.raises(ValueError, match="--adapter belongs to --to-hf"):
         main(hf="demo", adapter="a")
 
 
-def test_one_leaf_at_a_time(made, tmp_path):
+def test_one_leaf_at_a_time(made: Callable[..., Any], tmp_path: Path) -> None:
     """The adapter stays in its file until a leaf asks for its part."""
     made("v1")
     adapter = peft.read(tmp_path / "adapter")

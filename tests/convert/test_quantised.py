@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import convert
 from qwen_jax.checkpoint import load
 from qwen_jax.decoding import decode
 from qwen_jax.nn import quant
+from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.tree import named_layers, named_leaves
 from qwen_jax.storage.hf_names import tensor_views
 from tests.convert.quantised import random_module, random_quantised
@@ -52,7 +55,7 @@ QWEN3 = QWEN2 | {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": T
 IDS = list(range(5, 25))
 
 
-def kernels(params, model_type):
+def kernels(params: Qwen, model_type: str) -> dict[str, np.ndarray]:
     """Our float32 weights under Hugging Face's names."""
     plain = named_leaves(params)
     quantised = named_layers(params, quant.QuantLinear)
@@ -62,13 +65,15 @@ def kernels(params, model_type):
     }
 
 
-def logits_error(params, ids, wanted):
+def logits_error(params: Qwen, ids: list[list[int]] | np.ndarray, wanted: np.ndarray) -> Any:
     got = np.asarray(decode.score(params, np.asarray(ids)))[..., : wanted.shape[-1]]
     return np.abs(got - wanted).max() / np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden(golden, name, tmp_path, capsys):
+def test_golden(
+    golden: Callable[..., Any], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = golden(f"quant/{name}")
     folder = convert.to_native(source, tmp_path / "native", verify=True)
     assert "identical to the source, bit for bit" in capsys.readouterr().out
@@ -84,7 +89,9 @@ def test_golden(golden, name, tmp_path, capsys):
     assert_same_files(convert.to_hf(folder, tmp_path / "back"), source)
 
 
-def write(folder: Path, config: dict, quantization: dict | None, tensors) -> Path:
+def write(
+    folder: Path, config: dict, quantization: dict | None, tensors: dict[str, np.ndarray]
+) -> Path:
     folder.mkdir()
     raw = config | ({"quantization_config": quantization} if quantization else {})
     (folder / "config.json").write_text(json.dumps(raw))
@@ -107,7 +114,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_random(name, tmp_path):
+def test_random(name: str, tmp_path: Path) -> None:
     config, quantization = CASES[name]
     packed, plain = random_quantised(config, quantization, seed=len(name))
     source = write(tmp_path / "hf", config, quantization, packed)
@@ -120,7 +127,7 @@ def test_random(name, tmp_path):
     assert_same_files(convert.to_hf(folder, tmp_path / "back"), source)
 
 
-def test_bytes_stay_packed(tmp_path):
+def test_bytes_stay_packed(tmp_path: Path) -> None:
     """Half a byte a weight on the disk, where NumPy would have one."""
     wide = V1 | {"hidden_size": 512, "kv_channels": 128, "intermediate_size": 4096, "vocab_size": 8}
     packed, _ = random_quantised(wide, GPTQ | {"group_size": 128})
@@ -141,7 +148,7 @@ def test_bytes_stay_packed(tmp_path):
         ),
     ],
 )
-def test_old_files_say_it_too(file, content, tmp_path):
+def test_old_files_say_it_too(file: str, content: dict[str, Any], tmp_path: Path) -> None:
     quantization = GPTQ if file.startswith("quantize") else AWQ
     packed, plain = random_quantised(V1, quantization)
     source = write(tmp_path / "hf", V1, None, packed)
@@ -156,7 +163,7 @@ def test_old_files_say_it_too(file, content, tmp_path):
         convert.to_native(source, tmp_path / "other")
 
 
-def test_other_packing(tmp_path):
+def test_other_packing(tmp_path: Path) -> None:
     """GPTQ without act-order fits AWQ's packing, and comes back as it was."""
     quantization = GPTQ | {"checkpoint_format": "gptq_v2", "lm_head": False}
     packed, plain = random_quantised(QWEN2, quantization)
@@ -176,7 +183,7 @@ def test_other_packing(tmp_path):
 
 
 # --- faults -----------------------------------------------------------------------------------
-def refuses(folder, *matches):
+def refuses(folder: Path, *matches: str) -> None:
     with pytest.raises(ValueError) as error:
         convert.to_native(folder, folder / "native")
     for match in matches:
@@ -200,12 +207,12 @@ def refuses(folder, *matches):
         ({"bits": 8}, "mlp.w1.qweight has shape [4, 48], the config asks for [8, 48]"),
     ],
 )
-def test_config(changes, match, tmp_path):
+def test_config(changes: dict[str, Any], match: str, tmp_path: Path) -> None:
     packed, _ = random_quantised(V1, GPTQ)
     refuses(write(tmp_path / "hf", V1, GPTQ | changes, packed), match)
 
 
-def test_tensors(tmp_path):
+def test_tensors(tmp_path: Path) -> None:
     packed, plain = random_quantised(V1, GPTQ)
     source = write(tmp_path / "a", V1, None, packed)
     refuses(source, "c_attn.qweight is packed, but neither config.json nor quantize_config")
@@ -221,7 +228,7 @@ def test_tensors(tmp_path):
     refuses(write(tmp_path / "f", V1, GPTQ, broken), f"{module}.bias is not zero")
 
 
-def test_projections_of_one_product_share_their_order(tmp_path):
+def test_projections_of_one_product_share_their_order(tmp_path: Path) -> None:
     quantization = GPTQ | {"desc_act": True}
     packed, _ = random_quantised(QWEN2, quantization)
     random = np.random.default_rng(1)
@@ -230,7 +237,7 @@ def test_projections_of_one_product_share_their_order(tmp_path):
     refuses(write(tmp_path / "hf", QWEN2, quantization, packed), "k_proj.g_idx differs")
 
 
-def test_zeros_of_one_projection_alone(tmp_path):
+def test_zeros_of_one_projection_alone(tmp_path: Path) -> None:
     """The others' are stored with it."""
     packed, plain = random_quantised(QWEN2, GPTQ | {"sym": True})
     made, weight = random_module(np.random.default_rng(1), 32, 32, GPTQ, None)
@@ -247,7 +254,7 @@ def test_zeros_of_one_projection_alone(tmp_path):
     assert_same_files(convert.to_hf(tmp_path / "native", tmp_path / "back"), source)
 
 
-def test_verify_finds_a_changed_code(golden, tmp_path):
+def test_verify_finds_a_changed_code(golden: Callable[..., Any], tmp_path: Path) -> None:
     folder = convert.to_native(golden("quant/gptq4"), tmp_path / "native")
     config, tensors = read_checkpoint(golden("quant/gptq4"))
     tensors = {k: v.copy() for k, v in tensors.items()}

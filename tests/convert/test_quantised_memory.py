@@ -74,12 +74,12 @@ def check(folder: Path, limit: float, **sizes: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory(tmp_path):
+def test_memory(tmp_path: Path) -> None:
     check(tmp_path, 350e6, width=1024, mlp=4096, layers=16, vocab=10_000)
 
 
 @pytest.mark.big
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_of_seven_billion(tmp_path):
+def test_memory_of_seven_billion(tmp_path: Path) -> None:
     check(tmp_path, 1 << 30, width=4096, mlp=11008, layers=32, vocab=151_936)

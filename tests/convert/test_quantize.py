@@ -2,6 +2,9 @@
 
 import copy
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from convert.calibration import read_sheets
 from qwen_jax.checkpoint import load
 from qwen_jax.decoding import decode
 from qwen_jax.nn import quant
-from qwen_jax.nn.model import Linear, LinearLayer
+from qwen_jax.nn.model import Linear, LinearLayer, Qwen
 from qwen_jax.nn.quant import dequantize, quantize
 from qwen_jax.nn.tree import named_layers, named_leaves
 from qwen_jax.storage import native
@@ -27,7 +30,7 @@ LAYERS = ("attn.qkv", "attn.out", "mlp.gate", "mlp.up", "mlp.down")
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few conversations, as for fine-tuning."""
     words = "low rank codes of a wide layer lose little when their inputs are known".split()
     random = np.random.default_rng(0)
@@ -39,22 +42,22 @@ def texts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Qwen:
     return load(convert.to_native("demo", tmp_path_factory.mktemp("plain") / "demo"))
 
 
 class Witness(LinearLayer):
     """Notes what a layer gets."""
 
-    def __init__(self, layer, seen):
+    def __init__(self, layer: Any, seen: Any) -> None:
         self.layer, self.seen = layer, seen
 
-    def float32(self, x):
+    def float32(self, x: Any) -> Any:
         self.seen.append(np.asarray(x))
         return self.layer.float32(x)
 
 
-def test_stages_tell_what_layers_get(plain):
+def test_stages_tell_what_layers_get(plain: Any) -> None:
     block, seen = copy.deepcopy(plain.blocks[1]), []
     x = jax.random.normal(jax.random.key(0), (2, 24, plain.config.width))
     setting = quantizing._setting(x, jnp.array([24, 17]), plain.config)
@@ -70,7 +73,9 @@ def test_stages_tell_what_layers_get(plain):
 
 
 # --- the algorithm ----------------------------------------------------------------------------
-def reference_gptq(kernel, moments, bits, group, symmetric):
+def reference_gptq(
+    kernel: np.ndarray, moments: np.ndarray, bits: int, group: int, symmetric: bool
+) -> np.ndarray:
     """Column by column with the inverse itself, as in the paper's first form, float64."""
     w, inputs = kernel.astype(np.float64).copy(), kernel.shape[1]
     damped = moments + gptq.DAMP * np.diag(moments).mean() * np.eye(inputs)
@@ -92,7 +97,7 @@ def reference_gptq(kernel, moments, bits, group, symmetric):
 @pytest.mark.parametrize(
     ("group", "symmetric"), [(16, True), (16, False), (48, True), (None, False)]
 )
-def test_solve(group, symmetric):
+def test_solve(group: int | None, symmetric: bool) -> None:
     random = np.random.default_rng(0)
     kernel = random.standard_normal((20, 48)).astype(np.float32)
     x = random.standard_normal((300, 48)) @ random.standard_normal((48, 48)) / 7
@@ -109,7 +114,7 @@ def test_solve(group, symmetric):
     assert (made.zeros is None) == symmetric
 
 
-def test_inputs_that_are_always_zero():
+def test_inputs_that_are_always_zero() -> None:
     kernel = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
     x = np.random.default_rng(1).standard_normal((100, 32)).astype(np.float32)
     x[:, 5] = 0
@@ -127,7 +132,9 @@ def test_inputs_that_are_always_zero():
         QuantizeOptions("int4", 16, True, True),
     ],
 )
-def test_to_nearest(settings, plain, tmp_path, capsys):
+def test_to_nearest(
+    settings: Any, plain: Qwen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = convert.to_native("demo", tmp_path / "made", quantize=settings)
     assert "mlp.down" in capsys.readouterr().out
     params = load(folder)
@@ -146,7 +153,9 @@ def test_to_nearest(settings, plain, tmp_path, capsys):
     assert not (folder / "quantising").exists()
 
 
-def test_gptq_beats_rounding(plain, texts, tmp_path, capsys):
+def test_gptq_beats_rounding(
+    plain: Qwen, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On what every layer really gets; and what the report says of texts held out is true."""
     settings = QuantizeOptions("gptq", 32, True, False)
     folder = convert.to_native("demo", tmp_path / "made", quantize=settings, calibration=texts)
@@ -171,13 +180,13 @@ def test_gptq_beats_rounding(plain, texts, tmp_path, capsys):
     assert "perplexity of" in capsys.readouterr().out
 
 
-def test_interrupted(texts, tmp_path, monkeypatch):
+def test_interrupted(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = QuantizeOptions("gptq", 32, False, False)
     make = lambda out: convert.to_native("demo", out, quantize=settings, calibration=texts)
     whole = make(tmp_path / "whole")
     real, written = native.write_piece, []
 
-    def write(folder, piece, arrays):
+    def write(folder: Path, piece: str, arrays: dict[str, np.ndarray]) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(piece)
@@ -198,7 +207,7 @@ def test_interrupted(texts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("packing", ["gptq", "awq"])
-def test_to_hf_and_back(packing, tmp_path):
+def test_to_hf_and_back(packing: str, tmp_path: Path) -> None:
     """What we quantised is a checkpoint in others' packing, and the same one when it returns."""
     folder = convert.to_native(
         "demo", tmp_path / "made", quantize=QuantizeOptions("int4", 32, False, False)
@@ -213,7 +222,7 @@ def test_to_hf_and_back(packing, tmp_path):
         np.testing.assert_array_equal(array, wanted[name])
 
 
-def test_faults(golden, texts, tmp_path):
+def test_faults(golden: Callable[..., Any], texts: Path, tmp_path: Path) -> None:
     make = lambda method, group=16, source="demo", texts=texts, head=False: convert.to_native(
         source,
         tmp_path / "x",

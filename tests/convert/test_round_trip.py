@@ -1,6 +1,9 @@
 """Hugging Face -> native -> devices, and native -> Hugging Face: every bit survives."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -20,7 +23,9 @@ SINGLE = "model.safetensors"
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden(golden, name, tmp_path, capsys):
+def test_golden(
+    golden: Callable[..., Any], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = golden(name)
     folder = convert.to_native(source, tmp_path / "native", verify=True)
     assert "identical to the source, bit for bit" in capsys.readouterr().out
@@ -30,7 +35,7 @@ def test_golden(golden, name, tmp_path, capsys):
     assert_same_files(convert.to_hf(folder, tmp_path / "back"), source)
 
 
-def test_demo_has_a_tokenizer(tmp_path):
+def test_demo_has_a_tokenizer(tmp_path: Path) -> None:
     folder = convert.to_native("demo", tmp_path / "demo")
     params = load(folder)
     assets = params.assets
@@ -55,7 +60,7 @@ def test_demo_has_a_tokenizer(tmp_path):
     ],
     ids=["v1", "one_head", "gqa", "tied", "mqa", "qwen3", "qwen3_untied"],
 )
-def test_other_configs(config, dtype, tmp_path):
+def test_other_configs(config: dict[str, Any], dtype: type[Any], tmp_path: Path) -> None:
     tensors = {k: v.astype(dtype) for k, v in random_checkpoint(config, seed=1).items()}
     write_checkpoint(tmp_path / "hf", config, tensors)
     folder = convert.to_native(tmp_path / "hf", tmp_path / "native", verify=True)
@@ -65,7 +70,13 @@ def test_other_configs(config, dtype, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["v1/base", "v1/bf16"])
-def test_dtype(golden, name, dtype, tmp_path, capsys):
+def test_dtype(
+    golden: Callable[..., Any],
+    name: str,
+    dtype: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     source = golden(name)
     folder = convert.to_native(source, tmp_path / "native", dtype=dtype, verify=True)
     assert "bit for bit" in capsys.readouterr().out
@@ -79,7 +90,9 @@ def test_dtype(golden, name, dtype, tmp_path, capsys):
         assert total == sum(tensor.nbytes for tensor in tensors.values())
 
 
-def test_float16_overflow(checkpoint, edit, tmp_path):
+def test_float16_overflow(
+    checkpoint: Callable[..., Any], edit: Callable[..., Any], tmp_path: Path
+) -> None:
     source = checkpoint("v1/bf16")
     edit(source / "model.safetensors", **{"lm_head.weight": np.full((512, 64), 1e6, np.float32)})
     with pytest.raises(ValueError, match=r"lm_head.weight has values beyond float16's 65504"):
@@ -87,7 +100,7 @@ def test_float16_overflow(checkpoint, edit, tmp_path):
     assert sorted(tmp_path.iterdir()) == [source]
 
 
-def test_head_that_repeats_the_embedding(tmp_path):
+def test_head_that_repeats_the_embedding(tmp_path: Path) -> None:
     tensors = random_checkpoint(QWEN3, seed=0)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     write_checkpoint(tmp_path / "hf", QWEN3, tensors)
@@ -102,7 +115,9 @@ def test_head_that_repeats_the_embedding(tmp_path):
         convert.to_native(tmp_path / "hf", tmp_path / "other")
 
 
-def test_tables_rebuilt_from_the_config_are_dropped(checkpoint, edit, tmp_path):
+def test_tables_rebuilt_from_the_config_are_dropped(
+    checkpoint: Callable[..., Any], edit: Callable[..., Any], tmp_path: Path
+) -> None:
     source = checkpoint("v1/bf16")
     wanted = load_file(source / SINGLE)
     edit(source / SINGLE, **{"transformer.h.0.attn.masked_bias": np.zeros(1, np.uint8)})
@@ -112,7 +127,9 @@ def test_tables_rebuilt_from_the_config_are_dropped(checkpoint, edit, tmp_path):
 
 
 @pytest.mark.parametrize("config", [V1 | {"use_dynamic_ntk": True}, QWEN2, QWEN3])
-def test_export_of_fresh_parameters(config, tmp_path, monkeypatch):
+def test_export_of_fresh_parameters(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Parameters that never were a Hugging Face checkpoint become one, in shards."""
     monkeypatch.setattr("convert.export.LARGEST_SHARD", 8000)
     params = random_params(config)

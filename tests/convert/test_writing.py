@@ -4,8 +4,12 @@ import errno
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 import convert
@@ -16,14 +20,14 @@ from tests.convert.small import assert_holds
 
 
 @pytest.fixture
-def interrupted(monkeypatch):
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Writes `pieces` pieces, then fails; returns the names of those written."""
     original = native.write_piece
 
-    def arrange(pieces, error):
+    def arrange(pieces: int, error: Any) -> list[Any]:
         written = []
 
-        def write(folder, piece, arrays):
+        def write(folder: Path, piece: str, arrays: dict[str, np.ndarray]) -> None:
             if len(written) == pieces:
                 raise error
             written.append(piece)
@@ -35,7 +39,7 @@ def interrupted(monkeypatch):
     return arrange
 
 
-def test_out_exists(golden, tmp_path):
+def test_out_exists(golden: Callable[..., Any], tmp_path: Path) -> None:
     source = golden("v1/bf16")
     (tmp_path / "out").mkdir()
     for write in (convert.to_native, convert.to_hf):
@@ -46,7 +50,12 @@ def test_out_exists(golden, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_interrupted_conversion_goes_on(golden, tmp_path, interrupted, capsys):
+def test_interrupted_conversion_goes_on(
+    golden: Callable[..., Any],
+    tmp_path: Path,
+    interrupted: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     source = golden("v1/base")
     first = interrupted(3, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -68,7 +77,9 @@ def test_interrupted_conversion_goes_on(golden, tmp_path, interrupted, capsys):
 
 
 @pytest.mark.parametrize("change", ["dtype", "source", "rubbish"])
-def test_partial_of_another_conversion_is_replaced(checkpoint, tmp_path, interrupted, change):
+def test_partial_of_another_conversion_is_replaced(
+    checkpoint: Callable[..., Any], tmp_path: Path, interrupted: Callable[..., Any], change: str
+) -> None:
     source = checkpoint("v1/base")
     interrupted(3, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -82,7 +93,9 @@ def test_partial_of_another_conversion_is_replaced(checkpoint, tmp_path, interru
     assert len(written) == 5
 
 
-def test_errors_leave_nothing(golden, tmp_path, interrupted):
+def test_errors_leave_nothing(
+    golden: Callable[..., Any], tmp_path: Path, interrupted: Callable[..., Any]
+) -> None:
     interrupted(3, RuntimeError("lightning"))
     with pytest.raises(RuntimeError, match="lightning"):
         convert.to_native(golden("v1/base"), tmp_path / "out")
@@ -92,14 +105,21 @@ def test_errors_leave_nothing(golden, tmp_path, interrupted):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_does_not_verify_is_not_kept(golden, tmp_path, monkeypatch):
+def test_what_does_not_verify_is_not_kept(
+    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("convert.native.is_same", lambda leaf, tensor: False)
     with pytest.raises(ValueError, match=r"embed differs from transformer\.wte\.weight"):
         convert.to_native(golden("v1/base"), tmp_path / "out", verify=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_room_is_checked_first(golden, tmp_path, monkeypatch, interrupted):
+def test_room_is_checked_first(
+    golden: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[..., Any],
+) -> None:
     written = interrupted(0, AssertionError())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500_000))
     with pytest.raises(OSError, match=r"out is full: 0.50 MB left, 0.74 MB needed; make room"):
@@ -108,7 +128,9 @@ def test_room_is_checked_first(golden, tmp_path, monkeypatch, interrupted):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_room_is_checked_on_the_way_back(golden, tmp_path, monkeypatch):
+def test_room_is_checked_on_the_way_back(
+    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = convert.to_native(golden("v1/bf16"), tmp_path / "native")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
     with pytest.raises(OSError, match=r"back is full: 0\.10 MB left"):
@@ -116,7 +138,7 @@ def test_room_is_checked_on_the_way_back(golden, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_place_that_cannot_be_written(golden, tmp_path):
+def test_place_that_cannot_be_written(golden: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     made = convert.to_native(golden("v1/bf16"), tmp_path / "native")
     for write, source in ((convert.to_native, golden("v1/bf16")), (convert.to_hf, made)):
@@ -125,7 +147,7 @@ def test_place_that_cannot_be_written(golden, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_default_out(tmp_path, monkeypatch):
+def test_default_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert str(default_out("Qwen/Qwen-14B-Chat")) == "qwen-14b-chat"
     assert str(default_out("some/where/Qwen-7B/")) == "qwen-7b"
@@ -135,11 +157,13 @@ def test_default_out(tmp_path, monkeypatch):
 
 # --- hubs -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
-def test_hub(golden, tmp_path, monkeypatch, source):
+def test_hub(
+    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     """Only weights in safetensors, configs and tokenizers are asked for: no pickle and no code."""
     calls = []
 
-    def snapshot_download(model, allow_patterns):
+    def snapshot_download(model: str, allow_patterns: list[str]) -> str:
         calls.append((model, allow_patterns))
         return str(golden("v1/bf16"))
 
@@ -159,8 +183,8 @@ def test_hub(golden, tmp_path, monkeypatch, source):
     assert_holds(load("qwen-tiny"), golden("v1/bf16"))
 
 
-def test_hub_that_does_not_answer(monkeypatch, tmp_path):
-    def snapshot_download(model, allow_patterns):
+def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def snapshot_download(model: str, allow_patterns: list[str]) -> None:
         raise RuntimeError("401 Client Error")
 
     fake = SimpleNamespace(snapshot_download=snapshot_download)

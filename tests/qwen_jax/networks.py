@@ -14,6 +14,7 @@ from qwen_jax.config import Config
 from qwen_jax.decoding import decode
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen, build
 from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import tensor_views
@@ -89,7 +90,15 @@ def settings(sampling: Sampling = GREEDY, seed: int = 0, eos: tuple = ()) -> Sam
     return SamplingArrays.of(sampling, eos, seed)
 
 
-def prefill(params, state, slot, ids, sampling=None, new=1, chunk=decode.CHUNK):
+def prefill(
+    params: Qwen,
+    state: State,
+    slot: int,
+    ids: list[int] | np.ndarray,
+    sampling: SamplingArrays | None = None,
+    new: int = 1,
+    chunk: int = decode.CHUNK,
+) -> tuple[State, Output]:
     """A whole prompt, chunk by chunk -> state and the Output of the last one."""
     ids = list(map(int, ids))
     for at in range(0, len(ids), chunk):
@@ -108,7 +117,9 @@ def prefill(params, state, slot, ids, sampling=None, new=1, chunk=decode.CHUNK):
     return state, output
 
 
-def finish(params, state, first, count=4):
+def finish(
+    params: Qwen, state: State, first: dict[int, list[int]], count: int = 4
+) -> tuple[State, dict[int, list[Any]]]:
     """Step until no slot is active -> state, {slot: tokens} with those of `first` in front."""
     tokens = {slot: list(ids) for slot, ids in first.items()}
     while bool(state.active.any()):
@@ -119,7 +130,15 @@ def finish(params, state, first, count=4):
     return state, tokens
 
 
-def answer(params, state, slot, ids, sampling=None, new=8, chunk=decode.CHUNK):
+def answer(
+    params: Qwen,
+    state: State,
+    slot: int,
+    ids: list[int] | np.ndarray,
+    sampling: SamplingArrays | None = None,
+    new: int = 8,
+    chunk: int = decode.CHUNK,
+) -> tuple[State, list[int]]:
     """One request alone -> state, its new tokens."""
     state, output = prefill(params, state, slot, ids, sampling, new, chunk)
     state, tokens = finish(params, state, {slot: output.tokens[0].tolist()})

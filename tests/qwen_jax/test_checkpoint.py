@@ -6,12 +6,15 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 import convert
@@ -30,19 +33,19 @@ EIGHT_HEADS = QWEN2 | {"num_attention_heads": 8, "num_key_value_heads": 8, "hidd
 
 
 @pytest.fixture(scope="module")
-def folder(golden, tmp_path_factory):
+def folder(golden: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A native checkpoint to read."""
     return convert.to_native(golden("v1/base"), tmp_path_factory.mktemp("native") / "base")
 
 
 @pytest.fixture
-def broken(folder, tmp_path):
+def broken(folder: Path, tmp_path: Path) -> Path:
     """A copy of it to break."""
     return shutil.copytree(folder, tmp_path / "broken")
 
 
 @pytest.mark.parametrize("config", [V1, V1 | {"use_logn_attn": True}, QWEN2, QWEN3])
-def test_save_and_load_fresh_parameters(config, tmp_path):
+def test_save_and_load_fresh_parameters(config: dict[str, Any], tmp_path: Path) -> None:
     params = random_params(config, jnp.bfloat16)
     save(params, tmp_path / "new")
     loaded = load(tmp_path / "new")
@@ -53,7 +56,9 @@ def test_save_and_load_fresh_parameters(config, tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["again", "new"]
 
 
-def test_the_files_of_a_checkpoint_go_with_it(golden, folder, tmp_path):
+def test_the_files_of_a_checkpoint_go_with_it(
+    golden: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
     params = load(folder)
     doubled = jax.tree.map(lambda leaf: leaf * 2, params)
     save(doubled, tmp_path / "doubled")
@@ -68,7 +73,7 @@ def test_the_files_of_a_checkpoint_go_with_it(golden, folder, tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [{}, {"tensor": 2, "fsdp": 2, "data": 2}, {"fsdp": 8}])
-def test_meshes(tmp_path, sizes):
+def test_meshes(tmp_path: Path, sizes: dict[str, Any]) -> None:
     """Each leaf arrives in its shards, from files that were written on another mesh or on none."""
     params = random_params(EIGHT_HEADS)
     save(params, tmp_path / "whole")
@@ -84,7 +89,7 @@ def test_meshes(tmp_path, sizes):
     assert_same_params(load(tmp_path / "sharded"), params)
 
 
-def test_default_mesh(folder, monkeypatch):
+def test_default_mesh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sharding = load(folder).embed.sharding
     assert isinstance(sharding, NamedSharding)
     assert sharding.mesh.size == 8
@@ -93,11 +98,11 @@ def test_default_mesh(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16, np.dtype("float32")])
-def test_dtype(golden, folder, dtype):
+def test_dtype(golden: Callable[..., Any], folder: Path, dtype: Any) -> None:
     assert_holds(load(folder, dtype=dtype), golden("v1/base"), dtype=jnp.dtype(dtype))
 
 
-def test_assets(folder):
+def test_assets(folder: Path) -> None:
     params, again = load(folder), load(folder)
     assert params.assets.folder == folder
     assert hash(params.assets) != hash(again.assets)
@@ -105,7 +110,7 @@ def test_assets(folder):
 
 
 # --- refusals ---------------------------------------------------------------------------------
-def test_not_native(golden, tmp_path):
+def test_not_native(golden: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*python -m convert --hf"):
         load(tmp_path / "nothing")
     with pytest.raises(
@@ -116,7 +121,7 @@ def test_not_native(golden, tmp_path):
         load(tmp_path)
 
 
-def edit_manifest(folder: Path, change) -> None:
+def edit_manifest(folder: Path, change: Callable[..., Any]) -> None:
     file = folder / native.MANIFEST
     content = json.loads(file.read_text())
     change(content)
@@ -141,13 +146,13 @@ def edit_manifest(folder: Path, change) -> None:
         (lambda m: m["leaves"]["embed"].update(shape=[8, 8]), r"embed has shape \[8, 8\]"),
     ],
 )
-def test_manifest(broken, change, message):
+def test_manifest(broken: Path, change: Callable[..., Any], message: str) -> None:
     edit_manifest(broken, change)
     with pytest.raises(ValueError, match=message):
         load(broken)
 
 
-def test_every_problem_is_named(broken):
+def test_every_problem_is_named(broken: Path) -> None:
     shutil.rmtree(broken / "weights/head")
     (broken / "generation_config.json").unlink()
     config = json.loads((broken / "config.json").read_text())
@@ -165,7 +170,7 @@ def test_every_problem_is_named(broken):
         assert message in str(caught.value)
 
 
-def test_damaged_weights(broken):
+def test_damaged_weights(broken: Path) -> None:
     piece = broken / "weights/blocks.0"
     content = (piece / "_METADATA").read_bytes()
     (piece / "_METADATA").write_bytes(bytes(len(content)))
@@ -176,7 +181,7 @@ def test_damaged_weights(broken):
         load(broken)
 
 
-def test_save_refuses(tmp_path):
+def test_save_refuses(tmp_path: Path) -> None:
     params = random_params(QWEN2)
     (tmp_path / "old").mkdir()
     with pytest.raises(FileExistsError, match="old exists"):
@@ -187,8 +192,8 @@ def test_save_refuses(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["old"]
 
 
-def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
-    def fail(folder, piece, arrays):
+def test_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path, piece: str, arrays: dict[str, Array]) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(native, "write_piece", fail)
@@ -208,19 +213,19 @@ def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
         QWEN3,
     ],
 )
-def test_config_is_written_and_read(config):
+def test_config_is_written_and_read(config: dict[str, Any]) -> None:
     config = Config.from_hf(config)
     assert Config.from_hf(json.loads(json.dumps(to_hf(config)))) == config
 
 
-def test_config_of_no_family():
+def test_config_of_no_family() -> None:
     config = dataclasses.replace(Config.from_hf(QWEN3), ntk_length=64)
     with pytest.raises(ValueError):
         to_hf(config)
 
 
 # --- the bundled checkpoint, several processes --------------------------------------------------
-def test_demo(tmp_path, monkeypatch):
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     params = load("demo")
     assert params.assets.tokenizer.encode("Hello")
@@ -250,7 +255,7 @@ print("good", rank)
 )
 
 
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path: Path) -> None:
     """Each reads its half of the shards; together they write a checkpoint that one can read."""
     params = random_params(EIGHT_HEADS)
     save(params, tmp_path / "whole")

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from qwen_jax import cli
 ROOT = Path(__file__).parents[2]
 
 
-def shell(*arguments) -> tuple[int, str, str]:
+def shell(*arguments: Any) -> tuple[int, str, str]:
     """Exit code and output of the command, in a process that could not import JAX."""
     code = "import sys; sys.modules['jax'] = None; from qwen_jax.cli import main; main()"
     line = [sys.executable, "-W", "error", "-c", code, *arguments]
@@ -22,7 +23,7 @@ def shell(*arguments) -> tuple[int, str, str]:
     return run.returncode, run.stdout, run.stderr
 
 
-def test_help_lists_the_programs():
+def test_help_lists_the_programs() -> None:
     code, out, error = shell("--help")
     assert (code, error) == (0, "")
     for word in "convert generate chat train serve bench demo".split():
@@ -30,17 +31,17 @@ def test_help_lists_the_programs():
     assert shell() == (2, "", out)
 
 
-def test_version():
+def test_version() -> None:
     assert shell("--version") == (0, f"qwen_jax {importlib.metadata.version('qwen_jax')}\n", "")
 
 
-def test_an_unknown_word():
+def test_an_unknown_word() -> None:
     known = ", ".join(cli.PROGRAMS)
     told = f"error: there is no command trian; did you mean train? there are {known}\n"
     assert shell("trian", "--help") == (2, "", told)
 
 
-def test_it_is_what_a_wheel_installs():
+def test_it_is_what_a_wheel_installs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert project["project"]["scripts"] == {"qwen-jax": "qwen_jax.cli:main"}
     installed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -50,7 +51,9 @@ def test_it_is_what_a_wheel_installs():
 
 
 @pytest.mark.parametrize("word", cli.PROGRAMS)
-def test_a_word_is_a_program(word, capsys, monkeypatch):
+def test_a_word_is_a_program(
+    word: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It has the help that `python -m` prints, under its own name."""
     monkeypatch.setattr(cli, "_keep_compiled_code", lambda: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
@@ -68,7 +71,7 @@ def test_a_word_is_a_program(word, capsys, monkeypatch):
 
 
 @pytest.fixture
-def fault(monkeypatch, capsys):
+def fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """fault(word): the line with which the command ends."""
     monkeypatch.setattr(cli, "_keep_compiled_code", lambda: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
@@ -81,7 +84,9 @@ def fault(monkeypatch, capsys):
     return end
 
 
-def test_another_package_of_the_same_name(fault, monkeypatch, tmp_path):
+def test_another_package_of_the_same_name(
+    fault: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     other = SimpleNamespace(origin=str(tmp_path / "train" / "__init__.py"))
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: other)
     said = fault("train")
@@ -91,7 +96,7 @@ def test_another_package_of_the_same_name(fault, monkeypatch, tmp_path):
     assert "found it in nowhere" in fault("serve")
 
 
-def test_an_extra_that_is_not_installed(fault, monkeypatch):
+def test_an_extra_that_is_not_installed(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(name: str) -> None:
         raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
 
@@ -100,7 +105,9 @@ def test_an_extra_that_is_not_installed(fault, monkeypatch):
     assert fault("serve") == f"error: qwen-jax serve {wanted}"
 
 
-def test_a_ctrl_c_may_have_its_own_words(monkeypatch, capsys):
+def test_a_ctrl_c_may_have_its_own_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(cli, "_keep_compiled_code", lambda: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 

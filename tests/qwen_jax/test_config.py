@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 
 from qwen_jax.config import Config, Yarn
 from qwen_jax.decoding.decode import score
@@ -27,11 +29,11 @@ OLD_NAMES = {
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
 
 
-def hf(name):
+def hf(name: str) -> dict[str, Any]:
     return json.loads((GOLDEN / name / "config.json").read_text())
 
 
-def test_v1():
+def test_v1() -> None:
     assert Config.from_hf(hf("v1/longctx")) == Config(
         vocab=512,
         width=64,
@@ -54,7 +56,7 @@ def test_v1():
 
 
 @pytest.mark.parametrize("rope_base", ["rotary_emb_base", "rope_theta"])
-def test_v1_of_august_2023(rope_base):
+def test_v1_of_august_2023(rope_base: str) -> None:
     """The original 7B's spelling; padded_vocab_size are the rows that exist."""
     new = hf("v1/longctx") | {"rotary_emb_base": 5e5}
     old = {OLD_NAMES.get(key, key): value for key, value in new.items()}
@@ -66,18 +68,18 @@ def test_v1_of_august_2023(rope_base):
 
 
 @pytest.mark.parametrize("name", ["ntk", "logn"])
-def test_v1_long_context_features_are_separate(name):
+def test_v1_long_context_features_are_separate(name: str) -> None:
     config = Config.from_hf(hf(f"v1/{name}_only"))
     on = {"ntk": config.ntk_length, "logn": config.logn_length}
     assert on == {"ntk": None, "logn": None, name: 32}
 
 
-def test_v1_defaults():
+def test_v1_defaults() -> None:
     config = Config.from_hf({k: v for k, v in V1.items() if not k.startswith("use_")})
     assert (config.ntk_length, config.logn_length, config.max_length) == (None, None, 8192)
 
 
-def test_qwen2():
+def test_qwen2() -> None:
     config = Config.from_hf(hf("modern/qwen2_gqa"))
     assert (config.heads, config.kv_heads, config.head_dim, config.groups) == (4, 2, 16, 2)
     assert (config.qkv_bias, config.qk_norm, config.tied, config.mlp) == (True, False, False, 160)
@@ -86,7 +88,7 @@ def test_qwen2():
     assert Config.from_hf(grouped).kv_heads == 4  # early Qwen1.5 files leave it out
 
 
-def test_qwen3():
+def test_qwen3() -> None:
     config = Config.from_hf(hf("modern/qwen3"))
     assert (config.head_dim, config.qkv_bias, config.qk_norm, config.tied) == (
         32,
@@ -97,7 +99,7 @@ def test_qwen3():
 
 
 @pytest.mark.parametrize("kind", [{"type": "yarn"}, {"rope_type": "yarn"}])
-def test_yarn_in_both_spellings(kind):
+def test_yarn_in_both_spellings(kind: dict[str, str]) -> None:
     old = {k: v for k, v in hf("modern/qwen25_yarn").items() if k != "rope_parameters"}
     old |= {"rope_theta": 1e6, "rope_scaling": kind | YARN}
     made = Config.from_hf(old)
@@ -105,7 +107,7 @@ def test_yarn_in_both_spellings(kind):
     assert made.yarn == Yarn(4.0, 64, 32.0, 1.0, 0.1 * np.log(4) + 1, True)
 
 
-def test_yarn_options():
+def test_yarn_options() -> None:
     scaling = {"type": "yarn", "factor": 8, "beta_fast": 16, "beta_slow": 2, "truncate": False}
     made = Config.from_hf(
         QWEN2
@@ -120,7 +122,7 @@ def test_yarn_options():
 
 
 @pytest.mark.parametrize("base", [V1, QWEN2, QWEN3], ids=lambda c: c["model_type"])
-def test_harmless_keys_are_harmless(base):
+def test_harmless_keys_are_harmless(base: dict[str, Any]) -> None:
     harmless = {
         "architectures": ["X"],
         "auto_map": {"AutoConfig": "evil.py"},
@@ -174,13 +176,13 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("base", "change", "words"), REFUSED, ids=[f"{b['model_type']}-{c}" for b, c, _ in REFUSED]
 )
-def test_refused(base, change, words):
+def test_refused(base: dict[str, Any], change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Config.from_hf(base | change)
 
 
 @pytest.mark.parametrize("key", sorted({*V1} - {"model_type", "kv_channels"}))
-def test_null_is_no_size(key):
+def test_null_is_no_size(key: str) -> None:
     """A null is like an absent key: a default if there is one, else an error that names it."""
     absent = {k: v for k, v in V1.items() if k != key}
     try:
@@ -194,7 +196,7 @@ def test_null_is_no_size(key):
 
 @pytest.mark.parametrize("value", [-1.0, 0, "10000", True, float("inf"), [1]])
 @pytest.mark.parametrize("where", ["top", "rope_parameters"])
-def test_an_impossible_rope_theta_is_named(where, value):
+def test_an_impossible_rope_theta_is_named(where: str, value: Any) -> None:
     theta = {"rope_theta": value}
     config = {k: v for k, v in QWEN2.items() if k != "rope_theta"}
     config |= theta if where == "top" else {where: theta}
@@ -203,7 +205,7 @@ def test_an_impossible_rope_theta_is_named(where, value):
 
 
 @pytest.mark.parametrize("value", [5, "yarn", ["yarn"]])
-def test_rope_scaling_must_be_an_object(value):
+def test_rope_scaling_must_be_an_object(value: Any) -> None:
     with pytest.raises(ValueError, match="rope_scaling"):
         Config.from_hf(QWEN2 | {"rope_scaling": value})
 
@@ -211,12 +213,12 @@ def test_rope_scaling_must_be_an_object(value):
 @pytest.mark.parametrize(
     "config", [V1 | {"hidden_size": 36, "kv_channels": 9}, QWEN3 | {"head_dim": 9}]
 )
-def test_heads_of_odd_size_cannot_turn(config):
+def test_heads_of_odd_size_cannot_turn(config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"kv_channels|head_dim"):
         Config.from_hf(config)
 
 
-def test_all_problems_at_once():
+def test_all_problems_at_once() -> None:
     bad = {"rotary_pct": 0.25, "mystery": 1, "seq_length": "long", "vocab_size": 0}
     without = {k: v for k, v in V1.items() if k != "hidden_size"}
     with pytest.raises(ValueError, match=r"config\.json") as caught:
@@ -224,7 +226,7 @@ def test_all_problems_at_once():
     assert all(word in str(caught.value) for word in [*bad, "hidden_size"])
 
 
-def test_config_is_frozen():
+def test_config_is_frozen() -> None:
     config = Config.from_hf(V1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.layers = 2  # type: ignore[misc]
@@ -241,14 +243,14 @@ FRESH = {"init_std": 0.5}
 FOR_READERS = {"max_length": 7}  # of Config, not of the network: generate warns past it
 
 
-def test_every_field_is_tried():
+def test_every_field_is_tried() -> None:
     fields = {field.name for field in dataclasses.fields(Config)}
     assert {*SHAPES, *NUMBERS, *FRESH, *FOR_READERS} == fields
     assert all(getattr(PLAIN, k) != v for k, v in (SHAPES | NUMBERS | FRESH).items())
 
 
 @pytest.mark.parametrize("field", SHAPES)
-def test_field_changes_shapes(field):
+def test_field_changes_shapes(field: str) -> None:
     shapes = lambda config: build(config, lambda shape, axes, kind: shape)
     changed = dataclasses.replace(PLAIN, **{field: SHAPES[field]})
     leaves = [str(jax.tree.flatten_with_path(shapes(c))[0]) for c in (changed, PLAIN)]
@@ -256,26 +258,26 @@ def test_field_changes_shapes(field):
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain() -> tuple[list[Array], np.ndarray]:
     """The leaves of one network, and its logits."""
     leaves = jax.tree.leaves(init(dataclasses.replace(PLAIN, init_std=0.3), jax.random.key(0)))
     return leaves, logits(PLAIN, leaves)
 
 
-def logits(config, leaves):
+def logits(config: Config, leaves: list[Array]) -> np.ndarray:
     structure = jax.tree.structure(build(config, lambda shape, axes, kind: 0))
     return np.asarray(score(jax.tree.unflatten(structure, leaves), np.arange(12)[None]))
 
 
 @pytest.mark.parametrize("field", NUMBERS)
-def test_field_changes_logits(field, plain):
+def test_field_changes_logits(field: str, plain: tuple[list[Array], np.ndarray]) -> None:
     leaves, wanted = plain
     changed = logits(dataclasses.replace(PLAIN, **{field: NUMBERS[field]}), leaves)
     assert distance(changed, wanted) > 1e-3
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Yarn)])
-def test_field_of_yarn_changes_angles(field):
+def test_field_of_yarn_changes_angles(field: str) -> None:
     other = {"factor": 8.0, "original_length": 128, "beta_fast": 4.0, "beta_slow": 0.5}
     other |= {"attention_factor": 1.3, "truncate": False}
     config = dataclasses.replace(PLAIN, head_dim=64, yarn=Yarn(4.0, 64, 8.0, 1.0, 1.1, True))
@@ -286,7 +288,7 @@ def test_field_of_yarn_changes_angles(field):
     assert distance(*cosines) > 1e-2
 
 
-def test_init_std_changes_fresh_weights():
+def test_init_std_changes_fresh_weights() -> None:
     fresh = [
         init(dataclasses.replace(PLAIN, init_std=std), jax.random.key(0)).embed
         for std in (0.1, 0.5)

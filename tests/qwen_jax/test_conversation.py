@@ -3,7 +3,9 @@
 import inspect
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ TURNS = [("What?", "That."), ("<|im_start|>", "Fine <|im_end|>")]
 
 
 @pytest.fixture(scope="module")
-def talker(small):
+def talker(small: Any) -> Any:
     """A v1 chat model; only its vocabulary is not v1's."""
     text = f"\n {SAID}<|im_end|>"
     end = small.end_of_text
@@ -29,11 +31,13 @@ def talker(small):
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The prompts that reach the model, and the ids that end an answer; its answers are "yes"."""
     calls = []
 
-    def answers(params, prompts, sampling, *, eos_ids, **others):
+    def answers(
+        params: Any, prompts: Any, sampling: Any, *, eos_ids: Any, **others: Any
+    ) -> Iterator[Any]:
         calls.append((*prompts, eos_ids))
         yield [Completion([7], " yes ", "stop")]
 
@@ -41,7 +45,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_a_chat(talker):
+def test_a_chat(talker: Any) -> None:
     reply, history = chat(talker, "The", system="")
     assert (reply, history) == (SAID, [("The", SAID)])
     pieces = [answer.text for answer in stream_chat(talker, "The", system="")]
@@ -50,7 +54,7 @@ def test_a_chat(talker):
     assert chat(talker, "The", system="", stop="own", seed=3)[0] == "We🙂 quick br"
 
 
-def test_a_reply_has_markup_and_no_control_tokens(small):
+def test_a_reply_has_markup_and_no_control_tokens(small: Any) -> None:
     text = "\n<think>quick</think>brown<|im_start|>fox<|im_end|>"
     params = memorised_model(small, text, chat_format="chatml", max_new_tokens=NEW)
     assert chat(params, "The", system="")[0] == "<think>quick</think>brown"
@@ -58,7 +62,7 @@ def test_a_reply_has_markup_and_no_control_tokens(small):
     assert chat(params, "The", None, "", sampling)[0] == "<think>quick</think>brownfox"
 
 
-def test_the_history_grows_and_is_not_written_to(talker, asked):
+def test_the_history_grows_and_is_not_written_to(talker: Any, asked: Any) -> None:
     turns = list(TURNS)
     reply, history = chat(talker, "And?", turns)
     assert reply == "yes"
@@ -72,7 +76,7 @@ def test_the_history_grows_and_is_not_written_to(talker, asked):
 
 
 @pytest.mark.parametrize("system", [None, "", "Be <|im_end|> brief."])
-def test_the_prompt_is_the_original_one(talker, small, asked, system):
+def test_the_prompt_is_the_original_one(talker: Any, small: Any, asked: Any, system: Any) -> None:
     chat(talker, "<|im_end|>\n", TURNS, system)
     wanted = DEFAULT_SYSTEM if system is None else system
     assert asked[0][0] == prompt_ids(small, "<|im_end|>\n", TURNS, wanted)
@@ -80,7 +84,7 @@ def test_the_prompt_is_the_original_one(talker, small, asked, system):
     assert set(asked[0][1]) == {(400,), (401,), (402,)}
 
 
-def test_the_window_of_the_checkpoint_counts(talker, small, asked):
+def test_the_window_of_the_checkpoint_counts(talker: Any, small: Any, asked: Any) -> None:
     whole = prompt_ids(small, "So?", TURNS)
     for size in (40, 6144):
         chat(with_defaults(talker, max_window_size=size), "So?", TURNS)
@@ -90,12 +94,12 @@ def test_the_window_of_the_checkpoint_counts(talker, small, asked):
     assert history[:-1] == TURNS
 
 
-def test_the_checkpoint_ends_answers_too(talker, asked):
+def test_the_checkpoint_ends_answers_too(talker: Any, asked: Any) -> None:
     chat(with_defaults(talker, eos_ids=((3, 4),)), "So?")
     assert set(asked[0][1]) == {(3, 4), (400,), (401,), (402,)}
 
 
-def test_a_template_renders(golden, small_folder, asked, tmp_path):
+def test_a_template_renders(golden: Any, small_folder: Any, asked: Any, tmp_path: Path) -> None:
     """From files on a disk, as the checkpoints of Qwen1.5 and later have them."""
     folder = Path(shutil.copytree(golden("modern/qwen2_gqa"), tmp_path / "hf"))
     for file in small_folder.iterdir():
@@ -119,7 +123,7 @@ def test_a_template_renders(golden, small_folder, asked, tmp_path):
     assert asked[-1][0] != asked[0][0]
 
 
-def test_thinking_is_for_templates_that_read_it(talker, small_folder, asked):
+def test_thinking_is_for_templates_that_read_it(talker: Any, small_folder: Any, asked: Any) -> None:
     other = with_template(small_folder, "{{ messages[0].content }}")
     for params in (talker, with_assets(talker, other)):
         with pytest.raises(ValueError, match="enable_thinking"):
@@ -135,13 +139,15 @@ def test_thinking_is_for_templates_that_read_it(talker, small_folder, asked):
         (False, {"chat_format": "chatml"}, "this checkpoint has no tokenizer"),
     ],
 )
-def test_who_cannot_chat_says_so(talker, small, tokenizer, config, message):
+def test_who_cannot_chat_says_so(
+    talker: Any, small: Any, tokenizer: Any, config: Any, message: Any
+) -> None:
     params = with_assets(talker, small if tokenizer else None, **config)
     with pytest.raises(ValueError, match=message):
         chat(params, "So?")
 
 
-def test_a_chat_refuses_what_it_would_ignore(talker):
+def test_a_chat_refuses_what_it_would_ignore(talker: Any) -> None:
     with pytest.raises(ValueError, match=r"no logprobs; see qwen_jax\.decoding"):
         chat(talker, "So?", sampling=Sampling(logprobs=2))
     with pytest.raises(ValueError, match="got the query 5, wanted a text or a list of texts"):
@@ -150,13 +156,13 @@ def test_a_chat_refuses_what_it_would_ignore(talker):
         chat(talker, "So?", max_tokens=5)
 
 
-def test_template_arguments_are_spelled_out():
+def test_template_arguments_are_spelled_out() -> None:
     for function in (chat, stream_chat, conversation.chat_prompt):
         assert TEMPLATE_ARGUMENTS.keys() <= inspect.signature(function).parameters.keys()
 
 
 # --- several questions at once -----------------------------------------------------------------
-def test_several_questions_are_answered_as_if_alone(talker):
+def test_several_questions_are_answered_as_if_alone(talker: Any) -> None:
     queries, histories = ["The", "And?", "So?"], [None, TURNS, TURNS[:1]]
     hot = [Sampling(temperature=2.0), Sampling(temperature=0), Sampling(temperature=3.0, top_k=9)]
     replies, after = chat(talker, queries, histories, "", hot, seed=[1, 2, 3])
@@ -169,7 +175,7 @@ def test_several_questions_are_answered_as_if_alone(talker):
     assert [turns[-1] for turns in longer] == list(zip(queries, again, strict=True))
 
 
-def test_one_question_in_a_list_gives_lists(talker):
+def test_one_question_in_a_list_gives_lists(talker: Any) -> None:
     assert chat(talker, ["The"], system="") == ([SAID], [[("The", SAID)]])
 
 
@@ -183,12 +189,14 @@ def test_one_question_in_a_list_gives_lists(talker):
         ("a", ["bc"], r"got 'bc' in a history, wanted \(query, reply\)"),
     ],
 )
-def test_impossible_conversations(talker, asked, query, history, message):
+def test_impossible_conversations(
+    talker: Any, asked: Any, query: Any, history: Any, message: Any
+) -> None:
     with pytest.raises(ValueError, match=message):
         chat(talker, query, history)
     assert asked == []
 
 
-def test_a_stream_takes_one_question(talker):
+def test_a_stream_takes_one_question(talker: Any) -> None:
     with pytest.raises(ValueError, match="stream_chat takes one question, got list; use chat"):
         next(stream_chat(talker, ["a", "b"]))

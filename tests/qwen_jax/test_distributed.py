@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -42,18 +43,18 @@ FOUND = [
 
 
 @pytest.mark.parametrize("environment", ALONE)
-def test_alone(environment, monkeypatch):
+def test_alone(environment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("it waits"))
     assert found(environment=environment) is None
     distributed.join(environment=environment)
 
 
 @pytest.mark.parametrize("environment", FOUND)
-def test_jax_finds_the_rest(environment):
+def test_jax_finds_the_rest(environment: Any) -> None:
     assert found(environment=environment) == {}
 
 
-def test_named(monkeypatch):
+def test_named(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}
     assert found(environment=NAMED) == found(environment=NAMED | SLURM) == wanted
     calls = []
@@ -71,12 +72,12 @@ def test_named(monkeypatch):
         ({"JAX_NUM_PROCESSES": "many"}, "JAX_NUM_PROCESSES is 'many'"),
     ],
 )
-def test_half_named(changes, message):
+def test_half_named(changes: Any, message: Any) -> None:
     with pytest.raises(ValueError, match=message):
         found(environment=NAMED | changes)
 
 
-def test_options_come_before_the_environment():
+def test_options_come_before_the_environment() -> None:
     wanted = {"coordinator_address": "other:1", "num_processes": 2, "process_id": 1}
     assert found("other:1", 2, 1, NAMED) == wanted
     assert found("other:1", 1, 0, NAMED) is None  # alone
@@ -93,12 +94,12 @@ def test_options_come_before_the_environment():
         (("host", 2, 1), "coordinator is 'host', wanted HOST:PORT or auto"),
     ],
 )
-def test_half_an_answer_of_options(options, message):
+def test_half_an_answer_of_options(options: Any, message: Any) -> None:
     with pytest.raises(ValueError, match=message):
         found(*options)
 
 
-def test_where_the_coordinator_is():
+def test_where_the_coordinator_is() -> None:
     assert distributed.coordinator_host("a:1", NAMED) == "a"
     assert distributed.coordinator_host(None, NAMED) == "host"
     assert distributed.coordinator_host("auto", {}) is None
@@ -128,23 +129,23 @@ print(json.dumps({"known": known(folder + "/good.jsonl", tokenizer), "reads": so
 )
 
 
-def known(data, tokenizer):
+def known(data: Any, tokenizer: Any) -> Any:
     samples = Samples(data, tokenizer, length=30)
     batch = Batches(samples, batch=2, epochs=1)[0]
     return samples.digest, samples.lengths.tolist(), samples.notices, batch.tokens.tolist()
 
 
-def told(data, tokenizer):
+def told(data: Any, tokenizer: Any) -> Any:
     with pytest.raises(ValueError) as error:
         known(data, tokenizer)
     return str(error.value)
 
 
-def item(text):
+def item(text: Any) -> Any:
     return json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n"
 
 
-def test_two_processes(tmp_path, small, small_folder):
+def test_two_processes(tmp_path: Path, small: Any, small_folder: Any) -> None:
     (tmp_path / "small").symlink_to(small_folder)
     texts = ["the dog " * n for n in range(11)]
     (tmp_path / "good.jsonl").write_text("".join(map(item, texts)))
@@ -181,14 +182,16 @@ def test_two_processes(tmp_path, small, small_folder):
     assert "and 10 more" in alone["bad"]
 
 
-def test_a_process_alone():
+def test_a_process_alone() -> None:
     assert share(7) == range(7)
     assert gather(b"x") == [b"x"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8])
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_shares_are_the_whole_in_order(monkeypatch, count, processes):
+def test_shares_are_the_whole_in_order(
+    monkeypatch: pytest.MonkeyPatch, count: Any, processes: Any
+) -> None:
     numbers = []
     for rank in range(processes):
         monkeypatch.setattr("jax.process_count", lambda: processes)

@@ -1,6 +1,9 @@
 """The public way in: text in, text out; ids in, ids out; and what cannot be is said."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,9 @@ from safetensors.numpy import load_file
 
 from qwen_jax import Sampling, generate, logits, stream
 from qwen_jax.decoding import decode
+from qwen_jax.decoding.flat_params import Weights
+from qwen_jax.nn.model import Qwen
+from qwen_jax.text.tokenizer import Tokenizer
 from tests.qwen_jax.memorised_model import converted, memorised_model, with_defaults
 from tests.qwen_jax.networks import GREEDY
 
@@ -20,19 +26,19 @@ NEW = 32  # new tokens of most answers here, so that few programs are compiled
 
 
 @pytest.fixture(scope="module")
-def base(golden, tmp_path_factory):
+def base(golden: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Qwen:
     """A network with attention, without a tokenizer."""
     return converted(golden("v1/base"), tmp_path_factory.mktemp("base") / "native")
 
 
 @pytest.fixture(scope="module")
-def talker(small):
+def talker(small: Tokenizer) -> Qwen:
     ends = [small.specials["<|im_end|>"], small.specials["<|endoftext|>"]]
     return memorised_model(small, f"\n{SAID}<|im_end|>", eos_token_id=ends, max_new_tokens=NEW)
 
 
 @contextmanager
-def compilations():
+def compilations() -> Iterator[list[Any]]:
     """Names of the programs compiled inside."""
     names, inside = [], True
 
@@ -47,7 +53,9 @@ def compilations():
 
 # --- what comes back -----------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["v1/base", "modern/qwen2_gqa"])
-def test_greedy_of_the_originals(golden, base, tmp_path, name):
+def test_greedy_of_the_originals(
+    golden: Callable[..., Any], base: Qwen, tmp_path: Path, name: str
+) -> None:
     """Of rows of any length; as generation_config.json says where that is greedy."""
     params = base if name == "v1/base" else converted(golden(name), tmp_path / "native")
     wanted = load_file(golden(name) / "golden.safetensors")
@@ -62,7 +70,7 @@ def test_greedy_of_the_originals(golden, base, tmp_path, name):
     assert generate(ends, rows, sampling, max_new_tokens=len(new[0]))[1] == new[1]
 
 
-def test_text_gives_text_and_ids_give_ids(talker, small):
+def test_text_gives_text_and_ids_give_ids(talker: Qwen, small: Tokenizer) -> None:
     ids = small.encode("\n")
     new = small.encode(SAID + "<|im_end|>", specials=True)
     assert generate(talker, "\n") == SAID
@@ -74,13 +82,13 @@ def test_text_gives_text_and_ids_give_ids(talker, small):
     assert {type(id) for id in generate(talker, np.asarray(ids))} == {int}
 
 
-def test_control_tokens_in_a_prompt_count(small):
+def test_control_tokens_in_a_prompt_count(small: Tokenizer) -> None:
     ends = {"eos_token_id": 402, "max_new_tokens": NEW}
     params = memorised_model(small, "<|im_start|>quick<|im_end|>", **ends)
     assert generate(params, "fox<|im_start|>") == "quick"
 
 
-def test_arrays_are_prompts(talker, small):
+def test_arrays_are_prompts(talker: Qwen, small: Tokenizer) -> None:
     ids = small.encode("fox\n")
     row = generate(talker, ids)
     for array in (np.asarray(ids, np.uint16), jnp.asarray(ids)):
@@ -89,7 +97,7 @@ def test_arrays_are_prompts(talker, small):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM])
-def test_neighbours_change_nothing(base, sampling):
+def test_neighbours_change_nothing(base: Qwen, sampling: Any) -> None:
     seeds = [3, 4, 2**40]
     together = generate(base, ROWS, sampling, max_new_tokens=NEW, seed=seeds)
     alone = [
@@ -100,7 +108,7 @@ def test_neighbours_change_nothing(base, sampling):
     assert len(set(map(tuple, together))) == 3
 
 
-def test_seeds(talker):
+def test_seeds(talker: Qwen) -> None:
     hot = Sampling(temperature=50)
     draw = lambda **how: generate(talker, "fox", hot, **how)
     assert draw(seed=1) == draw(seed=np.int64(1)) != draw(seed=2)
@@ -111,21 +119,21 @@ def test_seeds(talker):
     assert one == other == draw(seed=1)
 
 
-def test_every_prompt_has_its_sampling(talker):
+def test_every_prompt_has_its_sampling(talker: Qwen) -> None:
     biased = Sampling(temperature=0, logit_bias={7: 1e4})
     assert generate(talker, ["\n", "\n"], [GREEDY, biased]) == [SAID, "(" * NEW]
     assert generate(talker, ["\n", "\n"], [biased, GREEDY]) == ["(" * NEW, SAID]
 
 
-def test_how_many_tokens(talker):
+def test_how_many_tokens(talker: Qwen) -> None:
     assert len(generate(talker, [0])) == NEW  # as generation_config.json says
     assert len(generate(talker, [0], max_new_tokens=NEW - 9)) == NEW - 9
     with pytest.raises(UserWarning, match=f"take {1 + 512} tokens"):  # before any work is done
         generate(with_defaults(talker, max_new_tokens=None), [0])
 
 
-def test_the_training_length_is_a_warning(talker, monkeypatch):
-    def begin(*arguments):
+def test_the_training_length_is_a_warning(talker: Qwen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(*arguments: int | Weights | None) -> None:
         raise InterruptedError  # it takes long
 
     monkeypatch.setattr(decode, "start", begin)
@@ -147,7 +155,9 @@ def test_the_training_length_is_a_warning(talker, monkeypatch):
         ("fox!", SAID),
     ],
 )
-def test_stop_strings_are_cut(talker, small, stop, text):
+def test_stop_strings_are_cut(
+    talker: Qwen, small: Tokenizer, stop: str | list[str], text: str
+) -> None:
     """From the text; of the ids, the token that completes one is the last."""
     assert generate(talker, "\n", stop=stop) == text
     assert "".join(stream(talker, "\n", stop=stop)) == text
@@ -159,20 +169,20 @@ def test_stop_strings_are_cut(talker, small, stop, text):
         assert generate(talker, small.encode("\n"), stop=stop) == small.encode("We🙂 quick")
 
 
-def test_a_stop_string_ends_its_row_alone(talker):
+def test_a_stop_string_ends_its_row_alone(talker: Qwen) -> None:
     """The host hears of it every 16 tokens; the other row goes on for longer."""
     assert generate(talker, ["\n", "!"], stop="quick") == ["We🙂 ", "!" * NEW]
     samplings = [GREEDY, Sampling(temperature=0, stop=("!!!",))]
     assert generate(talker, ["\n", "!"], samplings) == [SAID, ""]
 
 
-def test_stop_strings_need_a_tokenizer(base):
+def test_stop_strings_need_a_tokenizer(base: Qwen) -> None:
     with pytest.raises(ValueError, match="no tokenizer to find stop strings with; use stop_ids"):
         generate(base, [1], GREEDY, stop="x", max_new_tokens=NEW)
 
 
 # --- streams -------------------------------------------------------------------------------------
-def test_a_stream_is_the_answer_in_pieces(talker):
+def test_a_stream_is_the_answer_in_pieces(talker: Qwen) -> None:
     assert "".join(stream(talker, "\n")) == SAID
     how = {"sampling": Sampling(temperature=50, ignore_eos=True), "seed": 5}
     pieces = list(stream(talker, [7], **how))
@@ -181,14 +191,14 @@ def test_a_stream_is_the_answer_in_pieces(talker):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
-def test_a_stream_shows_whole_characters(talker, small, cut):
+def test_a_stream_shows_whole_characters(talker: Qwen, small: Tokenizer, cut: int) -> None:
     """The host looks after one token, a quarter of 🙂; the answer ends after `cut` of them."""
     assert next(stream(talker, "We")) == SAID[2:]
     end = Sampling(temperature=0, stop_ids=((small.encode("🙂")[cut - 1],),))
     assert "".join(stream(talker, "We", end)) == ("🙂" if cut == 4 else "\ufffd")
 
 
-def test_a_stream_may_be_left(talker):
+def test_a_stream_may_be_left(talker: Qwen) -> None:
     answer = stream(talker, "\n")
     assert next(answer) == "We"
     answer.close()
@@ -196,13 +206,13 @@ def test_a_stream_may_be_left(talker):
     assert "".join(stream(talker, "\n")) == SAID
 
 
-def test_a_stream_takes_one_prompt(talker):
+def test_a_stream_takes_one_prompt(talker: Qwen) -> None:
     with pytest.raises(ValueError, match="stream takes one prompt, got a list of 1; use generate"):
         next(stream(talker, ["\n"]))
 
 
 # --- logits --------------------------------------------------------------------------------------
-def test_logits(golden, base):
+def test_logits(golden: Callable[..., Any], base: Qwen) -> None:
     wanted = load_file(golden("v1/base") / "golden.safetensors")
     ids = wanted["input_ids"]
     scores = logits(base, ids)
@@ -214,7 +224,7 @@ def test_logits(golden, base):
 
 
 # --- programs ------------------------------------------------------------------------------------
-def test_nothing_compiles_again(talker):
+def test_nothing_compiles_again(talker: Qwen) -> None:
     """Another prompt of the same bucket, other sampling values, another seed, other stops."""
     ask = lambda prompt, **how: generate(talker, [prompt, "!"], **how)
     with compilations() as first:
@@ -256,25 +266,25 @@ def test_nothing_compiles_again(talker):
         (np.asarray([[0.5]]), "got 0.5 among the ids"),
     ],
 )
-def test_impossible_prompts(talker, prompt, message):
+def test_impossible_prompts(talker: Qwen, prompt: Any, message: str) -> None:
     for use in (generate, logits):
         with pytest.raises(ValueError, match=message):
             use(talker, prompt)
 
 
-def test_texts_of_different_lengths_have_no_logits_together(talker):
+def test_texts_of_different_lengths_have_no_logits_together(talker: Qwen) -> None:
     with pytest.raises(ValueError, match=r"texts of \[1, 2\] ids; give texts of one length"):
         logits(talker, [[1], [1, 2]])
 
 
-def test_text_needs_a_tokenizer(base):
+def test_text_needs_a_tokenizer(base: Qwen) -> None:
     for use in (generate, logits, lambda *given: next(stream(*given))):
         with pytest.raises(ValueError, match="no tokenizer; give the prompt as a list of ids"):
             use(base, "hello")
 
 
 @pytest.mark.parametrize("count", [0, -1, True, False, 2.5, "7", 2**31, float("inf")])
-def test_impossible_budgets(base, count):
+def test_impossible_budgets(base: Qwen, count: Any) -> None:
     with pytest.raises(ValueError, match="wanted 1 to 1073741824"):
         generate(base, [1], GREEDY, max_new_tokens=count)
 
@@ -295,6 +305,6 @@ def test_impossible_budgets(base, count):
         ({"sampling": [GREEDY, Sampling(logprobs=1)]}, "no logprobs"),
     ],
 )
-def test_impossible_wishes(talker, how, message):
+def test_impossible_wishes(talker: Qwen, how: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(talker, ["a", "b"], **how)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -21,6 +22,8 @@ from qwen_jax import Sampling, demo
 from qwen_jax import __main__ as command
 from qwen_jax.cli import run
 from qwen_jax.decoding.completion import Completion
+from qwen_jax.nn.model import Qwen
+from qwen_jax.text.tokenizer import Tokenizer
 from tests.qwen_jax.memorised_model import memorised_model
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +31,7 @@ QUERY = "What can I do with qwen_jax?"  # the demo's second, with seed 1
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Callable[..., subprocess.Popen]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen]:
     """start(*arguments): a program beside this one; they share a cache, empty at first."""
     cache = tmp_path_factory.mktemp("cache")
     ours = {"XDG_CACHE_HOME": str(cache), "JAX_NUM_CPU_DEVICES": "1", "PYTHONWARNINGS": "error"}
@@ -45,7 +48,7 @@ def start(tmp_path_factory) -> Callable[..., subprocess.Popen]:
 
 
 @pytest.fixture(scope="module")
-def demos(start) -> list[tuple[int, str, str]]:
+def demos(start: Callable[..., Any]) -> list[tuple[int, str, str]]:
     """Two demos at once, the first of this user: exit code, standard output and error of each."""
     return [finish(run) for run in [start("-m", "qwen_jax.demo") for _ in range(2)]]
 
@@ -55,7 +58,7 @@ def finish(run: subprocess.Popen, text: str = "") -> tuple[int, str, str]:
     return run.returncode, out.decode(), error.decode()
 
 
-def test_two_demos_at_once(demos):
+def test_two_demos_at_once(demos: list[tuple[int, str, str]]) -> None:
     answers = []
     for code, out, error in demos:
         assert code == 0, error
@@ -66,7 +69,7 @@ def test_two_demos_at_once(demos):
     assert answers[0].count("User: ") == 2
 
 
-def test_an_answer(start, demos):
+def test_an_answer(start: Callable[..., Any], demos: list[tuple[int, str, str]]) -> None:
     """The prompt as an argument or on standard input; the answer, and beside it how it came."""
     how = ("--seed", "1")
     code, out, error = finish(start("-m", "qwen_jax", "demo", QUERY, *how))
@@ -78,21 +81,25 @@ def test_an_answer(start, demos):
     assert finish(start("-m", "qwen_jax", "demo", *how), f"{QUERY}\n")[:2] == (0, out)
 
 
-def test_a_fault_is_one_line(start):
+def test_a_fault_is_one_line(start: Callable[..., Any]) -> None:
     code, out, error = finish(start("-m", "qwen_jax", "nowhere", "hi"))
     assert (code, out) == (1, "")
     assert error.startswith("error: there is no folder ")
     assert error.count("\n") == 1
 
 
-def test_a_reader_who_has_enough(start, demos):
+def test_a_reader_who_has_enough(
+    start: Callable[..., Any], demos: list[tuple[int, str, str]]
+) -> None:
     with start("-m", "qwen_jax", "demo", QUERY, "--max-new-tokens", "48") as run:
         run.stdout.close()
         error = run.stderr.read().decode()
     assert (run.returncode, error) == (1, "")
 
 
-def test_an_interrupted_answer(start, demos):
+def test_an_interrupted_answer(
+    start: Callable[..., Any], demos: list[tuple[int, str, str]]
+) -> None:
     long = ("--max-new-tokens", "8000", "--temperature", "0")
     run = start("-m", "qwen_jax", "demo", "hi", "--complete", *long)
     assert run.stdout.read(1)
@@ -103,12 +110,14 @@ def test_an_interrupted_answer(start, demos):
 
 # --- in this process ---------------------------------------------------------------------------
 @pytest.fixture
-def fault(monkeypatch, capsys) -> Callable[..., str]:
+def fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """fault(...): the one line with which the same call of `main` ends."""
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
-    def end(*arguments, **how) -> str:
+    def end(*arguments: Any, **how: Any) -> str:
         with pytest.raises(SystemExit) as caught:
             run(lambda: command.main(*arguments, **how))
         assert capsys.readouterr().out == ""
@@ -120,12 +129,18 @@ def fault(monkeypatch, capsys) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="module")
-def base(golden, tmp_path_factory) -> Path:
+def base(golden: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model without a tokenizer."""
     return convert.to_native(golden("v1/base"), tmp_path_factory.mktemp("base") / "native")
 
 
-def test_faults(fault, golden, base, tmp_path, monkeypatch):
+def test_faults(
+    fault: Callable[..., Any],
+    golden: Callable[..., Any],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert "Hugging Face checkpoint; convert it first" in fault(str(golden("v1/base")), "hi")
     assert "the prompt is empty; give one as an argument" in fault(str(base), "")
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
@@ -136,18 +151,23 @@ def test_faults(fault, golden, base, tmp_path, monkeypatch):
     assert "temperature is -1" in fault(str(base), "hi", temperature=-1.0)
 
 
-def test_options_reach_the_model(monkeypatch, base, small, capsys):
+def test_options_reach_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+    base: Path,
+    small: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """As load and generate have them; what is not given stays the checkpoint's."""
     seen = []
     params = memorised_model(
         small, "x", chat_format="chatml", do_sample=True, top_k=7, temperature=0.5
     )
 
-    def answer(*arguments, **how):
+    def answer(*arguments: str | Qwen, **how: Any) -> Any:
         seen.append((arguments[1:], how))
         return iter([Completion([1], "yes", "stop")])
 
-    def read(folder, mesh, **how):
+    def read(folder: str, mesh: Any, **how: str | None) -> Qwen:
         seen.append(((folder, dict(mesh.shape)), how))
         return params
 
@@ -170,14 +190,16 @@ def test_options_reach_the_model(monkeypatch, base, small, capsys):
     assert capsys.readouterr().out == "yes\nyes\n"
 
 
-def test_another_process_converts_the_demo_faster(tmp_path, monkeypatch):
+def test_another_process_converts_the_demo_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def convert_demo(arguments, **how):
+    def convert_demo(arguments: list[str], **how: bool | Path) -> Any:
         (Path(arguments[-1]) / "ours").mkdir(parents=True)
         return subprocess.CompletedProcess(arguments, 0)
 
-    def convert_late(arguments, **how):
+    def convert_late(arguments: list[str], **how: bool | Path) -> Any:
         (folder / "theirs").mkdir(parents=True)
         return convert_demo(arguments)
 
@@ -190,7 +212,9 @@ def test_another_process_converts_the_demo_faster(tmp_path, monkeypatch):
     assert [file.name for file in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_demo_that_cannot_be_converted_says_why(tmp_path, monkeypatch):
+def test_a_demo_that_cannot_be_converted_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     failed = subprocess.CompletedProcess([], 1, stderr="error: the disk is full\n")
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **how: failed)
@@ -199,15 +223,15 @@ def test_a_demo_that_cannot_be_converted_says_why(tmp_path, monkeypatch):
     assert list((tmp_path / "qwen_jax").iterdir()) == []
 
 
-def test_an_interrupt_lost_in_a_callback_comes_again(monkeypatch):
+def test_an_interrupt_lost_in_a_callback_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """jax has a callback of the garbage collector, where Python cannot raise."""
 
-    def callback(phase, info):
+    def callback(phase: str, info: dict[str, int]) -> None:
         if lost:
             lost.pop()
             raise KeyboardInterrupt
 
-    def work():
+    def work() -> None:
         lost.append(True)
         gc.collect()
         time.sleep(10)

@@ -17,7 +17,7 @@ CONFIG = Config.from_hf(QWEN2)
 STATUS = Path("/proc/self/status")
 
 
-def test_weights():
+def test_weights() -> None:
     plain = aot.params(CONFIG, jnp.bfloat16)
     sizes = [leaf.size for leaf in jax.tree.leaves(plain)]
     assert memory.by_dtype(jax.tree.leaves(plain)) == {"bfloat16": 2 * sum(sizes)}
@@ -30,7 +30,7 @@ def test_weights():
     assert found["bfloat16"] == 2 * (sum(sizes) - codes)
 
 
-def test_cache_is_what_decoding_allocates():
+def test_cache_is_what_decoding_allocates() -> None:
     params = aot.params(CONFIG, jnp.bfloat16)
     for dtype in ("float32", "bfloat16", "int8"):
         state = aot.state(params, slots=3, length=64, cache_dtype=dtype)
@@ -38,7 +38,7 @@ def test_cache_is_what_decoding_allocates():
         assert memory.cache(CONFIG, dtype) * 3 * 64 == size
 
 
-def test_summary():
+def test_summary() -> None:
     line = memory.summary({"int4": 3_470_000_000, "bfloat16": 250_000_000}, 524_288, 5_100_000_000)
     assert line == (
         "weights 3.72 GB (bfloat16 250 MB, int4 3.47 GB), cache 0.524 MB a token, "
@@ -47,7 +47,7 @@ def test_summary():
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux says what a process holds")
-def test_what_is_freed_is_given_back():
+def test_what_is_freed_is_given_back() -> None:
     """Small pieces below one that stays, which the C library would keep."""
 
     def held() -> int:

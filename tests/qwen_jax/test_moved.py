@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,18 +16,18 @@ OLD = """sharding decode completion lora quant integer_matmul peft peft_config t
     model sampling rope native""".split()
 
 
-def test_the_table_has_them():
+def test_the_table_has_them() -> None:
     assert {f"qwen_jax.{name}" for name in OLD} == moved.PATHS.keys()
 
 
 @pytest.mark.parametrize("name", OLD)
-def test_an_old_path_is_the_same_module(name):
+def test_an_old_path_is_the_same_module(name: Any) -> None:
     new = importlib.import_module(moved.PATHS[f"qwen_jax.{name}"])
     assert importlib.import_module(f"qwen_jax.{name}") is getattr(qwen_jax, name) is new
     assert new.__name__ == new.__spec__.name == moved.PATHS[f"qwen_jax.{name}"]
 
 
-def test_every_way_to_say_it():
+def test_every_way_to_say_it() -> None:
     """In a fresh process, where nothing else has imported the modules."""
     code = """
 from qwen_jax.sharding import make_mesh
@@ -48,5 +49,5 @@ else:
 
 
 @pytest.mark.parametrize("name", ["add", "add_all", "extract", "fresh", "merger", "check"])
-def test_adapters_are_reached_by_their_room(name):
+def test_adapters_are_reached_by_their_room(name: Any) -> None:
     assert getattr(adapters, name) is getattr(attach, name)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def python(code: str) -> str:
     return subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def test_all_there_is():
+def test_all_there_is() -> None:
     names = "Config Sampling chat generate load logits save stream stream_chat".split()
     assert sorted(qwen_jax.__all__) == names
     assert {*names} <= {*dir(qwen_jax)}
@@ -37,7 +38,7 @@ def test_all_there_is():
 
 
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__name__)
-def test_keywords_are_spelled_with_their_types(function):
+def test_keywords_are_spelled_with_their_types(function: Any) -> None:
     for one in (function, *typing.get_overloads(function)):
         parameters = inspect.signature(one).parameters
         assert all(p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values())
@@ -46,15 +47,15 @@ def test_keywords_are_spelled_with_their_types(function):
         assert not parameters.keys() & {"watch", "eos_ids"}
 
 
-def test_what_lies_beside_the_arrays_has_a_type():
+def test_what_lies_beside_the_arrays_has_a_type() -> None:
     assert typing.get_type_hints(Qwen, localns={"Assets": Assets})["assets"] == Assets | None
 
 
-def test_nothing_is_imported_before_it_is_used():
+def test_nothing_is_imported_before_it_is_used() -> None:
     assert python("import sys, qwen_jax; print('jax' in sys.modules)") == "False\n"
 
 
-def test_a_function_and_its_file_may_have_one_name():
+def test_a_function_and_its_file_may_have_one_name() -> None:
     """Whichever is imported first: `qwen_jax.generate` is the function."""
     module = sys.modules["qwen_jax.generate"]
     assert module.generate is qwen_jax.generate is generate

@@ -14,7 +14,9 @@ from train.nn.network import stack
 from train.step import Batch, Metrics, Recipe, Trainer, TrainState, batch_sharding
 
 
-def batch(samples: list[tuple[Any, Any]], rows: list[list[int]], length: int, parts: int = 1):
+def batch(
+    samples: list[tuple[Any, Any]], rows: list[list[int]], length: int, parts: int = 1
+) -> Batch:
     """A Batch whose rows hold the samples (tokens, labels) of those numbers; `parts` is its A."""
     fields = np.zeros((4, len(rows), length), np.int32)
     tokens, targets, positions, segments = fields

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from train.settings import TrainConfig
 
@@ -45,7 +46,7 @@ def chats(file: Path, count: int = 60) -> str:
     return str(file)
 
 
-def small(folder: Path, **more) -> TrainConfig:
+def small(folder: Path, **more: Any) -> TrainConfig:
     """LoRA on the bundled model, with dropout and packing, in folder/out."""
     data = (chats(folder / "chats.json"),)
     return TrainConfig(**SMALL | {"data": data, "out": str(folder / "out")} | more)
@@ -72,7 +73,12 @@ def arguments(settings: TrainConfig) -> list[str]:
     return line
 
 
-def command(settings: TrainConfig, devices: int = 1, start=("-m", "train"), **environment):
+def command(
+    settings: TrainConfig,
+    devices: int = 1,
+    start: tuple[Any, ...] = ("-m", "train"),
+    **environment: str,
+) -> Any:
     """The command in a process of its own, its output as text; `finish` waits for it."""
     out = Path(settings.out)
     shared = {

@@ -2,6 +2,8 @@
 
 import json
 import threading
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,24 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_jax.data.examples import IGNORED
-from train.batches import Batches
+from qwen_jax.text.tokenizer import Tokenizer
+from train.batches import Batches, BatchIterator, HostBatch
 from train.samples import Samples
 
 
 class Drawn:
     """Samples without files: ids that tell their sample, every third label learnt."""
 
-    def __init__(self, sizes, length=16, digest="d"):
+    def __init__(self, sizes: list[int] | np.ndarray, length: int = 16, digest: str = "d") -> None:
         self.lengths, self.length, self.digest = np.array(sizes, np.int32), length, digest
 
-    def __len__(self):
+    def __len__(self) -> Any:
         return len(self.lengths)
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         ids = number * 100 + np.arange(self.lengths[number], dtype=np.int32)
         return ids, np.where(ids % 3 == 0, ids, IGNORED)
 
-    def name(self, number):
+    def name(self, number: int) -> str:
         return f"s{number}"
 
 
@@ -34,7 +37,7 @@ sizes = st.lists(st.integers(2, 16), min_size=1, max_size=30)
 DRAWN = Drawn(np.random.default_rng(0).integers(2, 17, 60))
 
 
-def read_back(batch):
+def read_back(batch: HostBatch) -> list[tuple[list[Any], list[Any]]]:
     """(ids, targets) of every sample in a batch, row by row."""
     found = []
     for tokens, targets, positions, segments in zip(
@@ -53,7 +56,7 @@ def read_back(batch):
     return found
 
 
-def same(a, b):
+def same(a: HostBatch, b: HostBatch) -> bool:
     return a.names == b.names and all(
         np.array_equal(getattr(a, name), getattr(b, name))
         for name in ("tokens", "targets", "positions", "segments")
@@ -62,7 +65,9 @@ def same(a, b):
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=sizes, batch=st.integers(1, 3), passes=st.integers(1, 3), pack=st.booleans())
-def test_an_epoch_is_every_sample_as_it_would_be_alone(sizes, batch, passes, pack):
+def test_an_epoch_is_every_sample_as_it_would_be_alone(
+    sizes: list[int], batch: int, passes: int, pack: bool
+) -> None:
     drawn = Drawn(sizes)
     batches = Batches(drawn, batch=batch, accumulation=passes, epochs=1, pack=pack)
     made = [batches[step] for step in range(len(batches))]
@@ -79,7 +84,7 @@ def test_an_epoch_is_every_sample_as_it_would_be_alone(sizes, batch, passes, pac
     assert sorted(names) == sorted(f"s{number}" for number in range(len(sizes)))
 
 
-def test_epochs_follow_one_another_and_only_the_last_step_has_empty_rows():
+def test_epochs_follow_one_another_and_only_the_last_step_has_empty_rows() -> None:
     batches = Batches(DRAWN, batch=3, accumulation=2, epochs=3)
     empty = [(batches[step].segments.max(-1) == 0).sum() for step in range(batches.steps)]
     assert not any(empty[:-1])
@@ -91,8 +96,8 @@ def test_epochs_follow_one_another_and_only_the_last_step_has_empty_rows():
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_the_length_of_a_run(pack):
-    def rows(epochs):
+def test_the_length_of_a_run(pack: bool) -> None:
+    def rows(epochs: float) -> list[Any]:
         batches = Batches(DRAWN, batch=1, epochs=epochs, pack=pack)
         return [batches[step].names for step in range(batches.steps)]
 
@@ -108,7 +113,7 @@ def test_the_length_of_a_run(pack):
     assert Batches(DRAWN, batch=7, accumulation=3, steps=100).steps == 100
 
 
-def test_grouping_rows_changes_nothing():
+def test_grouping_rows_changes_nothing() -> None:
     """Of the rows of a step: their division in passes, and which process makes them."""
     whole = Batches(DRAWN, batch=8, epochs=2)
     passes = Batches(DRAWN, batch=2, accumulation=4, epochs=2)
@@ -125,7 +130,7 @@ def test_grouping_rows_changes_nothing():
         assert sorted(one.names) == sorted(name for part in parts for name in part[step].names)
 
 
-def test_seeds():
+def test_seeds() -> None:
     first, again, other = (Batches(DRAWN, batch=4, epochs=1, seed=seed) for seed in (1, 1, 2))
     assert same(first[0], again[0])
     assert not same(first[0], other[0])
@@ -135,8 +140,8 @@ def test_seeds():
 
 
 @pytest.mark.parametrize("step", [0, 1, 7, 12])
-def test_a_run_goes_on_where_its_state_was_taken(step):
-    def run(state=None):
+def test_a_run_goes_on_where_its_state_was_taken(step: int) -> None:
+    def run(state: str | None = None) -> tuple[Batches, BatchIterator]:
         batches = Batches(DRAWN, batch=4, epochs=2)
         reader = iter(batches)
         if state is not None:
@@ -156,7 +161,7 @@ def test_a_run_goes_on_where_its_state_was_taken(step):
     assert resumed.get_state()["step"] == batches.steps
 
 
-def test_a_state_of_another_run_is_refused():
+def test_a_state_of_another_run_is_refused() -> None:
     state = iter(Batches(DRAWN, batch=4, epochs=2)).get_state()
     others = [
         Batches(DRAWN, batch=5, epochs=2),
@@ -173,11 +178,11 @@ def test_a_state_of_another_run_is_refused():
         iter(Batches(DRAWN, batch=4, steps=1)).set_state(state | {"step": 7})
 
 
-def test_batches_are_made_ahead_in_threads():
+def test_batches_are_made_ahead_in_threads() -> None:
     made = threading.Event()
 
     class Watched(Drawn):
-        def __getitem__(self, number):
+        def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
             if threading.current_thread() is not threading.main_thread():
                 made.set()
             return super().__getitem__(number)
@@ -188,7 +193,7 @@ def test_batches_are_made_ahead_in_threads():
     assert made.wait(60)  # with nobody asking
 
 
-def test_of_real_data(tmp_path, small):
+def test_of_real_data(tmp_path: Path, small: Tokenizer) -> None:
     turns = [{"from": "user", "value": "the"}, {"from": "assistant", "value": "dog"}]
     file = tmp_path / "chats.json"
     file.write_text(json.dumps([{"conversations": turns * n} for n in range(1, 9)]))
@@ -213,12 +218,12 @@ def test_of_real_data(tmp_path, small):
         ({"epochs": 1, "seed": -1}, "got seed -1, wanted 0 or more"),
     ],
 )
-def test_settings_that_make_no_sense(options, message):
+def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Batches(DRAWN, **({"batch": 4} | options))
 
 
-def test_steps_are_those_of_the_run():
+def test_steps_are_those_of_the_run() -> None:
     batches = Batches(DRAWN, batch=4, epochs=1)
     for step in (-1, batches.steps):
         with pytest.raises(IndexError):

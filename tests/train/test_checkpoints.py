@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 MESH = make_mesh(data=2, fsdp=2, tensor=2)
 
 
-def alone(function: Callable[..., None], *arguments) -> None:
+def alone(function: Callable[..., None], *arguments: str | Path) -> None:
     """In a process of its own: orbax leaves threads and coroutines behind what fails."""
     code = (
         "from pathlib import PosixPath; "
@@ -32,7 +33,7 @@ def alone(function: Callable[..., None], *arguments) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
-def state(step: int, mesh=MESH, size: int = 8) -> TrainState:
+def state(step: int, mesh: Any = MESH, size: int = 8) -> TrainState:
     """Two leaves with the moments of an optimizer, over the devices."""
     values = jnp.arange(size * 16, dtype=jnp.float32).reshape(size, 16) / 7 + step
     put = lambda spec: jax.device_put(values, NamedSharding(mesh, spec))
@@ -41,22 +42,22 @@ def state(step: int, mesh=MESH, size: int = 8) -> TrainState:
     return TrainState(trained, optimizer, jnp.int32(step), jnp.int32(2))
 
 
-def shapes(tree):
+def shapes(tree: TrainState) -> TrainState:
     whole = NamedSharding(MESH, P())
     place = lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
 
 
-def opened(folder, keep=2, keep_best=False):
+def opened(folder: Path, keep: int = 2, keep_best: bool = False) -> Any:
     return closing(Checkpoints(folder, keep, keep_best))
 
 
-def steps(folder) -> list[int]:
+def steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
 @pytest.mark.parametrize(("keep_best", "kept"), [(False, [4, 5]), (True, [2, 4, 5])])
-def test_the_newest_stay_and_the_best(tmp_path, keep_best, kept):
+def test_the_newest_stay_and_the_best(tmp_path: Path, keep_best: bool, kept: list[int]) -> None:
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 1.5}
     for part in ([1, 2, 3], [4, 5]):  # what was measured is known to the next call
         with opened(tmp_path, keep_best=keep_best) as checkpoints:
@@ -69,12 +70,12 @@ def test_the_newest_stay_and_the_best(tmp_path, keep_best, kept):
             assert checkpoints.best() == 2
 
 
-def test_nothing_yet(tmp_path):
+def test_nothing_yet(tmp_path: Path) -> None:
     with opened(tmp_path / "new") as checkpoints:
         assert checkpoints.latest() is None
 
 
-def test_back_on_another_mesh(tmp_path):
+def test_back_on_another_mesh(tmp_path: Path) -> None:
     """Every bit, counters and moments too, each in the shards that were asked for."""
     saved = state(3)
     with opened(tmp_path) as checkpoints:
@@ -105,11 +106,11 @@ def read_what_cannot_be(folder: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["damaged", "other"])
-def test_what_cannot_be_read_is_named(tmp_path, fault):
+def test_what_cannot_be_read_is_named(tmp_path: Path, fault: str) -> None:
     alone(read_what_cannot_be, tmp_path, fault)
 
 
-def test_leftovers_of_a_killed_save_go_away(tmp_path):
+def test_leftovers_of_a_killed_save_go_away(tmp_path: Path) -> None:
     with opened(tmp_path) as checkpoints:
         checkpoints.save(1, state(1), {}, None)
     left = tmp_path / "7.orbax-checkpoint-tmp"
@@ -140,5 +141,5 @@ def fill(folder: Path) -> None:
     )
 
 
-def test_full_disk(small_disk):
+def test_full_disk(small_disk: Path) -> None:
     alone(fill, small_disk / "checkpoints")

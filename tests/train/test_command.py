@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.train.runs import command, finish, losses, small
+from train.settings import TrainConfig
 
 # The command, to which a signal comes while it makes a step, or before a checkpoint has its name.
 SIGNALLED = """
@@ -28,13 +29,13 @@ runpy.run_module("train", run_name="__main__")
 """
 
 
-def signalled(settings, how: str, step: int):
+def signalled(settings: TrainConfig, how: str, step: int) -> tuple[int, str, str]:
     (end,) = finish(command(settings, start=("-c", SIGNALLED), HOW=how, STEP=str(step)))
     return end
 
 
 @pytest.mark.timeout(1000)
-def test_killed_and_called_again(tmp_path):
+def test_killed_and_called_again(tmp_path: Path) -> None:
     """SIGKILL in the middle of a save, then SIGTERM, then Ctrl-C, and the losses are the same."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
@@ -66,7 +67,7 @@ def test_killed_and_called_again(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_mistakes(tmp_path):
+def test_mistakes(tmp_path: Path) -> None:
     settings = small(tmp_path, batch_size=0, steps=-1)
     unknown = command(small(tmp_path), start=("-m", "train", "--rang", "8"))
     (code, out, err), (other, _, message) = finish(command(settings, devices=2), unknown)
@@ -83,7 +84,7 @@ def test_mistakes(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_too_many_failures_is_one_message(tmp_path):
+def test_too_many_failures_is_one_message(tmp_path: Path) -> None:
     settings = small(tmp_path, learning_rate=1e30, max_failures=2)
     ((code, _, err),) = finish(command(settings))
     assert code == 1

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +23,10 @@ from train.samples import Samples
 
 
 @pytest.fixture
-def stop_after(monkeypatch):
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """stop_after(5): a signal comes while step 5 is made; None: none does."""
 
-    def set_up(step):
+    def set_up(step: int | None) -> None:
         asked = lambda self, next_step: step is not None and next_step > step
         monkeypatch.setattr(loop.Stop, "reached", asked)
 
@@ -46,7 +48,12 @@ def mean_loss(data: str, length: int) -> float:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_and_its_second_call(tmp_path, stop_after, capsys, monkeypatch):
+def test_a_run_and_its_second_call(
+    tmp_path: Path,
+    stop_after: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Stopped, it goes on on another mesh; finished, it says so; all that it should is there."""
     whole = small(tmp_path, steps=12)
     other = tmp_path / "other"
@@ -87,7 +94,7 @@ def test_a_run_and_its_second_call(tmp_path, stop_after, capsys, monkeypatch):
 
 
 @pytest.mark.timeout(600)
-def test_held_out_loss_and_the_best(tmp_path, monkeypatch):
+def test_held_out_loss_and_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean over all targets of all samples; the best checkpoint is what comes out."""
     data = chats(tmp_path / "held-out.json", 5)
     often = {"eval_data": (data,), "save_every": 1, "keep": 1, "schedule": "constant"}
@@ -108,7 +115,9 @@ def test_held_out_loss_and_the_best(tmp_path, monkeypatch):
         np.testing.assert_array_equal(got[name], tensor, err_msg=name)
 
 
-def test_without_finite_gradients_it_stops(tmp_path, capsys):
+def test_without_finite_gradients_it_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Step 1 learns at rate 0, step 2 destroys the adapters, and no step after it can be made."""
     settings = small(tmp_path, learning_rate=1e30, steps=20, save_every=2, max_failures=3)
     with pytest.raises(train.NotFinite) as caught:
@@ -132,7 +141,7 @@ def test_without_finite_gradients_it_stops(tmp_path, capsys):
     assert (folder / "loss.png").is_file()
 
 
-def test_full_fine_tuning_gives_a_network(tmp_path):
+def test_full_fine_tuning_gives_a_network(tmp_path: Path) -> None:
     settings = small(tmp_path, method="full", rank=64, steps=3, mesh_tensor=2, dtype=None)
     result = train.fine_tune(settings)
     assert result == tmp_path / "out" / "model"
@@ -144,11 +153,11 @@ def test_full_fine_tuning_gives_a_network(tmp_path):
 
 # --- refused before anything takes long --------------------------------------------------------
 @pytest.fixture
-def unloaded(monkeypatch):
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the model was loaded"))
 
 
-def test_wrong_data(tmp_path, unloaded):
+def test_wrong_data(tmp_path: Path, unloaded: None) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "user", "content": 5}]}\n')
     with pytest.raises(ValueError, match=r"bad\.jsonl:1"):
@@ -158,19 +167,19 @@ def test_wrong_data(tmp_path, unloaded):
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_model(tmp_path, unloaded):
+def test_wrong_model(tmp_path: Path, unloaded: None) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder nothing"):
         train.fine_tune(small(tmp_path, model="nothing"))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_something_else(tmp_path, unloaded):
+def test_a_folder_of_something_else(tmp_path: Path, unloaded: None) -> None:
     (tmp_path / "out" / "adapter").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"out/adapter is there, but no .*settings\.json"):
         train.fine_tune(small(tmp_path))
 
 
-def test_what_was_refused_can_be_put_right(tmp_path, monkeypatch):
+def test_what_was_refused_can_be_put_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other settings are other runs only once something is saved."""
     with pytest.raises(ValueError, match="nosuch"):
         train.fine_tune(small(tmp_path, targets=("nosuch",)))

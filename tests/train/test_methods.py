@@ -1,6 +1,9 @@
 """What each method trains, and what comes out."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,18 +12,19 @@ import pytest
 import convert
 import qwen_jax
 from qwen_jax.adapters import peft
+from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.tree import named_leaves
 from tests.train.networks import batch, random_samples, run
-from train.methods import export, prepare
+from train.methods import Prepared, export, prepare
 from train.settings import TrainConfig
-from train.step import Recipe, Trainer
+from train.step import Recipe, Trainer, TrainState
 
 BATCH = batch(random_samples([20, 12, 30], 1000), [[0, 1], [2]], 32)
 RECIPE = Recipe(steps=5, learning_rate=1e-2, remat="none")
 
 
-def trained(method: str, **more):
+def trained(method: str, **more: int) -> tuple[Prepared, Trainer, TrainState]:
     """A demo network, before and after five steps."""
     params = qwen_jax.load("demo")
     settings = TrainConfig("demo", ("chats.json",), "runs", method, rank=4, **more)
@@ -34,7 +38,7 @@ def trained(method: str, **more):
     return prepared, trainer, state
 
 
-def test_adapters_are_all_that_learns_and_open_again(tmp_path):
+def test_adapters_are_all_that_learns_and_open_again(tmp_path: Path) -> None:
     prepared, trainer, state = trained("lora")
     assert all(".deltas." in name for name in prepared.trained)
     folder = export(trainer.params(state.trained), prepared.adapter, tmp_path)
@@ -48,7 +52,7 @@ def test_adapters_are_all_that_learns_and_open_again(tmp_path):
             np.testing.assert_array_equal(leaf, stacked[int(layer)], err_msg=name)
 
 
-def test_a_base_model_also_trains_its_embedding_and_head(tmp_path):
+def test_a_base_model_also_trains_its_embedding_and_head(tmp_path: Path) -> None:
     """As the original: its ChatML tokens have never been seen."""
     params = qwen_jax.load("demo")
     assets = params.assets
@@ -64,11 +68,11 @@ def test_a_base_model_also_trains_its_embedding_and_head(tmp_path):
     assert all(".deltas." in name for name in chat.trained)
 
 
-def replace_format(defaults, chat_format):
+def replace_format(defaults: Defaults, chat_format: str) -> Defaults:
     return dataclasses.replace(defaults, chat_format=chat_format)
 
 
-def test_adapters_over_quantised_weights(tmp_path):
+def test_adapters_over_quantised_weights(tmp_path: Path) -> None:
     prepared, trainer, state = trained("qlora", group_size=32)
     layers = [prepared.params.blocks.attn.qkv, prepared.params.blocks.mlp.down]
     assert all(isinstance(layer.base, QuantLinear) and layer.base.bits == 4 for layer in layers)
@@ -78,7 +82,7 @@ def test_adapters_over_quantised_weights(tmp_path):
     qwen_jax.load("demo", adapter=tmp_path / "adapter")
 
 
-def test_adapters_over_a_gptq_checkpoint(golden, tmp_path):
+def test_adapters_over_a_gptq_checkpoint(golden: Callable[..., Any], tmp_path: Path) -> None:
     """Its integers stay what they were, to the last bit."""
     folder = convert.to_native(golden("quant/gptq4"), tmp_path / "native")
     settings = TrainConfig(str(folder), ("chats.json",), "runs", "qlora", rank=4)
@@ -96,7 +100,7 @@ def test_adapters_over_a_gptq_checkpoint(golden, tmp_path):
     qwen_jax.load(folder, adapter=made)
 
 
-def test_everything_is_trained_and_loads_again(tmp_path):
+def test_everything_is_trained_and_loads_again(tmp_path: Path) -> None:
     prepared, trainer, state = trained("full")
     assert not trainer.frozen
     assert all(leaf.dtype == jnp.float32 for leaf in state.trained.values())
@@ -107,7 +111,7 @@ def test_everything_is_trained_and_loads_again(tmp_path):
         assert not np.array_equal(named_leaves(params)[name], leaf), name
 
 
-def test_a_second_round_starts_from_the_first_adapter(tmp_path):
+def test_a_second_round_starts_from_the_first_adapter(tmp_path: Path) -> None:
     prepared, trainer, state = trained("lora")
     folder = export(trainer.params(state.trained), prepared.adapter, tmp_path)
     settings = TrainConfig("demo", ("chats.json",), "runs", "lora", adapter=str(folder))
@@ -117,7 +121,7 @@ def test_a_second_round_starts_from_the_first_adapter(tmp_path):
         np.testing.assert_array_equal(leaves[name], state.trained[name], err_msg=name)
 
 
-def test_targets_that_are_not_there_are_named():
+def test_targets_that_are_not_there_are_named() -> None:
     settings = TrainConfig("demo", ("chats.json",), "runs", "lora", targets=("q_proj",))
     with pytest.raises(ValueError, match=r"q_proj.*c_attn"):
         prepare(qwen_jax.load("demo"), settings)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -14,7 +16,7 @@ from train.settings import FREE, LOWEST, TrainConfig, default
 GOOD = TrainConfig(model="demo", data=("chats.json",), out="out")
 
 
-def problems(devices: int = 8, **changes) -> list[str]:
+def problems(devices: int = 8, **changes: Any) -> list[str]:
     try:
         dataclasses.replace(GOOD, **changes).check(devices)
     except ValueError as error:
@@ -24,7 +26,7 @@ def problems(devices: int = 8, **changes) -> list[str]:
     return []
 
 
-def test_the_defaults_can_be_used():
+def test_the_defaults_can_be_used() -> None:
     assert problems(1) == problems(8) == problems(16) == []
 
 
@@ -80,22 +82,22 @@ def test_the_defaults_can_be_used():
         ),
     ],
 )
-def test_refused(changes, problem):
+def test_refused(changes: dict[str, Any], problem: str) -> None:
     assert problems(**changes) == [problem]
 
 
 @pytest.mark.parametrize("name", LOWEST)
-def test_numbers_have_a_least(name):
+def test_numbers_have_a_least(name: str) -> None:
     below = {"eval_data": ("a",)} | {name: type(LOWEST[name])(LOWEST[name] - 1)}
     assert f"{name} is {LOWEST[name] - 1}; the least is {LOWEST[name]}" in problems(**below)
 
 
-def test_all_at_once():
+def test_all_at_once() -> None:
     found = problems(batch_size=0, steps=0, keep_best=True, adapter="nowhere", method="full")
     assert len(found) == 5  # an adapter has no meaning with "full" either
 
 
-def test_where_to_write(tmp_path):
+def test_where_to_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert problems(out=str(tmp_path / "new" / "out")) == []
     wanted = f"out: {tmp_path / 'file'} is a file; choose another folder"
@@ -114,14 +116,14 @@ def test_where_to_write(tmp_path):
         ({"mesh_data": 2, "mesh_tensor": 2}, (2, 8)),
     ],
 )
-def test_rows_of_an_update(changes, rows):
+def test_rows_of_an_update(changes: dict[str, Any], rows: tuple[int, int]) -> None:
     settings = dataclasses.replace(GOOD, **changes)
     mesh = settings.mesh()
     assert settings.division(mesh) == rows
     assert mesh.size == jax.device_count() == 8
 
 
-def test_the_originals_numbers():
+def test_the_originals_numbers() -> None:
     recipe = GOOD.recipe(100)
     assert (recipe.learning_rate, recipe.weight_decay, recipe.beta2) == (3e-4, 0.1, 0.95)
     assert (recipe.warmup, recipe.schedule, recipe.clip, recipe.seed) == (0.01, "cosine", 1.0, 42)
@@ -130,7 +132,7 @@ def test_the_originals_numbers():
     assert (GOOD.rank, GOOD.alpha, GOOD.dropout, GOOD.epochs) == (64, 16, 0.05, 5)
 
 
-def test_every_number_reaches_the_recipe():
+def test_every_number_reaches_the_recipe() -> None:
     changed = {"schedule": "constant", "warmup": 0.5, "beta2": 0.9, "weight_decay": 0.3}
     changed |= {"clip": 3.0, "remat": "none", "seed": 7, "learning_rate": 0.1}
     recipe = dataclasses.replace(GOOD, **changed).recipe(9)
@@ -138,7 +140,7 @@ def test_every_number_reaches_the_recipe():
     assert recipe.steps == 9
 
 
-def test_what_may_change_in_between():
+def test_what_may_change_in_between() -> None:
     before = json.loads(json.dumps(GOOD.to_json()))
     assert GOOD.differences(before) == []
     free = {"micro_batch": 1, "mesh_tensor": 2, "save_every": 5, "out": "elsewhere"}
@@ -152,13 +154,13 @@ def test_what_may_change_in_between():
     assert set(FREE) < {field.name for field in dataclasses.fields(TrainConfig)}
 
 
-def test_every_field_is_read():
+def test_every_field_is_read() -> None:
     code = "".join(file.read_text("utf-8") for file in (ROOT / "train").glob("*.py"))
     for field in dataclasses.fields(TrainConfig):
         assert re.search(rf"(self|settings)\.{field.name}\b", code), field.name
 
 
-def test_the_command_line_says_the_same():
+def test_the_command_line_says_the_same() -> None:
     settings = dataclasses.replace(
         GOOD, method="qlora", data=("a", "b"), targets=("c_attn",), steps=5, pack=True, bits=8
     )
@@ -167,7 +169,7 @@ def test_the_command_line_says_the_same():
     assert default("rank") == 64
 
 
-def test_every_option_is_explained():
+def test_every_option_is_explained() -> None:
     guide = (ROOT / "docs" / "training.md").read_text("utf-8")
     explained = re.findall(r"^        (\w+): ", str(TrainConfig.__doc__), re.MULTILINE)
     assert sorted(explained) == sorted(field.name for field in dataclasses.fields(TrainConfig))

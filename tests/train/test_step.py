@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen_jax.config import Config
 from qwen_jax.data.examples import IGNORED
+from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import tensor_views
@@ -26,7 +28,9 @@ FAMILIES = [FIRST, QWEN2 | TWO, QWEN3 | TWO]
 LIVELY = Recipe(steps=20, learning_rate=3e-3, warmup=0.1, remat="none")
 
 
-def reference_loss(hf, tensors, samples) -> float:
+def reference_loss(
+    hf: dict[str, Any], tensors: dict[str, np.ndarray], samples: list[tuple[np.ndarray, np.ndarray]]
+) -> float:
     """Mean over the targets, in float64 NumPy, each sample by itself."""
     total = count = 0
     for ids, labels in samples:
@@ -40,7 +44,7 @@ def reference_loss(hf, tensors, samples) -> float:
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("hf", FAMILIES, ids=["v1", "qwen2", "qwen3"])
-def test_gradients_of_the_reference(hf, remat):
+def test_gradients_of_the_reference(hf: dict[str, Any], remat: str) -> None:
     """Each tensor's gradient along a random direction, against a difference of float64 losses."""
     tensors = random_checkpoint(hf, seed=1)
     samples = random_samples([11, 7, 14], 96)
@@ -63,7 +67,7 @@ def test_gradients_of_the_reference(hf, remat):
         )
 
 
-def test_a_step_is_compiled_once():
+def test_a_step_is_compiled_once() -> None:
     """Ahead of the first call, which finds it."""
     events = []
     listen = lambda event, seconds, **_: events.append(event)
@@ -75,7 +79,7 @@ def test_a_step_is_compiled_once():
     assert events.count("/jax/core/compile/backend_compile_duration") == 1
 
 
-def test_packing_and_dividing_change_nothing():
+def test_packing_and_dividing_change_nothing() -> None:
     """The update is the same for rows packed or not, at once or one after another."""
     params = assemble(FIRST, random_checkpoint(FIRST, 1))
     samples = random_samples([9, 5, 12, 3, 8, 6, 10, 2], 96)
@@ -91,7 +95,7 @@ def test_packing_and_dividing_change_nothing():
             np.testing.assert_allclose(other.trained[name], leaf, atol=5e-6, err_msg=name)
 
 
-def test_dropout_is_drawn_per_row():
+def test_dropout_is_drawn_per_row() -> None:
     """However rows are divided, the same numbers are dropped; another step drops others."""
     params = with_adapters(assemble(FIRST, random_checkpoint(FIRST, 1)), dropout=0.3)
     samples = random_samples([9] * 4, 96)
@@ -107,7 +111,7 @@ def test_dropout_is_drawn_per_row():
     assert abs(float(total / count) - curves[0]).min() > 1e-4
 
 
-def test_only_what_is_trained_changes():
+def test_only_what_is_trained_changes() -> None:
     params = with_adapters(assemble(FIRST, random_checkpoint(FIRST, 1)))
     network = trainer(params, LIVELY, adapters_only=True)
     before = {name: np.array(leaf) for name, leaf in network.frozen.items()}
@@ -120,7 +124,7 @@ def test_only_what_is_trained_changes():
         np.testing.assert_array_equal(network.frozen[name], leaf)
 
 
-def test_a_step_without_a_finite_gradient_is_skipped():
+def test_a_step_without_a_finite_gradient_is_skipped() -> None:
     network = trainer(assemble(FIRST, random_checkpoint(FIRST, 1)), LIVELY)
     good = batch(random_samples([12], 96), [[0]], 12)
     state, _ = run(network, [good] * 2)
@@ -143,7 +147,7 @@ def test_a_step_without_a_finite_gradient_is_skipped():
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}], ids=str)
-def test_meshes_give_the_curve_of_one_device(sizes):
+def test_meshes_give_the_curve_of_one_device(sizes: dict[str, int]) -> None:
     """Twenty steps of adapters with dropout, packed rows, two parts a step."""
     hf = FIRST | {"vocab_size": 128, "intermediate_size": 128}
     params = assemble(hf, random_checkpoint(hf, 1))
@@ -158,7 +162,7 @@ def test_meshes_give_the_curve_of_one_device(sizes):
     np.testing.assert_allclose(losses(seen), curve, rtol=1e-5)
 
 
-def adapter_places(params, mesh):
+def adapter_places(params: Qwen, mesh: Any) -> Qwen:
     """Adapters whole on every device; the network where it is."""
     whole = NamedSharding(mesh, PartitionSpec())
     place = lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole
@@ -167,7 +171,7 @@ def adapter_places(params, mesh):
 
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
-def test_rates_of_transformers(schedule, warmup):
+def test_rates_of_transformers(schedule: str, warmup: float) -> None:
     """Steps are counted from 0: a warm-up begins at nothing, else the first is whole."""
     recipe = Recipe(steps=8, learning_rate=2.0, schedule=schedule, warmup=warmup)
     rise = int(8 * warmup)

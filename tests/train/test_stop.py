@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from train.stop import Stop
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_asks_and_a_second_ctrl_c_insists(first):
+def test_a_signal_asks_and_a_second_ctrl_c_insists(first: Any) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Stop() as stop:
         assert not stop.reached(1)
@@ -27,7 +29,7 @@ def test_a_signal_asks_and_a_second_ctrl_c_insists(first):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_ctrl_c_of_one_process_is_said_to_all(monkeypatch):
+def test_ctrl_c_of_one_process_is_said_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """jax tells the others of a SIGTERM, and of nothing else."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     seen = []
@@ -41,7 +43,7 @@ def test_ctrl_c_of_one_process_is_said_to_all(monkeypatch):
 
 
 # --- one curve, however it is computed ---------------------------------------------------------
-def two_processes(settings, how: str = "none", step: int = 0) -> list[tuple[int, str, str]]:
+def two_processes(settings: Any, how: str = "none", step: int = 0) -> list[tuple[int, str, str]]:
     """The command in two processes of two devices each; the second gets a signal."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -63,7 +65,7 @@ def two_processes(settings, how: str = "none", step: int = 0) -> list[tuple[int,
 
 
 @pytest.fixture(scope="module")
-def curve(tmp_path_factory):
+def curve(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """20 steps on one device."""
     settings = small(tmp_path_factory.mktemp("one"))
     ((code, _, err),) = finish(command(settings))
@@ -77,14 +79,14 @@ def curve(tmp_path_factory):
     [{"mesh_data": 8}, {"mesh_fsdp": 8}, {"mesh_data": 2, "mesh_tensor": 4}],
     ids=lambda mesh: " ".join(f"{name[5:]} {size}" for name, size in mesh.items()),
 )
-def test_eight_devices(curve, tmp_path, mesh):
+def test_eight_devices(curve: Any, tmp_path: Path, mesh: Any) -> None:
     settings = small(tmp_path, **mesh)
     train.fine_tune(settings)
     np.testing.assert_allclose(losses(settings), curve, rtol=1e-5)
 
 
 @pytest.mark.timeout(1000)
-def test_two_processes(curve, tmp_path):
+def test_two_processes(curve: Any, tmp_path: Path) -> None:
     """One of them gets a SIGTERM: both save the same step, and both go on from it."""
     settings = small(tmp_path, mesh_data=2, mesh_tensor=2, micro_batch=2)
     ends = two_processes(settings, "SIGTERM", 5)

@@ -1,18 +1,25 @@
 """Adapters find their layers in any network, on any devices, and come back as they were."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 
 import convert
 import qwen_jax
 from qwen_jax import Sampling
 from qwen_jax import __main__ as command
 from qwen_jax.adapters import attach, peft
+from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.decoding import decode
 from qwen_jax.nn.lora import LoraLinear, fuse
+from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, mesh_of, shardings
 from qwen_jax.nn.tree import named_leaves
 from tests.adapters import MODERN, assert_same, merged, random_adapter
@@ -43,20 +50,20 @@ SETTINGS = {
 IDS = [5, 17, 90, 3, 3, 64, 8]
 
 
-def case(name):
+def case(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray], Qwen, Adapter]:
     """A network's config, its tensors, its model and an adapter for it."""
     hf = NETWORKS[name]
     tensors = random_checkpoint(hf, seed=2)
     return hf, tensors, assemble(hf, tensors), random_adapter(tensors, SETTINGS[name])
 
 
-def score(params, ids=IDS):
+def score(params: Qwen, ids: list[int] = IDS) -> Array:
     return decode.score(params, np.array([ids]))[0]
 
 
 # --- arithmetic -------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits(name):
+def test_logits(name: str) -> None:
     """As the reference with W + scale * B A, whatever our layers fuse."""
     hf, tensors, params, adapter = case(name)
     wanted = reference_logits(hf, merged(tensors, adapter), IDS)
@@ -67,7 +74,7 @@ def test_logits(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_round_trip(name, tmp_path):
+def test_round_trip(name: str, tmp_path: Path) -> None:
     _, _, params, adapter = case(name)
     peft.write(adapter, tmp_path / "adapter")
     read = peft.read(tmp_path / "adapter")
@@ -75,7 +82,7 @@ def test_round_trip(name, tmp_path):
     assert_same(attach.extract(attach.add(params, read), read.settings), adapter)
 
 
-def test_one_fused_layer_has_an_adapter_for_each_part():
+def test_one_fused_layer_has_an_adapter_for_each_part() -> None:
     _, _, params, adapter = case("qwen3")
     layer = attach.add(params, adapter).blocks[0].attn.qkv
     assert isinstance(layer, LoraLinear)
@@ -84,7 +91,7 @@ def test_one_fused_layer_has_an_adapter_for_each_part():
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.float32])
-def test_dtype(dtype):
+def test_dtype(dtype: Any) -> None:
     """Adapters take the parameters' type, or the one that is asked for."""
     hf, tensors, params, adapter = case("qwen2")
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
@@ -96,7 +103,7 @@ def test_dtype(dtype):
     assert fuse(made).blocks[0].attn.qkv.kernel.dtype == jnp.bfloat16
 
 
-def test_generates():
+def test_generates() -> None:
     """Prefill and steps go through adapters as through any layer."""
     _, _, params, adapter = case("qwen2")
     made = attach.add(params, adapter)
@@ -110,7 +117,7 @@ def test_generates():
     ("name", "sizes"),
     [("v1", {}), ("v1", {"data": 2, "fsdp": 4}), ("qwen3", {"fsdp": 2, "tensor": 4})],
 )
-def test_sharded(name, sizes):
+def test_sharded(name: str, sizes: dict[str, Any]) -> None:
     _, _, params, adapter = case(name)
     placed = jax.device_put(params, shardings(params.config, make_mesh(**sizes)))
     made = attach.add(placed, adapter)
@@ -124,7 +131,7 @@ def test_sharded(name, sizes):
         assert leaf.sharding.is_equivalent_to(named_leaves(placed)[name].sharding, leaf.ndim), name
 
 
-def test_matrices_lie_along_their_layer():
+def test_matrices_lie_along_their_layer() -> None:
     _, _, params, adapter = case("v1")
     mesh = make_mesh(fsdp=2)  # tensor 4
     made = attach.add(jax.device_put(params, shardings(params.config, mesh)), adapter)
@@ -135,7 +142,7 @@ def test_matrices_lie_along_their_layer():
     assert (shard(delta.a), shard(delta.b)) == ((4, 32), (48, 4))
 
 
-def test_one_device_among_several():
+def test_one_device_among_several() -> None:
     _, _, params, adapter = case("v1")
     device = jax.devices()[3]
     made = attach.add(jax.device_put(params, device), adapter)
@@ -143,7 +150,7 @@ def test_one_device_among_several():
 
 
 # --- loading and saving -----------------------------------------------------------------------
-def test_load(golden, tmp_path):
+def test_load(golden: Callable[..., Any], tmp_path: Path) -> None:
     folder = convert.to_native(golden("peft/base"), tmp_path / "native")
     params = qwen_jax.load(folder, adapter=golden("peft/lora_emb"), dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
@@ -157,7 +164,9 @@ def test_load(golden, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(got), jax.tree.leaves(wanted))
 
 
-def test_faults_are_found_before_arrays_are_read(golden, tmp_path, monkeypatch):
+def test_faults_are_found_before_arrays_are_read(
+    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = convert.to_native("demo", tmp_path / "native")
     monkeypatch.setattr("qwen_jax.storage.native.read_piece", None)
     with pytest.raises(ValueError, match="does not fit this network"):
@@ -175,12 +184,12 @@ def test_faults_are_found_before_arrays_are_read(golden, tmp_path, monkeypatch):
         ("qwen2", "tied", "embed_tokens.weight and lm_head.weight are one array here"),
     ],
 )
-def test_another_network(mine, other, message):
+def test_another_network(mine: str, other: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)does not fit this network, .*{message}"):
         attach.add(case(other)[2], case(mine)[3])
 
 
-def test_all_misfits_are_named():
+def test_all_misfits_are_named() -> None:
     pair = np.ones((4, 64), np.float32), np.ones((64, 4), np.float32)
     wrong = {"lm_head": pair, "model.layers.9.mlp.up_proj": pair, "model.norm": pair}
     adapter = peft.Adapter(LoraConfig(4, 8.0, (), base="Qwen/Other"), wrong, {})
@@ -204,13 +213,13 @@ def test_all_misfits_are_named():
         ("model.layers.0.self_attn.q_proj.weight", (64, 64), "q_proj.weight is whole, which only"),
     ],
 )
-def test_whole_tensors_that_do_not_fit(tensor, shape, message):
+def test_whole_tensors_that_do_not_fit(tensor: str, shape: tuple[Any, ...], message: str) -> None:
     adapter = peft.Adapter(LoraConfig(1, 1.0, ()), {}, {tensor: np.ones(shape, np.float32)})
     with pytest.raises(ValueError, match=message):
         attach.add(case("qwen2")[2], adapter)
 
 
-def test_tied_embedding():
+def test_tied_embedding() -> None:
     """Both names must be there and agree; then both are written again."""
     params = case("tied")[2]
     embed, settings = np.ones((128, 64), np.float32), LoraConfig(1, 1.0, (), modules_to_save=("x",))
@@ -225,7 +234,7 @@ def test_tied_embedding():
     assert attach.extract(made, chosen).saved.keys() == set(names)
 
 
-def test_second_adapter():
+def test_second_adapter() -> None:
     _, _, params, adapter = case("v1")
     with pytest.raises(ValueError, match=r"blocks.0.attn.* has an adapter already; fuse"):
         attach.add(attach.add(params, adapter), adapter)

@@ -1,5 +1,7 @@
 """Adapters to train: as many numbers as the original's, from where PEFT starts."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,13 @@ from qwen_jax.adapters import attach
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.config import Config
 from qwen_jax.decoding import decode
-from qwen_jax.nn.model import build, init
+from qwen_jax.nn.model import Qwen, build, init
 from tests.qwen_jax.networks import QWEN2, V1, distance
 
 IDS = np.array([[5, 17, 90, 3]])
 
 
-def network(hf):
+def network(hf: dict[str, Any]) -> Qwen:
     return init(Config.from_hf(hf), jax.random.key(1))
 
 
@@ -28,7 +30,7 @@ SIZES = {  # width, layers, heads, mlp as stored, vocabulary; the numbers the or
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_count(count):
+def test_count(count: int) -> None:
     names = "hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size".split()
     sizes = dict(zip(names, SIZES[count], strict=True)) | {"kv_channels": 128}
     leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
@@ -39,7 +41,7 @@ def test_count(count):
     assert sum(x.size for x in jax.tree.leaves(made)) == count
 
 
-def test_fresh():
+def test_fresh() -> None:
     """It changes nothing, and starts where PEFT starts."""
     params = network(QWEN2 | {"tie_word_embeddings": False})
     settings = LoraConfig(32, 16.0, attach.LATER_TARGETS, 0.1, modules_to_save=("lm_head",))
@@ -59,7 +61,7 @@ def test_fresh():
     np.testing.assert_array_equal(back.saved["lm_head.weight"], params.head.kernel)
 
 
-def test_a_layer_starts_alike_whatever_else_is_chosen():
+def test_a_layer_starts_alike_whatever_else_is_chosen() -> None:
     params = network(V1)
     start = lambda *targets: attach.fresh(params, LoraConfig(2, 1.0, targets), jax.random.key(0))
     few, many = start("w1"), start("c_attn", "w1")
@@ -82,6 +84,6 @@ def test_a_layer_starts_alike_whatever_else_is_chosen():
         ),
     ],
 )
-def test_unknown_targets(settings, message):
+def test_unknown_targets(settings: LoraConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attach.fresh(network(V1), settings, jax.random.key(0))

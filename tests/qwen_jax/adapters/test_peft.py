@@ -3,6 +3,9 @@
 import json
 import shutil
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +18,7 @@ from qwen_jax.adapters import attach, peft
 from qwen_jax.adapters.peft_config import FILE
 from qwen_jax.decoding import decode
 from qwen_jax.nn.lora import fuse
+from qwen_jax.nn.model import Qwen
 from tests.adapters import assert_same
 from tests.qwen_jax.networks import assemble, distance
 from tests.reference import read_checkpoint
@@ -26,28 +30,28 @@ ANY = settings(max_examples=200, deadline=None, suppress_health_check=list(Healt
 
 
 @pytest.fixture(scope="module")
-def base(golden):
+def base(golden: Callable[..., Any]) -> Qwen:
     return assemble(*read_checkpoint(golden("peft/base")))
 
 
 @pytest.fixture
-def folder(golden, tmp_path):
+def folder(golden: Callable[..., Any], tmp_path: Path) -> Path:
     return shutil.copytree(golden("peft/lora_emb"), tmp_path / "adapter")
 
 
-def edit(folder, **tensors):
+def edit(folder: Path, **tensors: np.ndarray | None) -> None:
     new = load_file(folder / peft.WEIGHTS) | tensors
     save_file({k: v for k, v in new.items() if v is not None}, folder / peft.WEIGHTS)
 
 
-def configure(folder, **changes):
+def configure(folder: Path, **changes: Any) -> None:
     content = json.loads((folder / FILE).read_text())
     (folder / FILE).write_text(json.dumps(content | changes))
 
 
 # --- the goldens ------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", GOLDENS)
-def test_logits(golden, base, name):
+def test_logits(golden: Callable[..., Any], base: Qwen, name: str) -> None:
     outputs = load_file(golden(name) / "golden.safetensors")
     params = attach.add(base, peft.read(golden(name)), model_type="qwen")
     assert distance(decode.score(params, outputs["input_ids"]), outputs["logits"]) < 2e-5
@@ -58,7 +62,7 @@ def test_logits(golden, base, name):
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_round_trip(golden, base, name, tmp_path):
+def test_round_trip(golden: Callable[..., Any], base: Qwen, name: str, tmp_path: Path) -> None:
     """Read, add, extract, write: the file is the one PEFT wrote, byte for byte."""
     adapter = peft.read(golden(name))
     params = attach.add(base, adapter, model_type="qwen")
@@ -74,13 +78,15 @@ def test_round_trip(golden, base, name, tmp_path):
     assert left == {None, "megatron.core"}
 
 
-def test_written_aside(golden, tmp_path, monkeypatch):
+def test_written_aside(
+    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter = peft.read(golden("peft/lora"))
     peft.write(adapter, tmp_path / "one")
     with pytest.raises(FileExistsError, match="one exists; choose another folder"):
         peft.write(adapter, tmp_path / "one")
 
-    def fail(*_):
+    def fail(*_: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr("qwen_jax.storage.safetensors_file.write", fail)
@@ -89,7 +95,7 @@ def test_written_aside(golden, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
-def test_bfloat16(golden, tmp_path):
+def test_bfloat16(golden: Callable[..., Any], tmp_path: Path) -> None:
     """Other types survive reading and writing."""
     adapter = peft.read(golden("peft/lora"))
     half = jax.tree.map(lambda x: np.asarray(x).astype(jax.numpy.bfloat16), dict(adapter.deltas))
@@ -99,7 +105,7 @@ def test_bfloat16(golden, tmp_path):
 
 
 # --- broken ones ------------------------------------------------------------------------------
-def test_no_folder(tmp_path, folder):
+def test_no_folder(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nothing"):
         peft.read(tmp_path / "nothing")
     (folder / peft.WEIGHTS).rename(folder / "adapter_model.bin")
@@ -111,13 +117,13 @@ def test_no_folder(tmp_path, folder):
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"r": NaN}'])
-def test_settings_that_are_none(folder, content):
+def test_settings_that_are_none(folder: Path, content: bytes) -> None:
     (folder / FILE).write_bytes(content)
     with pytest.raises(ValueError, match=FILE):
         peft.read(folder)
 
 
-def test_truncated(folder):
+def test_truncated(folder: Path) -> None:
     whole = (folder / peft.WEIGHTS).read_bytes()
     for size in (0, 7, 100, len(whole) - 1):
         (folder / peft.WEIGHTS).write_bytes(whole[:size])
@@ -149,20 +155,20 @@ ONES = np.ones((8, 64), np.float32)
         ({"base_model.model.lm_head.weight": None}, "modules_to_save has 'lm_head'.*lost"),
     ],
 )
-def test_tensors(folder, tensors, message):
+def test_tensors(folder: Path, tensors: dict[str, Any], message: str) -> None:
     edit(folder, **tensors)
     with pytest.raises(ValueError, match=message):
         peft.read(folder)
 
 
-def test_empty(folder):
+def test_empty(folder: Path) -> None:
     save_file({}, folder / peft.WEIGHTS)
     configure(folder, modules_to_save=None)
     with pytest.raises(ValueError, match="is empty"):
         peft.read(folder)
 
 
-def test_all_problems_at_once(folder):
+def test_all_problems_at_once(folder: Path) -> None:
     edit(folder, **{A: None, H + "1.mlp.w1.lora_B.weight": None, "x": ONES})
     with pytest.raises(ValueError, match=r"(?s)tensor x .*c_attn has lora_B.*w1 has lora_A"):
         peft.read(folder)
@@ -173,13 +179,13 @@ def test_all_problems_at_once(folder):
 
 
 @pytest.mark.parametrize("rank", [7, 10**9, 10**400])
-def test_rank_of_the_settings(folder, rank):
+def test_rank_of_the_settings(folder: Path, rank: int) -> None:
     configure(folder, r=rank, use_rslora=True)
     with pytest.raises(ValueError, match="gives it rank"):
         peft.read(folder)
 
 
-def test_embedding_that_no_setting_names(folder, tmp_path):
+def test_embedding_that_no_setting_names(folder: Path, tmp_path: Path) -> None:
     """PEFT stores a resized or adapted model's embedding by itself."""
     configure(folder, modules_to_save=["lm_head"])
     adapter = peft.read(folder)
@@ -190,7 +196,9 @@ def test_embedding_that_no_setting_names(folder, tmp_path):
 
 @ANY
 @given(st.integers(0, 3000), st.binary(min_size=1, max_size=8), st.booleans())
-def test_any_bytes(golden, tmp_path, at, data, cut):
+def test_any_bytes(
+    golden: Callable[..., Any], tmp_path: Path, at: int, data: bytes, cut: bool
+) -> None:
     """Wherever a header is damaged, it is refused, or still an adapter of the same file."""
     source, broken = golden("peft/lora"), tmp_path / "broken"
     broken.mkdir(exist_ok=True)

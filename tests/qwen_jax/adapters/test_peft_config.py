@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -56,11 +57,11 @@ CONFIG = {
 FOUND = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
 
 
-def read(**changes):
+def read(**changes: Any) -> LoraConfig:
     return read_settings(CONFIG | changes, FOUND)
 
 
-def test_fields():
+def test_fields() -> None:
     wanted = LoraConfig(8, 16.0, ("q_proj", "v_proj"), 0.05, base="Qwen/Qwen2-7B")
     assert read() == wanted
     assert read_settings({"peft_type": "LORA", "r": 2, "lora_alpha": 3.5}, FOUND) == LoraConfig(
@@ -78,7 +79,7 @@ def test_fields():
         ),
     ],
 )
-def test_written_and_read(settings):
+def test_written_and_read(settings: LoraConfig) -> None:
     written = json.loads(json.dumps(settings.to_json()))
     assert read_settings(written, FOUND) == settings
     assert written.keys() <= CONFIG.keys() - {
@@ -88,7 +89,7 @@ def test_written_and_read(settings):
     }  # PEFT 0.8
 
 
-def test_scale():
+def test_scale() -> None:
     module = FOUND[0]
     assert LoraConfig(8, 16, ()).scale_of(module) == 2
     assert LoraConfig(8, 16, (), rslora=True).scale_of(module) == 16 / math.sqrt(8)
@@ -113,7 +114,7 @@ def test_scale():
         (r"layers\.1\..*", False),
     ],
 )
-def test_patterns(pattern, matches):
+def test_patterns(pattern: str, matches: bool) -> None:
     """As PEFT's get_pattern_key; the first that matches counts."""
     assert LoraConfig(8, 16, (), rank_pattern={pattern: 3, ".*": 5}).rank_of(FOUND[0]) == (
         3 if matches else 5
@@ -132,12 +133,12 @@ def test_patterns(pattern, matches):
         ("ALL-linear", True),
     ],
 )
-def test_targets(targets, chosen):
+def test_targets(targets: Any, chosen: bool) -> None:
     assert LoraConfig(8, 16, targets).adapts(FOUND[0]) is chosen
     assert not LoraConfig(8, 16, targets, modules_to_save=("q_proj",)).adapts(FOUND[0])
 
 
-def test_what_was_chosen_is_known():
+def test_what_was_chosen_is_known() -> None:
     """Of keys that narrow the targets only the outcome counts, and is written again."""
     for key, value in [("layers_to_transform", [0]), ("exclude_modules", ["k_proj"])]:
         assert read(**{key: value}).targets == FOUND
@@ -181,16 +182,16 @@ def test_what_was_chosen_is_known():
         ({"base_model_name_or_path": 7}, "base_model_name_or_path is 7, expected a text"),
     ],
 )
-def test_refuses(changes, message):
+def test_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**changes)
 
 
-def test_unknown_keys_that_are_off():
+def test_unknown_keys_that_are_off() -> None:
     assert read(from_the_future=None, another=False, third={}) == read()
 
 
-def test_all_problems_at_once():
+def test_all_problems_at_once() -> None:
     with pytest.raises(ValueError, match=r"use_dora.*r is -1.*lora_dropout"):
         read(use_dora=True, r=-1, lora_dropout=2)
 
@@ -203,7 +204,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(CONFIG)), json_values, max_size=4))
-def test_any_values(changes):
+def test_any_values(changes: dict[str, Any]) -> None:
     """Settings that mean something, or a ValueError; never anything else."""
     try:
         settings = read(**changes)

@@ -7,9 +7,11 @@ import pytest
 import qwen_jax
 from qwen_jax import Sampling
 from qwen_jax.adapters import attach
+from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.decoding import decode, prefix
 from qwen_jax.nn.lora import fuse
+from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, shardings
 from tests.adapters import MODERN, random_adapter
 from tests.adapters import V1 as V1_NAMES
@@ -18,7 +20,7 @@ from tests.qwen_jax.networks import finish, settings
 from tests.reference import random_checkpoint
 
 
-def several(name):
+def several(name: str) -> tuple[Qwen, dict[str, Adapter]]:
     """A network and adapters for it, of different ranks, layers and scales."""
     _, tensors, params, _ = case(name)
     everything = V1_NAMES if name == "v1" else MODERN
@@ -32,7 +34,7 @@ def several(name):
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("v1", {"data": 2, "fsdp": 1}), ("qwen2", None)])
-def test_a_batch_of_several(name, sizes):
+def test_a_batch_of_several(name: str, sizes: dict[str, int] | None) -> None:
     """Each slot answers as the network with its adapter alone, the bare one between them."""
     params, made = several(name)
     alone = [params, *(fuse(attach.add(params, adapter)) for adapter in made.values())]
@@ -60,7 +62,7 @@ def test_a_batch_of_several(name, sizes):
     assert [tokens[slot] for slot in (1, 3, 0, 2)] == wanted
 
 
-def test_judged_with_an_adapter():
+def test_judged_with_an_adapter() -> None:
     params, made = several("qwen2")
     together = attach.add_all(params, made)
     scores = []
@@ -72,7 +74,7 @@ def test_judged_with_an_adapter():
     np.testing.assert_allclose(*scores, rtol=1e-5)
 
 
-def test_several_that_cannot_be():
+def test_several_that_cannot_be() -> None:
     params, made = several("qwen2")
     whole = random_adapter(random_checkpoint(NETWORKS["qwen2"], seed=2), SETTINGS["qwen2"])
     with pytest.raises(ValueError, match=r"mine replaces head\.kernel as a whole"):

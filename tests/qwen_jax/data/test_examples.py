@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,12 +30,12 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="session")
-def later(small_folder) -> Tokenizer:
+def later(small_folder: Path) -> Tokenizer:
     return Tokenizer(dataclasses.replace(read(small_folder), chat_template=TEMPLATE))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ids_and_labels_are_the_original_ones(real, case):
+def test_ids_and_labels_are_the_original_ones(real: Tokenizer, case: dict[str, Any]) -> None:
     record = parse({"conversations": case["conversations"]}, "conversations")
     ids, labels = (whole[: case["max_len"]] for whole in encode(record, real, case["system"]))
     padding = case["max_len"] - len(ids)
@@ -43,25 +44,25 @@ def test_ids_and_labels_are_the_original_ones(real, case):
     assert (ids.dtype, labels.dtype) == (np.int32, np.int32)
 
 
-def learnt(tokenizer, record, **options):
+def learnt(tokenizer: Tokenizer, record: Conversation, **options: str) -> str:
     ids, labels = encode(record, tokenizer, **options)
     assert set(labels[labels != ids]) <= {IGNORED}
     return tokenizer.decode(ids[labels == ids])
 
 
-def test_answers_alone(small, later):
+def test_answers_alone(small: Tokenizer, later: Tokenizer) -> None:
     for tokenizer in (small, later):
         assert learnt(tokenizer, CHAT, loss_on="assistant") == "a fox<|im_end|>\n世界<|im_end|>\n"
 
 
-def test_answers_and_the_marks_of_every_turn(small, later):
+def test_answers_and_the_marks_of_every_turn(small: Tokenizer, later: Tokenizer) -> None:
     turns = "<|im_start|><|im_end|>\n<|im_start|>a fox<|im_end|>\n"
     turns += "<|im_start|><|im_end|>\n<|im_start|>世界<|im_end|>\n"
     assert learnt(later, CHAT) == turns
     assert learnt(small, CHAT) == "<|im_start|><|im_end|>\n" + turns  # and the system's
 
 
-def test_the_system_of_a_conversation_that_brings_none(small, later):
+def test_the_system_of_a_conversation_that_brings_none(small: Tokenizer, later: Tokenizer) -> None:
     own = Conversation([{"role": "system", "content": "own"}, *CHAT.messages])
     for tokenizer in (small, later):
         wanted = encode(own, tokenizer)[0].tolist()
@@ -70,7 +71,7 @@ def test_the_system_of_a_conversation_that_brings_none(small, later):
         assert encode(CHAT, tokenizer, "other")[0].tolist() != wanted
 
 
-def test_tools_reach_the_template(small_folder):
+def test_tools_reach_the_template(small_folder: Path) -> None:
     source = "{{ tools[0].name }}" + TEMPLATE
     tokenizer = Tokenizer(dataclasses.replace(read(small_folder), chat_template=source))
     ids, _ = encode(Conversation(CHAT.messages, [{"name": "weather"}]), tokenizer)
@@ -78,7 +79,7 @@ def test_tools_reach_the_template(small_folder):
 
 
 @pytest.mark.parametrize("loss_on", ["turns", "assistant"])
-def test_of_a_document_all_is_learnt(small, loss_on):
+def test_of_a_document_all_is_learnt(small: Tokenizer, loss_on: str) -> None:
     text = "The fox <|im_end|> 世界"
     ids, labels = encode(Document(text), small, "unused", loss_on)
     assert ids.tolist() == labels.tolist() == [*small.encode(text), small.end_of_text]

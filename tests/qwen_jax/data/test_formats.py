@@ -1,5 +1,7 @@
 """Items of every format to one form, and the fields that faults name."""
 
+from typing import Any
+
 import pytest
 
 from qwen_jax.data.formats import Conversation, Document, Wrong, parse
@@ -11,15 +13,15 @@ TYPED = {"type": "function", **CALL}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
-def conversations(*turns, **fields):
+def conversations(*turns: dict[str, str], **fields: Any) -> Conversation:
     return parse({"conversations": list(turns), **fields}, "conversations")
 
 
-def messages(*turns, **fields):
+def messages(*turns: dict[str, Any], **fields: Any) -> Conversation:
     return parse({"messages": list(turns), **fields}, "messages")
 
 
-def test_the_original_format():
+def test_the_original_format() -> None:
     answer = {"from": "assistant", "value": ""}
     got = conversations(USER, answer, id="identity_0")
     assert got == Conversation([HI, {"role": "assistant", "content": ""}])
@@ -34,12 +36,12 @@ def test_the_original_format():
     ("speaker", "role"),
     [("human", "user"), ("gpt", "assistant"), ("observation", "tool"), ("chatgpt", "assistant")],
 )
-def test_names_of_sharegpt(speaker, role):
+def test_names_of_sharegpt(speaker: str, role: str) -> None:
     got = conversations(USER, {"from": speaker, "value": "x"}, {"from": "user", "value": "y"})
     assert got.messages[1] == {"role": role, "content": "x"}
 
 
-def test_sharegpt_with_system_and_tools():
+def test_sharegpt_with_system_and_tools() -> None:
     call = {"from": "function_call", "value": '{"name": "f", "arguments": {"x": "1"}}'}
     called = {"role": "assistant", "content": "", "tool_calls": [TYPED]}
     system = {"role": "system", "content": "s"}
@@ -52,7 +54,7 @@ def test_sharegpt_with_system_and_tools():
     assert conversations(USER, several).messages[1]["tool_calls"] == [TYPED, TYPED]
 
 
-def test_openai_messages():
+def test_openai_messages() -> None:
     given = {"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": "1"}'}}
     ]}  # fmt: skip
@@ -65,7 +67,7 @@ def test_openai_messages():
     assert messages(thought, HI).messages == [said, HI]  # nothing is dropped here
 
 
-def test_fields_that_say_nothing_are_named():
+def test_fields_that_say_nothing_are_named() -> None:
     assert messages(HI, source="x", id=3).unread == {"source"}
     assert conversations(USER, lang="en", id="a").unread == {"lang"}
     assert parse({"text": "x", "meta": {}}, "text") == Document("x", frozenset({"meta"}))
@@ -88,19 +90,19 @@ def test_fields_that_say_nothing_are_named():
         ),
     ],
 )
-def test_another_format_is_a_fault(item, lines):
+def test_another_format_is_a_fault(item: Any, lines: list[str]) -> None:
     with pytest.raises(Wrong) as error:
         parse(item, "conversations")
     assert list(error.value.lines) == lines
 
 
-def faults_of(name, turns, **fields):
+def faults_of(name: str, turns: Any, **fields: Any) -> list[str]:
     with pytest.raises(Wrong) as error:
         parse({name: turns, **fields}, name)
     return list(error.value.lines)
 
 
-def test_every_turn_with_a_fault_is_named():
+def test_every_turn_with_a_fault_is_named() -> None:
     turns = [USER, {"from": "bot", "value": "x"}, 7, {"from": "gpt"}, {"value": "x"}]
     first, *rest = faults_of("conversations", turns)
     assert first.startswith("conversations[1].from: got 'bot', wanted one of user, human, assist")
@@ -130,7 +132,7 @@ def test_every_turn_with_a_fault_is_named():
         ),
     ],
 )
-def test_faults_of_conversations(turns, line):
+def test_faults_of_conversations(turns: Any, line: str) -> None:
     assert faults_of("conversations", turns)[0].startswith(line)
 
 
@@ -156,7 +158,7 @@ def test_faults_of_conversations(turns, line):
         ),
     ],
 )  # fmt: skip
-def test_faults_of_messages(message, line):
+def test_faults_of_messages(message: Any, line: str) -> None:
     assert faults_of("messages", [message, HI])[0].startswith(line)
 
 
@@ -169,11 +171,11 @@ def test_faults_of_messages(message, line):
         ([{"\0": 1}], "tools[0]: got a NUL character"),
     ],
 )
-def test_faults_of_tools(tools, line):
+def test_faults_of_tools(tools: Any, line: str) -> None:
     assert faults_of("messages", [HI], tools=tools)[0].startswith(line)
 
 
-def test_deep_tools_are_a_fault():
+def test_deep_tools_are_a_fault() -> None:
     deep = {}
     for _ in range(2000):
         deep = {"a": deep}
@@ -181,6 +183,6 @@ def test_deep_tools_are_a_fault():
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", None, ["x"], "a\0b"])
-def test_faults_of_documents(text):
+def test_faults_of_documents(text: str | list[str] | None) -> None:
     with pytest.raises(Wrong, match=r"^text: got"):
         parse({"text": text}, "text")

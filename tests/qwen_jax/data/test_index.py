@@ -1,6 +1,9 @@
 """Where records lie: byte for byte, whatever is between them."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,13 +21,15 @@ blanks = st.text(" \t\r\n", max_size=3)
 mark = st.sampled_from([b"", b"\xef\xbb\xbf"])
 
 
-def spelled(item, ascii):
+def spelled(item: dict[str, Any], ascii: bool) -> str:
     return json.dumps(item, ensure_ascii=ascii)
 
 
 @quick
 @given(data=st.data(), some=st.lists(items, min_size=1, max_size=5), mark=mark, ascii=st.booleans())
-def test_items_of_a_list(tmp_path, data, some, mark, ascii):
+def test_items_of_a_list(
+    tmp_path: Path, data: Any, some: list[Any], mark: bytes, ascii: bool
+) -> None:
     gap = lambda: data.draw(blanks)
     text, lines = gap() + "[", []
     for number, item in enumerate(some):
@@ -41,7 +46,7 @@ def test_items_of_a_list(tmp_path, data, some, mark, ascii):
 
 @quick
 @given(data=st.data(), some=st.lists(items, min_size=1, max_size=5), mark=mark, last=st.booleans())
-def test_lines(tmp_path, data, some, mark, last):
+def test_lines(tmp_path: Path, data: Any, some: list[Any], mark: bytes, last: bool) -> None:
     text, lines = "", []
     for item in some:
         text += data.draw(blanks)
@@ -55,19 +60,21 @@ def test_lines(tmp_path, data, some, mark, last):
     assert found.spans[:, 2].tolist() == lines
 
 
-def test_a_text_is_one_record(data):
+def test_a_text_is_one_record(data: Callable[..., Any]) -> None:
     found = index(data("x.txt", b"\xef\xbb\xbf[not a list]\n{}\n"))
     assert (found.form, found.format, found.spans.tolist()) == ("text", "text", [[3, 19, 1]])
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
 @pytest.mark.parametrize("format", ["conversations", "messages", "text"])
-def test_the_first_record_tells_the_format(data, name, format):
+def test_the_first_record_tells_the_format(
+    data: Callable[..., Any], name: str, format: str
+) -> None:
     assert index(data(name, {format: []}, {"other": []})).format == format
 
 
 @pytest.mark.parametrize("first", [{"a": 1}, {"text": "", "messages": []}, 3])
-def test_a_first_record_that_tells_nothing(data, first):
+def test_a_first_record_that_tells_nothing(data: Callable[..., Any], first: Any) -> None:
     assert index(data("x.jsonl", first)).format is None
 
 
@@ -90,7 +97,9 @@ def test_a_first_record_that_tells_nothing(data, first):
         ("x.json", b"[{},\n" + b"[" * 100_000, "behind line 1 is nested too deeply"),
     ],
 )
-def test_a_file_without_records_is_a_fault(data, name, raw, message):
+def test_a_file_without_records_is_a_fault(
+    data: Callable[..., Any], name: str, raw: bytes, message: str
+) -> None:
     with pytest.raises(ValueError) as error:
         index(data(name, raw))
     assert str(error.value).endswith(message)

@@ -1,5 +1,9 @@
 """Data files and folders as one list of records, and hostile ones as faults."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -10,7 +14,7 @@ from qwen_jax.data.records import Records
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_files_follow_one_another(data):
+def test_files_follow_one_another(data: Callable[..., Any]) -> None:
     first = data("b.jsonl", b'\n{"text": "one"}\n\n{"text": "two"}\n')
     second, third = data("a.json", HI, HI), data("novel.txt", b"three\n")
     records = Records([first, second, third])
@@ -31,7 +35,7 @@ def test_files_follow_one_another(data):
             records[number]
 
 
-def test_a_folder_is_its_data_files_by_name(data, tmp_path):
+def test_a_folder_is_its_data_files_by_name(data: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "b" / ".git").mkdir(parents=True)
     for name in ("b/z.txt", "b/README.md", "b/.hidden.json", "b/.git/x.txt", "a.txt", "LICENSE"):
         data(name, name.encode())
@@ -40,7 +44,7 @@ def test_a_folder_is_its_data_files_by_name(data, tmp_path):
     assert not records.problems.count
 
 
-def test_every_file_with_a_fault_is_named(data, tmp_path):
+def test_every_file_with_a_fault_is_named(data: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     bad, good = data("x.csv", b"1"), data("x.txt", b"x")
     records = Records([tmp_path / "none.json", bad, good, tmp_path / "empty"])
@@ -52,14 +56,14 @@ def test_every_file_with_a_fault_is_named(data, tmp_path):
     assert len(records) == 1
 
 
-def test_a_record_of_another_format_is_a_fault(data):
+def test_a_record_of_another_format_is_a_fault(data: Callable[..., Any]) -> None:
     records = Records(data("x.jsonl", HI, {"text": "x"}, HI))
     assert records[2]
     with pytest.raises(ValueError, match="got 'text' in a file that begins with 'messages'"):
         records[1]
 
 
-def test_a_first_record_with_a_fault_does_not_condemn_the_rest(data):
+def test_a_first_record_with_a_fault_does_not_condemn_the_rest(data: Callable[..., Any]) -> None:
     records = Records(data("x.jsonl", b"{\n", b'{"text": "x"}\n'))
     assert records[1] == Document("x")
     with pytest.raises(ValueError, match="not JSON at character 1"):
@@ -67,7 +71,9 @@ def test_a_first_record_with_a_fault_does_not_condemn_the_rest(data):
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
-def test_bytes_that_are_not_utf8_are_counted_from_the_start_of_the_file(data, name):
+def test_bytes_that_are_not_utf8_are_counted_from_the_start_of_the_file(
+    data: Callable[..., Any], name: str
+) -> None:
     raw = b'{"text": "a"}\n{"text": "\xff"}'
     records = Records(data(name, raw))
     with pytest.raises(ValueError, match=f"byte {raw.index(0xFF)} of the file is not UTF-8"):
@@ -85,7 +91,7 @@ tokens = st.sampled_from([*openings, *endings, *oddities])
 )
 @given(raw=st.lists(tokens, max_size=12).map(b"".join), name=st.sampled_from(["x.json", "x.txt"]))
 @example(raw=b'[{"messages":' + b"[" * 900 + b"]" * 900 + b"}]", name="x.json")
-def test_whatever_a_file_holds_is_records_or_faults(tmp_path, raw, name):
+def test_whatever_a_file_holds_is_records_or_faults(tmp_path: Path, raw: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(raw)
     records = Records(tmp_path / name)
     assert (len(records) > 0) != (records.problems.count > 0)

@@ -1,6 +1,7 @@
 """Without an accelerator: what the decode functions become on one, and what a mesh sends."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,9 @@ GROUPED = Config(
 NORMED = Config(**vars(GROUPED) | {"qkv_bias": False, "qk_norm": True})
 
 
-def lower(config: Config, platform: str, cache_dtype=jnp.bfloat16, slots=2) -> tuple[str, str]:
+def lower(
+    config: Config, platform: str, cache_dtype: Any = jnp.bfloat16, slots: int = 2
+) -> tuple[str, str]:
     """StableHLO of a step and of a prefill."""
     params = aot.params(config, jnp.bfloat16)
     state = aot.state(params, slots, LENGTH, cache_dtype)
@@ -56,7 +59,7 @@ def rows(program: str) -> set[int]:
 @pytest.mark.parametrize("cache_dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("config", [V1, GROUPED, NORMED], ids=["v1", "grouped", "normed"])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_lowers(platform, config, cache_dtype):
+def test_lowers(platform: str, config: Config, cache_dtype: str) -> None:
     step, prefill = lower(config, platform, cache_dtype)
     assert "stablehlo.while" in step
     assert 16 in rows(prefill)
@@ -65,17 +68,17 @@ def test_lowers(platform, config, cache_dtype):
 @pytest.mark.parametrize(
     ("platform", "slots", "want"), [("tpu", 1, 8), ("tpu", 3, 8), ("cuda", 1, 1)]
 )
-def test_rows_of_a_step(platform, slots, want):
+def test_rows_of_a_step(platform: str, slots: int, want: int) -> None:
     step, _ = lower(V1, platform, slots=slots)
     assert rows(step) == {want}
 
 
 @pytest.fixture(scope="module")
-def mesh():
+def mesh() -> Any:
     return make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
 
 
-def test_a_sharded_step_moves_no_weights(mesh):
+def test_a_sharded_step_moves_no_weights(mesh: Any) -> None:
     params = aot.params(V1, jnp.bfloat16, mesh)
     lowered = aot.step(params, aot.state(params, 2, LENGTH), 4).lower()
     # without this constraint a TPU's compiler moves the head; a CPU's does not
@@ -87,7 +90,7 @@ def test_a_sharded_step_moves_no_weights(mesh):
     assert 0 < sum(kind["bytes"] for kind in moved.values()) < smallest
 
 
-def test_the_lowered_state_is_what_start_gives(mesh):
+def test_the_lowered_state_is_what_start_gives(mesh: Any) -> None:
     params = aot.params(V1, jnp.bfloat16, mesh)
     abstract = aot.state(params, 2, LENGTH, jnp.int8)
     real = decode._start(flatten(params).structure, 2, LENGTH, jnp.dtype(jnp.int8))
@@ -134,7 +137,7 @@ ENTRY %main (x: f32[8,4]) -> (f32[8,4]) {
 """
 
 
-def test_the_reader_tells_copies_from_writes_in_place():
+def test_the_reader_tells_copies_from_writes_in_place() -> None:
     module = Module(LOOP)
     body = module.loop()
     assert [(i.name, a.bytes) for i, a in module.large(body, 128)] == [("b", 128)]
@@ -178,7 +181,7 @@ ENTRY %main (x: (s32[], f32[8])) -> (s32[], f32[8]) {
 """
 
 
-def test_the_reader_knows_how_often_loops_run():
+def test_the_reader_knows_how_often_loops_run() -> None:
     """Noted (3 times), and counted from 0 by 2 up to 7 (4 times)."""
     module = Module(NESTED)
     assert module.collectives(module.entry) == {
@@ -187,7 +190,7 @@ def test_the_reader_knows_how_often_loops_run():
     }
 
 
-def test_a_profile_reads_like_the_source():
+def test_a_profile_reads_like_the_source() -> None:
     """Scopes name where an operation comes from, and are no part of the program."""
     params = aot.params(V1, jnp.bfloat16)
     lowered = aot.step(params, aot.state(params, 2, LENGTH), 4).lower(lowering_platforms=("cuda",))

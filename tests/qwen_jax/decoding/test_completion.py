@@ -4,7 +4,9 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +15,9 @@ import pytest
 import convert
 from qwen_jax import Sampling, generate, load, logits
 from qwen_jax.decoding.completion import complete, stream_completions
+from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
+from qwen_jax.text.tokenizer import Tokenizer
 from tests.processes import joining
 from tests.qwen_jax.memorised_model import memorised_model, with_defaults
 from tests.qwen_jax.networks import GREEDY
@@ -24,7 +28,7 @@ TURNS = [("What?", "That."), ("<|im_start|>", "Fine <|im_end|>")]
 
 
 @pytest.fixture(scope="module")
-def talker(small):
+def talker(small: Tokenizer) -> Qwen:
     """A v1 chat model; only its vocabulary is not v1's."""
     text = f"\n {SAID}<|im_end|>"
     end = small.end_of_text
@@ -32,7 +36,7 @@ def talker(small):
 
 
 # --- all there is to know about an answer ------------------------------------------------------
-def test_why_an_answer_ended(talker, small):
+def test_why_an_answer_ended(talker: Qwen, small: Tokenizer) -> None:
     ask = lambda *prompts, ends, **how: [
         (answer.finish_reason, answer.text)
         for answer in complete(with_defaults(talker, eos_ids=ends), prompts, GREEDY, **how)
@@ -47,7 +51,7 @@ def test_why_an_answer_ended(talker, small):
     assert ask(loop, loop, ends=((0,) * 8,), max_new_tokens=NEW) == [("stop", "!" * 7)] * 2
 
 
-def test_an_end_with_the_last_token_is_a_stop(talker, small):
+def test_an_end_with_the_last_token_is_a_stop(talker: Qwen, small: Tokenizer) -> None:
     count = len(small.encode(f" {SAID}")) + 1
     params = with_defaults(talker, eos_ids=((small.specials["<|im_end|>"],),))
     for most, reason in ((count, "stop"), (count - 1, "length")):
@@ -58,14 +62,14 @@ def test_an_end_with_the_last_token_is_a_stop(talker, small):
         assert (len(answer.tokens), answer.finish_reason) == (most, reason)
 
 
-def test_logprobs_are_for_those_who_ask(talker):
+def test_logprobs_are_for_those_who_ask(talker: Qwen) -> None:
     asks, other = complete(talker, [[5], [5]], [Sampling(temperature=0, logprobs=0), GREEDY])
     assert len(asks.logprobs) == len(asks.tokens)
     assert asks.top_logprobs == [{}] * len(asks.tokens)
     assert other.logprobs == other.top_logprobs == []
 
 
-def test_logprobs_are_those_of_the_logits(talker):
+def test_logprobs_are_those_of_the_logits(talker: Qwen) -> None:
     warm = Sampling(temperature=50, logprobs=3, ignore_eos=True)
     samplings, prompts = [Sampling(temperature=0, logprobs=5), warm], [[5, 6], [9]]
     for prompt, answer, sampling in zip(
@@ -101,7 +105,7 @@ print("answers", json.dumps(answers))
 )
 
 
-def test_two_processes(golden, tmp_path):
+def test_two_processes(golden: Callable[..., Any], tmp_path: Path) -> None:
     """They share the network, and no word is said of who draws which random number."""
     folder = convert.to_native(golden("v1/base"), tmp_path / "native")
     with socket.create_server(("127.0.0.1", 0)) as server:

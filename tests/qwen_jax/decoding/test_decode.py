@@ -1,6 +1,8 @@
 """Greedy continuations of the originals, and requests that never feel each other."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +11,31 @@ import pytest
 
 from qwen_jax.decoding import decode
 from qwen_jax.decoding.flat_params import flatten
+from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling
-from tests.qwen_jax.networks import GREEDY, answer, finish, golden_network, prefill, settings
+from qwen_jax.decoding.state import State
+from qwen_jax.nn.model import Qwen
+from tests.qwen_jax.networks import (
+    GREEDY,
+    Network,
+    answer,
+    finish,
+    golden_network,
+    prefill,
+    settings,
+)
 from tests.reference import reference_logits
 
 MODERN = ("modern/qwen2_gqa", "modern/qwen25_yarn", "modern/qwen3")
 SLOTS, LENGTH = 3, 256  # of every State here, so that few programs are compiled
 
 
-def start(params, dtype=None):
+def start(params: Qwen, dtype: Any = None) -> State:
     return decode.start(params, SLOTS, LENGTH, dtype)
 
 
 # --- the originals -----------------------------------------------------------------------------
-def requests(outputs):
+def requests(outputs: dict[str, np.ndarray]) -> Iterator[tuple[np.ndarray, list[int]]]:
     """Prompts without their padding, and what the original wrote after them."""
     for ids, whole in zip(outputs["input_ids"], outputs["greedy"], strict=True):
         yield ids, whole[len(ids) :].tolist()
@@ -32,7 +45,7 @@ def requests(outputs):
 
 
 @pytest.mark.parametrize("name", ["v1/base", *MODERN])
-def test_greedy_of_the_originals(golden, name):
+def test_greedy_of_the_originals(golden: Callable[..., Any], name: str) -> None:
     """A full house at first; a request comes in when all others are done."""
     network = golden_network(golden(name))
     state, waiting = start(network.params), list(requests(network.outputs))
@@ -50,7 +63,7 @@ def test_greedy_of_the_originals(golden, name):
 
 
 @pytest.mark.parametrize("length", ["cross", 16, 33, 64, 120, 200])
-def test_greedy_beyond_the_training_length(long, length):
+def test_greedy_beyond_the_training_length(long: Network, length: int | str) -> None:
     """seq_length is 32; NTK's alpha stays the prompt's while an answer crosses it."""
     tail = "" if length == "cross" else f"_{length}"
     head = "cross_" if length == "cross" else ""
@@ -61,11 +74,11 @@ def test_greedy_beyond_the_training_length(long, length):
 
 # --- one network for everything below: NTK and log-n make positions and lengths matter ---------
 @pytest.fixture(scope="module")
-def long(golden):
+def long(golden: Callable[..., Any]) -> Network:
     return golden_network(golden("v1/longctx"))
 
 
-def text(seed, length):
+def text(seed: int, length: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, 512, length).tolist()
 
 
@@ -79,7 +92,7 @@ PROMPTS = [text(11, 40), text(2, 9), text(3, 60), text(4, 16)]
 
 
 @pytest.fixture(scope="module")
-def alone(long):
+def alone(long: Network) -> list[list[int]]:
     answers = [  # what each request gets in an empty house of its own
         answer(long.params, start(long.params), 0, ids, settings(sampling, seed=n), new=10)[1]
         for n, (ids, sampling) in enumerate(zip(PROMPTS, SAMPLINGS, strict=True))
@@ -89,7 +102,9 @@ def alone(long):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (3, 2, 1), (2, 0, 3)])
-def test_neighbours_and_slots_change_nothing(long, alone, order):
+def test_neighbours_and_slots_change_nothing(
+    long: Network, alone: list[list[int]], order: tuple[int, int, int]
+) -> None:
     """One after another moves in while the earlier ones go on writing."""
     state, first = start(long.params), {}
     for slot, n in enumerate(order):
@@ -103,13 +118,13 @@ def test_neighbours_and_slots_change_nothing(long, alone, order):
     assert got == {slot: alone[n] for slot, n in enumerate(order)}
 
 
-def test_batch_size_changes_nothing(long, alone):
+def test_batch_size_changes_nothing(long: Network, alone: list[list[int]]) -> None:
     state = decode.start(long.params, 1, LENGTH)
     _, got = answer(long.params, state, 0, PROMPTS[3], settings(SAMPLINGS[3], seed=3), new=10)
     assert got == alone[3]
 
 
-def test_seeds(long, alone):
+def test_seeds(long: Network, alone: list[list[int]]) -> None:
     _, other = answer(
         long.params, start(long.params), 0, PROMPTS[1], settings(SAMPLINGS[1], 99), 10
     )
@@ -117,7 +132,7 @@ def test_seeds(long, alone):
 
 
 @pytest.mark.parametrize("chunk", [7, 16, 30, 64])
-def test_a_prompt_in_chunks(long, alone, chunk):
+def test_a_prompt_in_chunks(long: Network, alone: list[list[int]], chunk: int) -> None:
     """Chunks that divide it or not, with steps of a neighbour and a stale slot between them."""
     state, _ = answer(
         long.params, start(long.params), 1, text(5, 60), new=6
@@ -140,7 +155,7 @@ def test_a_prompt_in_chunks(long, alone, chunk):
     assert got[1] == alone[0]
 
 
-def test_int8_cache(long):
+def test_int8_cache(long: Network) -> None:
     """Through prefill and step: int8 stored, and nearly what a plain cache gives."""
     sampling, found = settings(dataclasses.replace(GREEDY, logprobs=5)), []
     for dtype in (None, jnp.int8):
@@ -150,7 +165,7 @@ def test_int8_cache(long):
     assert 1e-5 < np.abs(found[0] - found[1]).max() < 0.1
 
 
-def test_history_reaches_over_chunks(long):
+def test_history_reaches_over_chunks(long: Network) -> None:
     """Repetition penalty on an id of the first chunk; a stop sequence across chunks and answer."""
     ids = text(135, 40)
     (free,) = answer(long.params, start(long.params), 0, ids, new=1)[1]
@@ -169,7 +184,7 @@ def test_history_reaches_over_chunks(long):
 
 # --- where an answer ends ----------------------------------------------------------------------
 @pytest.mark.parametrize("new", [1, 2, 5, 9])
-def test_max_new_tokens(long, alone, new):
+def test_max_new_tokens(long: Network, alone: list[list[int]], new: int) -> None:
     state, output = prefill(long.params, start(long.params), 1, PROMPTS[0], new=new)
     state, got = finish(long.params, state, {1: output.tokens[0].tolist()})
     assert got[1] == alone[0][:new]
@@ -179,7 +194,9 @@ def test_max_new_tokens(long, alone, new):
     ("end", "least", "length"),
     [((4,), 0, 5), ((4,), 4, 5), ((2, 3, 4), 0, 5), ((0,), 0, 1), ((1, 3), 0, 10)],
 )
-def test_stop_sequences_end_an_answer_and_stay(long, alone, end, least, length):
+def test_stop_sequences_end_an_answer_and_stay(
+    long: Network, alone: list[list[int]], end: tuple[Any, ...], least: int, length: int
+) -> None:
     """Sequences made of the greedy answer's own ids, by their places in it."""
     free = alone[0]
     assert len(set(free)) == len(free)
@@ -189,7 +206,7 @@ def test_stop_sequences_end_an_answer_and_stay(long, alone, end, least, length):
     assert got == free[:length]
 
 
-def test_min_tokens_forbids_the_stop(long, alone):
+def test_min_tokens_forbids_the_stop(long: Network, alone: list[list[int]]) -> None:
     """The id that would end it too early is not written; ids of the checkpoint count alike."""
     sampling = settings(Sampling(temperature=0, min_tokens=7), eos=((alone[0][4],),))
     _, got = answer(long.params, start(long.params), 0, PROMPTS[0], sampling, 10)
@@ -198,7 +215,7 @@ def test_min_tokens_forbids_the_stop(long, alone):
     assert len(got) > 7
 
 
-def test_release(long, alone):
+def test_release(long: Network, alone: list[list[int]]) -> None:
     state, _ = prefill(long.params, start(long.params), 0, PROMPTS[0], new=99)
     state, _ = prefill(long.params, state, 2, PROMPTS[1], new=99)
     state = decode.release(long.params, state, 0)
@@ -216,7 +233,7 @@ def test_release(long, alone):
 
 
 # --- logprobs ----------------------------------------------------------------------------------
-def test_logprobs(long):
+def test_logprobs(long: Network) -> None:
     """Of the model's own distribution, whatever temperature, penalties and biases do to it."""
     ids, sampling = PROMPTS[3], settings(dataclasses.replace(SAMPLINGS[3], logit_bias={7: 99.0}))
     state, first = prefill(long.params, start(long.params), 1, ids, sampling, new=5)
@@ -233,7 +250,7 @@ def test_logprobs(long):
         np.testing.assert_array_equal(output.top_tokens[row, i], best)
 
 
-def test_a_greedy_token_has_exactly_the_best_logprob(long):
+def test_a_greedy_token_has_exactly_the_best_logprob(long: Network) -> None:
     sampling = settings(Sampling(temperature=0, logprobs=1))
     state, _ = prefill(long.params, start(long.params), 0, PROMPTS[2], sampling, new=9)
     _, output = decode.step(long.params, state, 4)
@@ -242,15 +259,17 @@ def test_a_greedy_token_has_exactly_the_best_logprob(long):
 
 
 # --- programs and memory -----------------------------------------------------------------------
-def test_nothing_compiles_again(long):
+def test_nothing_compiles_again(long: Network) -> None:
     """Any sampling, seed, prompt within a bucket, place, slot and limit: the programs there are."""
     state, params = start(long.params), flatten(long.params)
 
-    def programs():
+    def programs() -> list[int]:
         jitted = decode._prefill.plain, decode._step.plain, decode._release, decode._start
         return [function._cache_size() for function in jitted]
 
-    def request(state, slot, ids, at, sampling, new):
+    def request(
+        state: State, slot: int, ids: list[int], at: int, sampling: SamplingArrays, new: int
+    ) -> State:
         state, _ = decode.prefill(
             params,
             state,
@@ -275,13 +294,13 @@ def test_nothing_compiles_again(long):
     assert programs() == before
 
 
-def test_a_model_with_assets_is_the_same_program(long):
+def test_a_model_with_assets_is_the_same_program(long: Network) -> None:
     """A tokenizer that travels with the parameters is no reason to compile."""
     dressed = dataclasses.replace(long.params, assets=object())
     assert flatten(dressed).structure is flatten(long.params).structure
 
 
-def test_state_is_donated(long):
+def test_state_is_donated(long: Network) -> None:
     old, _ = prefill(long.params, start(long.params), 0, PROMPTS[1], new=200)
     where = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(old.cache)]
     state, _ = decode.step(long.params, old, 4)
@@ -291,7 +310,7 @@ def test_state_is_donated(long):
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.cache)] == where
 
 
-def test_caches_hold_padded_prompts():
+def test_caches_hold_padded_prompts() -> None:
     for prompt in [1, 15, 17, 1000, 2047, 2048, 2049, 5000, 30000]:
         for new in [1, 9, 512, 4000]:
             length = decode.cache_length(prompt, new)

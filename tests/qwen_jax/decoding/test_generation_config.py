@@ -1,10 +1,13 @@
 """generation_config.json: what the published files ask for, and what none may ask for."""
 
+from typing import Any
+
 import pytest
 
 from qwen_jax import generate
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.text.tokenizer import Tokenizer
 from tests.qwen_jax.memorised_model import memorised_model
 
 END_OF_TEXT, IM_END = 151643, 151645
@@ -84,7 +87,7 @@ GREEDY = Sampling(temperature=0)
     ],
     ids=["v1", "v1-chat", "v1-first-chat", "qwen2.5-chat", "qwen2", "nothing"],
 )
-def test_published_files(content, wanted):
+def test_published_files(content: dict[str, Any], wanted: Defaults) -> None:
     assert Defaults.from_hf(content) == wanted
 
 
@@ -99,19 +102,19 @@ def test_published_files(content, wanted):
         ({"top_k": 0, "temperature": None, "top_p": None, "min_p": None}, Sampling()),
     ],
 )
-def test_sampling(content, sampling):
+def test_sampling(content: dict[str, Any], sampling: Sampling) -> None:
     assert Defaults.from_hf({"do_sample": True} | content).sampling == sampling
 
 
 @pytest.mark.parametrize("do_sample", [{}, {"do_sample": False}, {"do_sample": None}])
-def test_without_do_sample_only_penalties_count(do_sample):
+def test_without_do_sample_only_penalties_count(do_sample: dict[str, Any]) -> None:
     """transformers ignores what only sampling reads; the files of many base models have it."""
     warm = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1}
     made = Defaults.from_hf(do_sample | warm | {"repetition_penalty": 1.05, "min_new_tokens": 2})
     assert made.sampling == Sampling(temperature=0, repetition_penalty=1.05, min_tokens=2)
 
 
-def test_null_is_absent():
+def test_null_is_absent() -> None:
     names = (
         "eos_token_id stop_words_ids max_new_tokens min_new_tokens chat_format max_window_size "
         "repetition_penalty num_beams num_return_sequences no_repeat_ngram_size typical_p"
@@ -119,7 +122,7 @@ def test_null_is_absent():
     assert Defaults.from_hf(dict.fromkeys(names.split())) == Defaults(GREEDY)
 
 
-def test_each_end_is_kept_once():
+def test_each_end_is_kept_once() -> None:
     content = {"eos_token_id": [1, 2, None], "stop_words_ids": [[3, 4], [1], [3, 4]]}
     assert Defaults.from_hf(content).eos_ids == ((1,), (2,), (3, 4))
 
@@ -151,12 +154,12 @@ def test_each_end_is_kept_once():
         ({"stop_words_ids": [[1] * 9]}, "expected a sequence of 1 to 8 ids"),
     ],
 )
-def test_what_we_do_not_do_is_refused(content, message):
+def test_what_we_do_not_do_is_refused(content: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Defaults.from_hf(content)
 
 
-def test_every_problem_is_named_at_once():
+def test_every_problem_is_named_at_once() -> None:
     content = {"num_beams": 4, "top_k": -1, "do_sample": True, "eos_token_id": "a", "wings": 2}
     with pytest.raises(ValueError) as caught:
         Defaults.from_hf(content | {"max_new_tokens": 0, "chat_format": "alpaca"})
@@ -165,7 +168,7 @@ def test_every_problem_is_named_at_once():
     assert str(caught.value).startswith("generation_config.json cannot be read: ")
 
 
-def test_a_sequence_of_stop_words_ends_the_answer_that_completes_it(small):
+def test_a_sequence_of_stop_words_ends_the_answer_that_completes_it(small: Tokenizer) -> None:
     brown = small.encode(" brown")
     assert len(brown) > 1
     said = "\nquick brown fox"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from jax import Array
 from safetensors.numpy import load_file
 
-from qwen_jax.decoding.logits import History, penalize, pick, sample, stopped, warp
+from qwen_jax.decoding.logits import History, SamplingArrays, penalize, pick, sample, stopped, warp
 from qwen_jax.decoding.sampling import Sampling
 from tests.conftest import GOLDEN
 from tests.qwen_jax.networks import settings
@@ -25,14 +27,14 @@ append = jax.jit(History.append)
 quick = hypothesis_settings(max_examples=100, deadline=None)
 
 
-def stack(*samplings, seeds=None, eos=()):
+def stack(*samplings: Sampling, seeds: None = None, eos: tuple[Any, ...] = ()) -> SamplingArrays:
     """Settings of several requests."""
     seeds = range(len(samplings)) if seeds is None else seeds
     one = [settings(sampling, seed, eos) for sampling, seed in zip(samplings, seeds, strict=True)]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *one)
 
 
-def history(vocab, *rows):
+def history(vocab: int, *rows: tuple[Any, ...]) -> History:
     """rows: (prompt, answer) of each request."""
     made = History.empty(len(rows), vocab)
     prompted = made.prompted
@@ -46,7 +48,7 @@ def history(vocab, *rows):
     return made
 
 
-def softmax(logits):
+def softmax(logits: Array | np.ndarray) -> np.ndarray:
     logits = np.asarray(logits, np.float64)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
@@ -54,7 +56,7 @@ def softmax(logits):
 
 # --- the original ------------------------------------------------------------------------------
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
-def test_probabilities_of_transformers(number):
+def test_probabilities_of_transformers(number: int) -> None:
     golden = load_file(FOLDER / "golden.safetensors")
     logits, sampling = jnp.asarray(golden["logits"]), stack(*[Sampling(**CASES[number])] * 4)
     seen = history(logits.shape[1], *[(context, []) for context in golden["context"]])
@@ -63,7 +65,7 @@ def test_probabilities_of_transformers(number):
 
 
 @pytest.mark.parametrize("row", STOP_WORDS["rows"], ids=lambda row: str(row["context"]))
-def test_stop_words_of_the_original(row):
+def test_stop_words_of_the_original(row: dict[str, Any]) -> None:
     sampling = stack(Sampling(stop_ids=tuple(map(tuple, STOP_WORDS["stop_words_ids"]))))
     assert bool(stopped(sampling, history(200, ([], row["context"])))[0]) is row["stops"]
 
@@ -87,7 +89,7 @@ filters = st.fixed_dictionaries(
 )
 
 
-def naive_warp(logits, sampling):
+def naive_warp(logits: Array | np.ndarray, sampling: Sampling) -> np.ndarray:
     """Temperature, then what top-k, top-p and min-p keep; ids of equal logits stay together."""
     x = np.asarray(logits, np.float64) / sampling.temperature
     if sampling.top_k:
@@ -99,7 +101,7 @@ def naive_warp(logits, sampling):
     return np.where(keep, x, -np.inf)
 
 
-def on_the_edge(logits, sampling):
+def on_the_edge(logits: np.ndarray, sampling: Sampling) -> bool:
     """Whether float32 may decide otherwise than float64."""
     near = lambda change: naive_warp(np.asarray(logits) + 0.0, change)
     nudge = [1 - 1e-5, 1 + 1e-5]
@@ -120,7 +122,7 @@ def on_the_edge(logits, sampling):
 
 @quick
 @given(st.lists(st.tuples(some_logits, filters), min_size=3, max_size=3))
-def test_filters(rows):
+def test_filters(rows: list[tuple[list[Any], dict[str, Any]]]) -> None:
     """Rows of one batch ask for different things."""
     samplings = [Sampling(**sampling) for _, sampling in rows]
     logits = np.array([row for row, _ in rows], np.float32) + 0.0  # no -0.0
@@ -132,7 +134,7 @@ def test_filters(rows):
 
 @pytest.mark.parametrize("top_p", [1.0, 0.5])
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 2e-38, 1e-44])
-def test_tiny_temperatures_take_the_best(temperature, top_p):
+def test_tiny_temperatures_take_the_best(temperature: float, top_p: float) -> None:
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 30, (8, VOCAB)), jnp.float32)
     samplings = stack(*[Sampling(temperature=temperature, top_p=top_p)] * 8)
     got = sample(logits, samplings, History.empty(8, VOCAB), jnp.arange(8))
@@ -141,7 +143,7 @@ def test_tiny_temperatures_take_the_best(temperature, top_p):
 
 # --- penalties, biases, min_tokens -------------------------------------------------------------
 @st.composite
-def requests(draw):
+def requests(draw: st.DrawFn) -> tuple[Any, ...]:
     token = st.integers(0, VOCAB - 1)
     sampling = Sampling(
         repetition_penalty=draw(st.sampled_from([1.0, 0.5, 1.3])),
@@ -157,7 +159,9 @@ def requests(draw):
     return draw(some_logits), sampling, prompt, answer
 
 
-def naive_penalize(logits, sampling, prompt, answer):
+def naive_penalize(
+    logits: list[float], sampling: Sampling, prompt: list[Any], answer: list[Any]
+) -> np.ndarray:
     x = np.array(logits, np.float64)
     for token in {*prompt, *answer}:
         x[token] *= sampling.repetition_penalty if x[token] < 0 else 1 / sampling.repetition_penalty
@@ -174,7 +178,7 @@ def naive_penalize(logits, sampling, prompt, answer):
 
 @quick
 @given(st.lists(requests(), min_size=3, max_size=3))
-def test_penalties(rows):
+def test_penalties(rows: list[tuple[list[Any], Sampling, list[Any], list[Any]]]) -> None:
     logits, samplings, prompts, answers = zip(*rows, strict=True)
     # stop sequences that reach into the prompt are tried in test_decode
     seen = history(VOCAB, *zip(prompts, answers, strict=True))
@@ -185,7 +189,7 @@ def test_penalties(rows):
 
 @quick
 @given(requests())
-def test_stopped(request):
+def test_stopped(request: tuple[Any, ...]) -> None:
     _, sampling, _, answer = request
     ends = any(
         tuple(answer[-len(ids) :]) == ids for ids in sampling.stop_ids if len(ids) <= len(answer)
@@ -194,7 +198,7 @@ def test_stopped(request):
     assert bool(got[0]) is (ends and len(answer) >= sampling.min_tokens)
 
 
-def test_the_checkpoints_own_stops():
+def test_the_checkpoints_own_stops() -> None:
     seen = history(VOCAB, ([], [7]), ([], [7]), ([], [8]))
     samplings = Sampling(), Sampling(ignore_eos=True), Sampling(ignore_eos=True, stop_ids=((8,),))
     got = stopped(stack(*samplings, eos=((7,),)), seen)
@@ -206,7 +210,9 @@ LOGITS = jnp.log(jnp.array([0.4, 0.3, 0.15, 0.1, 0.04, 0.01]))
 MANY = 4000
 
 
-def draws(sampling, seeds, positions):
+def draws(
+    sampling: Sampling, seeds: list[int] | np.ndarray, positions: list[int] | np.ndarray
+) -> np.ndarray:
     rows = len(seeds)
     logits = jnp.broadcast_to(LOGITS, (rows, 6))
     one = stack(sampling)
@@ -221,7 +227,7 @@ def draws(sampling, seeds, positions):
     "sampling",
     [Sampling(), Sampling(temperature=1.5, top_k=4), Sampling(temperature=0.7, top_p=0.8)],
 )
-def test_draws_follow_the_distribution(vary, sampling):
+def test_draws_follow_the_distribution(vary: str, sampling: Sampling) -> None:
     """Over requests, whose seeds may differ in any of 64 bits, and along one answer."""
     many, one = np.arange(MANY), np.full(MANY, 5)
     seeds = {"seeds": many, "high seeds": many << 32, "positions": one}[vary]
@@ -232,13 +238,13 @@ def test_draws_follow_the_distribution(vary, sampling):
     assert chi_square < 28  # five degrees of freedom: one in 27,000 by chance, and seeds are fixed
 
 
-def test_a_draw_depends_on_seed_and_position_alone():
+def test_a_draw_depends_on_seed_and_position_alone() -> None:
     many = draws(Sampling(), np.arange(MANY), np.arange(MANY) % 7)
     for row in [0, 3, MANY - 1]:
         assert draws(Sampling(), [row], [row % 7]) == many[row]
 
 
-def test_greedy_ignores_seeds_beside_rows_that_draw():
+def test_greedy_ignores_seeds_beside_rows_that_draw() -> None:
     samplings = [Sampling(temperature=0), Sampling()] * 50
     rows = stack(*samplings)
     logits = jnp.broadcast_to(LOGITS, (100, 6))
@@ -253,7 +259,7 @@ points = st.sampled_from([0.0, 1 - 2**-23]) | st.floats(0, 1 - 2**-23, width=32)
 
 @quick
 @given(some_weights.filter(any), points)
-def test_a_pick_has_weight_and_lies_at_the_point(weights, point):
+def test_a_pick_has_weight_and_lies_at_the_point(weights: list[float], point: float) -> None:
     place, total = int(pick(jnp.array([weights]), jnp.array([point]))[0]), sum(weights)
     slack = 1e-6 * total
     assert weights[place] > 0

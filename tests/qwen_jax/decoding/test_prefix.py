@@ -1,14 +1,19 @@
 """Prefixes shared between slots, prompts scored, answers kept to masks: what servers add."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 
 from qwen_jax.decoding import decode
 from qwen_jax.decoding import prefix as prompts
-from qwen_jax.decoding.logits import every_id
+from qwen_jax.decoding.logits import SamplingArrays, every_id
 from qwen_jax.decoding.sampling import Sampling
-from tests.qwen_jax.networks import answer, finish, golden_network, prefill, settings
+from qwen_jax.decoding.state import State
+from qwen_jax.nn.model import Qwen
+from tests.qwen_jax.networks import Network, answer, finish, golden_network, prefill, settings
 from tests.reference import reference_logits
 
 SLOTS, LENGTH, CHUNK = 3, 256, 32
@@ -16,15 +21,24 @@ GREEDY = settings()
 
 
 @pytest.fixture(scope="module")
-def long(golden):
+def long(golden: Callable[..., Any]) -> Network:
     return golden_network(golden("v1/longctx"))
 
 
-def text(seed, length):
+def text(seed: int, length: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, 512, length).tolist()
 
 
-def go_on(params, state, slot, ids, start, sampling, new=8, **how):
+def go_on(
+    params: Qwen,
+    state: State,
+    slot: int,
+    ids: list[int],
+    start: int,
+    sampling: SamplingArrays,
+    new: int = 8,
+    **how: Any,
+) -> tuple[State, dict[int, list[Any]]]:
     """The rest of a prompt from `start` on, by chunks, and its answer."""
     for at in range(start, len(ids), CHUNK):
         state, output = decode.prefill(
@@ -45,7 +59,7 @@ def go_on(params, state, slot, ids, start, sampling, new=8, **how):
 # --- sharing -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", [0, 1])
 @pytest.mark.parametrize("shared", [32, 64])
-def test_a_shared_prefix_changes_nothing(long, source, shared):
+def test_a_shared_prefix_changes_nothing(long: Network, source: int, shared: int) -> None:
     """Not the keys and values, nor what penalties and stop sequences know of the prompt."""
     prefix = text(1, 64)
     first, second = prefix + text(2, 30), prefix[:shared] + text(3, 80 - shared)
@@ -66,7 +80,7 @@ def test_a_shared_prefix_changes_nothing(long, source, shared):
     np.testing.assert_array_equal(state.history.prompted[1], fresh.history.prompted[1])
 
 
-def test_a_stop_sequence_reaches_into_a_shared_prefix(long):
+def test_a_stop_sequence_reaches_into_a_shared_prefix(long: Network) -> None:
     ids = text(4, 33)
     state, _ = go_on(long.params, decode.start(long.params, SLOTS, LENGTH), 0, ids, 0, GREEDY)
     (free,) = answer(long.params, state, 2, ids, new=1)[1]
@@ -77,7 +91,7 @@ def test_a_stop_sequence_reaches_into_a_shared_prefix(long):
     assert got[1] == [free]
 
 
-def test_sharing_leaves_a_neighbour_alone(long):
+def test_sharing_leaves_a_neighbour_alone(long: Network) -> None:
     ids = text(1, 70)
     state, wanted = go_on(long.params, decode.start(long.params, SLOTS, LENGTH), 0, ids, 0, GREEDY)
     state, output = prefill(long.params, decode.start(long.params, SLOTS, LENGTH), 0, ids, new=8)
@@ -88,7 +102,7 @@ def test_sharing_leaves_a_neighbour_alone(long):
 
 # --- scoring -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("length", [2, 32, 33, 100])
-def test_scores_of_a_prompt(long, length):
+def test_scores_of_a_prompt(long: Network, length: int) -> None:
     """Every token's, given those before it; against the reference, NTK of the whole length."""
     ids = text(length, length)
     state = decode.start(long.params, SLOTS, LENGTH)
@@ -123,14 +137,14 @@ def test_scores_of_a_prompt(long, length):
 
 
 # --- masks -------------------------------------------------------------------------------------
-def mask(vocab, *ids):
+def mask(vocab: int, *ids: int) -> np.ndarray:
     words = np.zeros_like(every_id(vocab))
     for id in ids:
         words[0, id // 32] |= np.uint32(1 << id % 32)
     return words
 
 
-def test_only_allowed_ids_are_chosen(long):
+def test_only_allowed_ids_are_chosen(long: Network) -> None:
     vocab = long.params.config.vocab
     state = decode.start(long.params, SLOTS, LENGTH)
     ids, wanted, got = text(1, 20), [3, 64, vocab - 1, 31, 32], []
@@ -154,7 +168,7 @@ def test_only_allowed_ids_are_chosen(long):
     assert got == wanted
 
 
-def test_the_best_allowed_id_wins(long):
+def test_the_best_allowed_id_wins(long: Network) -> None:
     vocab, ids = long.params.config.vocab, text(2, 20)
     sampling = settings(Sampling(temperature=0, logprobs=20))
     state = decode.start(long.params, SLOTS, LENGTH)
@@ -176,12 +190,12 @@ def test_the_best_allowed_id_wins(long):
     np.testing.assert_array_equal(output.top_tokens, free.top_tokens)  # the model's own view
 
 
-def test_a_slot_without_any_id_waits(long):
+def test_a_slot_without_any_id_waits(long: Network) -> None:
     """And its neighbours, free or under a mask of all, write what they write without masks."""
     vocab, one, other = long.params.config.vocab, text(1, 20), text(2, 40)
     sampling = settings(Sampling(temperature=0.9, frequency_penalty=0.5), seed=3)
 
-    def begin():
+    def begin() -> tuple[State, dict[int, list[Any]]]:
         state, first = prefill(
             long.params, decode.start(long.params, SLOTS, LENGTH), 0, one, sampling, new=6
         )
@@ -201,7 +215,7 @@ def test_a_slot_without_any_id_waits(long):
     assert got == wanted
 
 
-def test_masks_compile_one_program(long):
+def test_masks_compile_one_program(long: Network) -> None:
     state = decode.start(long.params, SLOTS, LENGTH)
     masks = np.repeat(every_id(long.params.config.vocab), SLOTS, axis=0)
     state, _ = decode.step(long.params, state, 1, masks)

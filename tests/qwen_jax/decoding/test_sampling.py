@@ -1,5 +1,7 @@
 """Settings that make no sense are refused, by name and all together."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -32,22 +34,22 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "value"), REFUSED, ids=lambda x: str(x)[:20])
-def test_impossible_values_name_their_field(name, value):
+def test_impossible_values_name_their_field(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{name} (is|has)"):
         Sampling(**{name: value})
 
 
-def test_all_impossible_values_at_once():
+def test_all_impossible_values_at_once() -> None:
     with pytest.raises(ValueError, match=r"temperature.*top_k.*stop "):
         Sampling(temperature=-1, top_k=-1, stop=("",))
 
 
-def test_lists_are_as_good_as_tuples():
+def test_lists_are_as_good_as_tuples() -> None:
     one, other = (settings(Sampling(stop_ids=ids)) for ids in ([[1, 2]], ((1, 2),)))
     np.testing.assert_array_equal(one.stops, other.stops)
 
 
-def test_too_many_stops_together():
+def test_too_many_stops_together() -> None:
     sampling = Sampling(stop_ids=[(i,) for i in range(12)])
     settings(sampling, eos=tuple((i,) for i in range(16)))  # the same ids count once
     with pytest.raises(ValueError, match="17 stop sequences"):

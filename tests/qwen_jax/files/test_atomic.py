@@ -2,7 +2,9 @@
 
 import errno
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,8 +13,8 @@ from qwen_jax.files import atomic
 FAILURES = [RuntimeError("lightning"), KeyboardInterrupt(), OSError(errno.EDQUOT, "quota")]
 
 
-def fail(new, error):
-    def write():
+def fail(new: Any, error: Any) -> None:
+    def write() -> None:
         with new as partial:
             (partial / "half" if partial.is_dir() else partial).write_text("ha")
             raise error
@@ -22,7 +24,7 @@ def fail(new, error):
 
 
 @pytest.mark.parametrize("error", FAILURES)
-def test_a_file_is_replaced_or_as_it_was(tmp_path, error):
+def test_a_file_is_replaced_or_as_it_was(tmp_path: Path, error: Any) -> None:
     atomic.write_text(tmp_path / "x", "old 老")
     fail(atomic.new_file(tmp_path / "x"), error)
     assert (tmp_path / "x").read_text("utf-8") == "old 老"
@@ -32,7 +34,7 @@ def test_a_file_is_replaced_or_as_it_was(tmp_path, error):
 
 
 @pytest.mark.parametrize("error", FAILURES)
-def test_a_folder_is_whole_or_not_there(tmp_path, error):
+def test_a_folder_is_whole_or_not_there(tmp_path: Path, error: Any) -> None:
     fail(atomic.new_folder(tmp_path / "x"), error)
     assert list(tmp_path.iterdir()) == []
     with atomic.new_folder(tmp_path / "x") as partial:
@@ -43,7 +45,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path, error):
         atomic.new_folder(tmp_path / "x").__enter__()
 
 
-def test_leftovers_of_a_killed_process_are_not_taken_over(tmp_path):
+def test_leftovers_of_a_killed_process_are_not_taken_over(tmp_path: Path) -> None:
     atomic.aside(tmp_path / "x").mkdir()
     (atomic.aside(tmp_path / "x") / "old").write_text("")
     with atomic.new_folder(tmp_path / "x"):
@@ -51,13 +53,13 @@ def test_leftovers_of_a_killed_process_are_not_taken_over(tmp_path):
     assert list((tmp_path / "x").iterdir()) == []
 
 
-def test_only_an_interruption_is_resumed(tmp_path):
+def test_only_an_interruption_is_resumed(tmp_path: Path) -> None:
     for error in FAILURES:
         fail(atomic.new_folder(tmp_path / "x", resume=True), error)
         assert atomic.aside(tmp_path / "x").exists() == isinstance(error, KeyboardInterrupt)
 
 
-def test_one_of_several_processes_makes_the_folder(tmp_path):
+def test_one_of_several_processes_makes_the_folder(tmp_path: Path) -> None:
     met = []
     with atomic.new_folder(tmp_path / "x", first=False, meet=met.append) as partial:
         assert not partial.exists()
@@ -72,7 +74,7 @@ def test_one_of_several_processes_makes_the_folder(tmp_path):
         ValueError("RESOURCE_EXHAUSTED: write failed [OS error 28: No space left on device]"),
     ],
 )
-def test_a_full_disk_is_told(tmp_path, monkeypatch, error):
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500_000))
     message = r"the disk of .*/x is full: 0\.50 MB left, 2\.00 MB needed; make room there, or"
     for new in (atomic.new_file, atomic.new_folder):
@@ -84,7 +86,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch, error):
     atomic.check_room(tmp_path / "x", 500_000)
 
 
-def test_a_disk_that_is_full(small_disk):
+def test_a_disk_that_is_full(small_disk: Any) -> None:
     with pytest.raises(OSError, match=r"report\.json is full: .* left, 2\.00 MB needed"):
         atomic.write_text(small_disk / "report.json", "x" * 2_000_000)
     assert list(small_disk.iterdir()) == []

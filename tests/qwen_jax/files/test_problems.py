@@ -1,11 +1,13 @@
 """Problems are counted, shown as far as anyone reads, and raised once."""
 
+from typing import Any
+
 import pytest
 
 from qwen_jax.files.problems import Problems, Wrong
 
 
-def test_they_add_up():
+def test_they_add_up() -> None:
     problems = Problems(map(str, range(15)))
     problems.join(Problems([str(n) for n in range(15, 30)], 40))
     assert problems.shown == [str(n) for n in range(20)]
@@ -16,7 +18,7 @@ def test_they_add_up():
     assert (heading, lines, rest) == ("nothing works:", problems.shown, "and 35 more")
 
 
-def test_none_raise_nothing():
+def test_none_raise_nothing() -> None:
     problems = Problems()
     assert not problems
     problems.stop("nothing works")
@@ -31,13 +33,13 @@ def test_none_raise_nothing():
         (Wrong("a: bad", "b: worse"), ["here: a: bad", "here: b: worse"]),
     ],
 )
-def test_what_is_raised_becomes_lines(error, lines):
+def test_what_is_raised_becomes_lines(error: Any, lines: Any) -> None:
     problems = Problems()
     with problems.catch("here"):
         raise error
     assert problems.shown == lines
 
 
-def test_our_own_faults_are_not_the_users():
+def test_our_own_faults_are_not_the_users() -> None:
     with pytest.raises(KeyError), Problems().catch():
         raise KeyError("a")

@@ -1,6 +1,8 @@
 """JSON of any origin: what the standard has, and a line about everything else."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ json_values = st.recursive(
 
 
 @given(value=json_values)
-def test_json_is_read(value):
+def test_json_is_read(value: Any) -> None:
     assert decode(json.dumps(value)) == value
     assert decode(json.dumps(value, ensure_ascii=True).encode()) == value
     assert decode(json.dumps(value, ensure_ascii=False).encode("utf-8-sig")) == value
@@ -38,14 +40,14 @@ def test_json_is_read(value):
         (b'{"a": "\xff"}', "not JSON: byte 7 is not UTF-8"),
     ],
 )
-def test_the_rest_is_refused(text, message):
+def test_the_rest_is_refused(text: Any, message: Any) -> None:
     with pytest.raises(ValueError) as error:
         decode(text)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
-def test_a_name_is_found_twice_among_many():
+def test_a_name_is_found_twice_among_many() -> None:
     names = [f'"{n}": 0' for n in range(200_000)]
     with pytest.raises(ValueError, match="'199999' twice in an object"):
         decode("{" + ", ".join([*names, names[-1]]) + "}")
@@ -61,13 +63,13 @@ def test_a_name_is_found_twice_among_many():
         (b"\xff", "x.json is not JSON: byte 0 is not UTF-8"),
     ],
 )
-def test_files_hold_one_object(tmp_path, content, message):
+def test_files_hold_one_object(tmp_path: Path, content: Any, message: Any) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "x.json")
 
 
-def test_a_file_without_end_is_not_read(tmp_path):
+def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "x.json").open("wb") as file:
         file.truncate(LARGEST + 1)
     with pytest.raises(ValueError, match=f"has {LARGEST + 1} bytes, expected JSON of at most"):

@@ -1,31 +1,36 @@
 """Keys and values come back as they went in, wherever they lie."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import Array
 from safetensors.numpy import load_file
 
 from qwen_jax.config import Config
 from qwen_jax.nn.kv_cache import Cache, NoCache, Store, quantize
+from qwen_jax.nn.model import Qwen
 from tests.qwen_jax.networks import V1, distance, golden_network
 
 SLOTS, HEADS, LENGTH, SIZE = 3, 2, 24, 4
 CONFIG = Config.from_hf(V1)
 
 
-def numbers(seed, *shape):
+def numbers(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def dequantized(x, scale):
+def dequantized(x: Array, scale: Array) -> np.ndarray:
     return np.asarray(x, np.float64) * np.asarray(scale)[..., None]
 
 
 # --- int8 -------------------------------------------------------------------------------------
-def test_int8_is_at_least_twice_as_exact_as_the_original(golden):
+def test_int8_is_at_least_twice_as_exact_as_the_original(golden: Callable[..., Any]) -> None:
     outputs = load_file(golden("v1/kvint8") / "golden.safetensors")
     exact = outputs["primitive_in"]
     data, scale = quantize(jnp.asarray(exact))
@@ -36,7 +41,7 @@ def test_int8_is_at_least_twice_as_exact_as_the_original(golden):
 
 @given(st.integers(0, 99), st.sampled_from([1e-20, 1.0, 1e20]))
 @settings(max_examples=20, deadline=None)
-def test_int8_rounds_to_half_a_step(seed, size):
+def test_int8_rounds_to_half_a_step(seed: int, size: float) -> None:
     x = numbers(seed, 5, 8) * np.float32(size)
     data, scale = quantize(jnp.asarray(x))
     step = np.asarray(scale)[:, None]
@@ -44,18 +49,18 @@ def test_int8_rounds_to_half_a_step(seed, size):
     assert np.abs(np.asarray(data)).max() == 127
 
 
-def test_int8_of_zeros_is_zero():
+def test_int8_of_zeros_is_zero() -> None:
     data, scale = quantize(jnp.zeros((2, 8)))
     assert not dequantized(data, scale).any()
 
 
 @jax.jit
-def chunk(params, cache, tokens, positions):
+def chunk(params: Qwen, cache: Cache, tokens: Array, positions: Array) -> tuple[Array, Cache]:
     x, cache = params(tokens, positions, jnp.full(1, 24), cache)
     return params.logits(x), cache
 
 
-def test_logits_with_an_int8_cache(golden):
+def test_logits_with_an_int8_cache(golden: Callable[..., Any]) -> None:
     """Prefilled and stepped: closer to the plain ones than the original's int8 comes (2e-2)."""
     network = golden_network(golden("v1/base"))
     tokens, plain = network.outputs["input_ids"][:1], network.outputs["logits"][:1]
@@ -69,7 +74,7 @@ def test_logits_with_an_int8_cache(golden):
     assert 1e-4 < error < 1e-2
 
 
-def test_int8_takes_a_byte_a_number():
+def test_int8_takes_a_byte_a_number() -> None:
     size = lambda dtype: sum(x.nbytes for x in jax.tree.leaves(Cache.empty(CONFIG, 1, 8, dtype)))
     whole = 2 * CONFIG.layers * CONFIG.kv_heads * 8
     assert size(jnp.int8) == whole * (CONFIG.head_dim + 4)
@@ -81,21 +86,23 @@ write = jax.jit(Store.write)
 read = jax.jit(Store.read, static_argnames="window")
 
 
-def content(store):
+def content(store: Store) -> np.ndarray:
     """float64 [B K S H]"""
     if store.scale is None:
         return np.asarray(store.data, np.float64)
     return dequantized(store.data, store.scale)
 
 
-def filled(seed, dtype, slots=SLOTS, heads=HEADS, size=SIZE):
+def filled(
+    seed: int, dtype: Any, slots: int = SLOTS, heads: int = HEADS, size: int = SIZE
+) -> Store:
     x = jnp.asarray(numbers(seed, slots, heads, LENGTH, size))
     return Store(*quantize(x)) if dtype == jnp.int8 else Store(x, None)
 
 
 @given(st.integers(0, SLOTS - 1), st.integers(0, LENGTH - 5), st.sampled_from(["float32", "int8"]))
 @settings(max_examples=20, deadline=None)
-def test_write_to_one_slot(slot, start, dtype):
+def test_write_to_one_slot(slot: int, start: int, dtype: str) -> None:
     store = filled(0, dtype)
     before, new = content(store), numbers(1, 1, 5, HEADS, SIZE)
     after = content(write(store, new, np.int32(slot), np.full(1, start, np.int32)))
@@ -111,7 +118,7 @@ def test_write_to_one_slot(slot, start, dtype):
 @pytest.mark.parametrize("count", [1, 3])
 @given(starts=st.lists(st.integers(0, LENGTH - 3), min_size=SLOTS, max_size=SLOTS))
 @settings(max_examples=20, deadline=None)
-def test_write_to_all_slots_at_their_own_positions(count, starts):
+def test_write_to_all_slots_at_their_own_positions(count: int, starts: list[int]) -> None:
     store, new = filled(0, jnp.float32), numbers(2, SLOTS, count, HEADS, SIZE)
     wanted = content(store)
     for slot, start in enumerate(starts):
@@ -120,7 +127,7 @@ def test_write_to_all_slots_at_their_own_positions(count, starts):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
-def test_read(dtype):
+def test_read(dtype: Any) -> None:
     store = filled(0, dtype)
     whole = content(store)
     np.testing.assert_array_equal(content(read(store, None, None)), whole)
@@ -130,7 +137,7 @@ def test_read(dtype):
 
 
 # --- attention --------------------------------------------------------------------------------
-def naive(q, k, v):
+def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """q [T N H] over k and v [S K H], S >= T: the last query sees every key. In float64."""
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1).astype(np.float64) for x in (k, v))
     scores = np.einsum("TNH,SNH->NTS", q, k) / np.sqrt(q.shape[-1])
@@ -141,7 +148,7 @@ def naive(q, k, v):
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 @pytest.mark.parametrize("length", [1, 9, 1024])  # past 512, queries go in blocks
-def test_no_cache_attends_causally(heads, kv_heads, length):
+def test_no_cache_attends_causally(heads: int, kv_heads: int, length: int) -> None:
     q = numbers(0, 2, length, heads, SIZE)
     k, v = numbers(1, 2, 2, length, kv_heads, SIZE)
     positions = np.tile(np.arange(length), (2, 1))
@@ -155,7 +162,7 @@ attend = jax.jit(Cache.attend, static_argnums=1)
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
 @pytest.mark.parametrize("length", [1, 5])
-def test_attention_sees_what_lies_before_it_and_no_more(dtype, length):
+def test_attention_sees_what_lies_before_it_and_no_more(dtype: Any, length: int) -> None:
     """Rows at different positions of different slots; what lies past them is left from others."""
     heads, size, starts = CONFIG.heads, CONFIG.head_dim, np.array([3, 17])
     key, value = (filled(seed, dtype, 2, heads, size) for seed in (1, 2))

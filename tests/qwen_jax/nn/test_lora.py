@@ -1,9 +1,12 @@
 """One adapted layer: y = (W + scale * B A) x + bias, wherever in W the adapter's rows belong."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 
 from qwen_jax.config import Config
 from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, Rows, fuse, spread
@@ -15,17 +18,17 @@ OUT, IN, RANK, SCALE = 24, 10, 3, 0.7
 PARTS = [Rows(2, 0, 8), Rows(2, 8, 10), Rows(2, 10, 12)]  # of two runs of 12 rows
 
 
-def draw(*shape, seed=0, dtype=jnp.float32):
+def draw(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> Array:
     return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
 
 
-def delta(rows, seed, dtype=jnp.float32):
+def delta(rows: Rows | None, seed: int, dtype: Any = jnp.float32) -> Delta:
     count = OUT if rows is None else rows.runs * (rows.stop - rows.start)
     a, b = draw(RANK, IN, seed=seed, dtype=dtype), draw(count, RANK, seed=seed, dtype=dtype)
     return Delta(a, b, None, rows, SCALE, 0.5)
 
 
-def change(delta):
+def change(delta: Delta) -> np.ndarray:
     """What a delta adds to the kernel, in float64, row by row."""
     product = SCALE * np.asarray(delta.b, np.float64) @ np.asarray(delta.a, np.float64)
     if delta.rows is None:
@@ -38,7 +41,7 @@ def change(delta):
 
 
 @pytest.mark.parametrize("parts", [[None], PARTS, PARTS[1:2]], ids=["whole", "all", "one"])
-def test_layer(parts):
+def test_layer(parts: list[Any]) -> None:
     base = Linear(draw(OUT, IN), draw(OUT, seed=9))
     layer = LoraLinear(base, tuple(delta(rows, seed) for seed, rows in enumerate(parts)))
     kernel = np.asarray(base.kernel, np.float64) + sum(map(change, layer.deltas))
@@ -49,12 +52,12 @@ def test_layer(parts):
     assert distance(layer.fused().kernel, kernel) < 1e-6
 
 
-def test_no_bias():
+def test_no_bias() -> None:
     layer = LoraLinear(Linear(draw(OUT, IN), None), (delta(None, 1),))
     assert layer.fused().bias is None
 
 
-def test_fused_in_bfloat16_is_rounded_once():
+def test_fused_in_bfloat16_is_rounded_once() -> None:
     base = Linear(draw(OUT, IN, dtype=jnp.bfloat16), None)
     layer = LoraLinear(base, tuple(delta(rows, 3, jnp.bfloat16) for rows in PARTS))
     exact = np.asarray(base.kernel, np.float64) + sum(map(change, layer.deltas))
@@ -63,7 +66,7 @@ def test_fused_in_bfloat16_is_rounded_once():
     np.testing.assert_array_equal(made, exact.astype(np.float32).astype(jnp.bfloat16))
 
 
-def test_bfloat16_input():
+def test_bfloat16_input() -> None:
     """The sums are float32; only the result is rounded to the input's type."""
     layer = LoraLinear(Linear(draw(OUT, IN), None), (delta(None, 1),))
     x = draw(4, IN, dtype=jnp.bfloat16)
@@ -72,7 +75,7 @@ def test_bfloat16_input():
     assert distance(layer(x), layer.fused()(x)) < 2e-2
 
 
-def test_each_row_its_own():
+def test_each_row_its_own() -> None:
     """Rows beside each other follow one adapter, another, or none; what others do is no matter."""
     base = Linear(draw(OUT, IN), draw(OUT, seed=9))
     one, two = delta(PARTS[1], 1), delta(PARTS[1], 2)
@@ -92,20 +95,20 @@ def test_each_row_its_own():
         assert distance(got[row], LoraLinear(base, deltas)(x[row])) < 1e-6
 
 
-def test_spread():
+def test_spread() -> None:
     y = jnp.arange(1.0, 5.0)
     np.testing.assert_array_equal(spread(y, Rows(2, 1, 3), 8), [0, 1, 2, 0, 0, 3, 4, 0])
     np.testing.assert_array_equal(spread(y, None, 4), y)
 
 
-def test_map_linears_and_fuse():
+def test_map_linears_and_fuse() -> None:
     params = init(Config.from_hf(QWEN2 | {"num_hidden_layers": 2}), jax.random.key(0))
     names = []
     map_linears(lambda name, layer: names.append(name) or layer, params)
     layers = ["attn.out", "attn.qkv", "mlp.down", "mlp.gate", "mlp.up"]
     assert sorted(names) == [f"blocks.{i}.{layer}" for i in (0, 1) for layer in layers]
 
-    def wrap(name, layer):
+    def wrap(name: str, layer: Linear) -> LoraLinear | Linear:
         if name != "blocks.1.mlp.up":
             return layer
         out, width = layer.kernel.shape

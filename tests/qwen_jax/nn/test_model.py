@@ -1,5 +1,8 @@
 """The network against the original implementations, and against float64 for random ones."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,20 +21,20 @@ GOLDENS += ("modern/qwen25_yarn", "modern/qwen3")
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_goldens(golden, name):
+def test_goldens(golden: Callable[..., Any], name: str) -> None:
     network = golden_network(golden(name))
     wanted = network.outputs["logits"]
     assert distance(score(network.params, network.outputs["input_ids"]), wanted) < TOLERANCE
 
 
 @pytest.mark.parametrize("length", [16, 32, 33, 48, 64, 65, 120, 200])
-def test_long_context(golden, length):
+def test_long_context(golden: Callable[..., Any], length: int) -> None:
     network = golden_network(golden("v1/longctx"))
     logits = score(network.params, network.outputs[f"input_ids_{length}"])
     assert distance(logits, network.outputs[f"logits_{length}"]) < TOLERANCE
 
 
-def test_bfloat16(golden):
+def test_bfloat16(golden: Callable[..., Any]) -> None:
     """As close to float32 arithmetic on the same weights as the original's bfloat16 is (9e-3)."""
     network = golden_network(golden("v1/bf16"))
     logits = score(network.params, network.outputs["input_ids"])
@@ -40,7 +43,7 @@ def test_bfloat16(golden):
     assert distance(logits, wanted) < 1.5 * distance(network.outputs["logits_bf16"], wanted)
 
 
-def test_float16(golden):
+def test_float16(golden: Callable[..., Any]) -> None:
     network = golden_network(golden("v1/base"))
     params = assemble(network.hf, network.tensors, np.float16)
     logits = score(params, network.outputs["input_ids"])
@@ -50,7 +53,7 @@ def test_float16(golden):
 
 # --- random networks --------------------------------------------------------------------------
 @st.composite
-def first(draw):
+def first(draw: st.DrawFn) -> dict[str, Any]:
     heads, head_dim = draw(st.integers(1, 5)), draw(st.sampled_from([4, 6, 8, 16]))
     return V1 | {
         "hidden_size": heads * head_dim,
@@ -66,7 +69,7 @@ def first(draw):
 
 
 @st.composite
-def later(draw, kind):
+def later(draw: st.DrawFn, kind: dict[str, Any]) -> dict[str, Any]:
     kv_heads, head_dim = draw(st.integers(1, 3)), draw(st.sampled_from([4, 6, 8, 16]))
     heads = kv_heads * draw(st.integers(1, 3))
     width = heads * head_dim if kind is QWEN2 else draw(st.integers(1, 40))
@@ -88,23 +91,23 @@ def later(draw, kind):
     }
 
 
-def _any_network(draw):
+def _any_network(draw: Callable[..., Any]) -> dict[str, int]:
     return {"vocab_size": draw(st.integers(2, 70)), "num_hidden_layers": draw(st.integers(1, 2))}
 
 
 @settings(max_examples=6, deadline=None)
 @given(first() | later(QWEN2) | later(QWEN3), st.integers(0, 99), st.integers(1, 40))
-def test_random_networks(hf, seed, length):
+def test_random_networks(hf: dict[str, Any], seed: int, length: int) -> None:
     check_random_network(hf, seed, length)
 
 
 # one of each family, whatever hypothesis draws
 @pytest.mark.parametrize("hf", [V1, QWEN2, QWEN3], ids=lambda hf: hf["model_type"])
-def test_families(hf):
+def test_families(hf: dict[str, Any]) -> None:
     check_random_network(hf, seed=0, length=30)
 
 
-def check_random_network(hf, seed, length):
+def check_random_network(hf: dict[str, Any], seed: int, length: int) -> None:
     tensors = random_checkpoint(hf, seed)
     ids = np.random.default_rng(seed).integers(0, hf["vocab_size"], length)
     logits = score(assemble(hf, tensors), ids[None])
@@ -112,7 +115,7 @@ def check_random_network(hf, seed, length):
 
 
 # --- what score promises ----------------------------------------------------------------------
-def test_padding_changes_nothing(golden):
+def test_padding_changes_nothing(golden: Callable[..., Any]) -> None:
     """31 to 33 tokens are padded to 32 and 64: the same text, and the same first tokens of it."""
     network = golden_network(golden("v1/base"))
     ids = np.arange(33)[None] * 7 % 512
@@ -121,7 +124,7 @@ def test_padding_changes_nothing(golden):
     assert distance(long[:, :31], short) < 2e-6
 
 
-def test_rows_are_independent(golden):
+def test_rows_are_independent(golden: Callable[..., Any]) -> None:
     network = golden_network(golden("v1/longctx"))
     ids = network.outputs["input_ids_48"]
     together = score(network.params, np.concatenate([ids[:, ::-1], ids]))
@@ -131,7 +134,7 @@ def test_rows_are_independent(golden):
 # --- layers -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("rows", [1, 2, 9])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_linear(rows, dtype):
+def test_linear(rows: int, dtype: Any) -> None:
     """Accumulated in float32 whatever the type, with and without bias, few rows or many."""
     random = np.random.default_rng(0)
     x, kernel, bias = (
@@ -149,7 +152,7 @@ def test_linear(rows, dtype):
         assert distance(y, wanted) < 2 * rounding
 
 
-def test_norm_rounds_before_it_scales():
+def test_norm_rounds_before_it_scales() -> None:
     """The original's order: to x's type, then times the weight in that type."""
     x, scale = (
         jnp.asarray(np.random.default_rng(s).normal(size=(4, 32)), jnp.bfloat16) for s in (0, 1)

@@ -2,11 +2,14 @@
 
 import functools
 import inspect
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.checkpoint import load, save
@@ -15,7 +18,7 @@ from qwen_jax.decoding import aot, decode, prefix
 from qwen_jax.decoding.flat_params import Program, flatten
 from qwen_jax.nn import quant
 from qwen_jax.nn.lora import Delta, LoraLinear, fuse
-from qwen_jax.nn.model import Linear, init
+from qwen_jax.nn.model import Linear, Qwen, init
 from qwen_jax.nn.quant import QuantLinear, arrange, arrange_all, at_rest, dequantize, quantize
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import map_linears, named_leaves
@@ -27,18 +30,20 @@ IDS = np.array([[5, 6, 7, 8, 9, 10, 11, 12]])
 PLATFORMS = ("cpu", "gpu", "tpu")
 
 
-def formats(params):
+def formats(params: Any) -> Any:
     return quant.formats_of(named_leaves(params))
 
 
-def linear(out=24, inputs=64, bias=True, seed=0):
+def linear(out: int = 24, inputs: int = 64, bias: bool = True, seed: int = 0) -> Linear:
     random = np.random.default_rng(seed)
     array = lambda *shape: jnp.asarray(random.standard_normal(shape), jnp.float32)
     return Linear(array(out, inputs), array(out) if bias else None)
 
 
 @functools.cache
-def network(name, bits=4, symmetric=False, group=16):
+def network(
+    name: str, bits: int = 4, symmetric: bool = False, group: int | None = 16
+) -> tuple[Qwen, Qwen]:
     """Random parameters quantised in groups of 16, or of all inputs, and their float twin."""
     params = init(Config.from_hf(NETWORKS[name]), jax.random.key(1))
     params = map_linears(lambda _, x: quantize(x, bits, group, symmetric), params)
@@ -49,7 +54,7 @@ def network(name, bits=4, symmetric=False, group=16):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [16, None])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantize_rounds_to_the_nearest_code(bits, group, symmetric):
+def test_quantize_rounds_to_the_nearest_code(bits: int, group: int | None, symmetric: bool) -> None:
     layer = linear()
     made = quantize(layer, bits, group, symmetric)
     assert made.codes.dtype == {4: jnp.int4, 8: jnp.int8}[bits]
@@ -64,7 +69,7 @@ def test_quantize_rounds_to_the_nearest_code(bits, group, symmetric):
     assert (np.asarray(made.scales, np.float32) <= 1.001 * 2 * reach / (2**bits - 1)).all()
 
 
-def test_quantize_zeros_and_constants():
+def test_quantize_zeros_and_constants() -> None:
     kernel = jnp.zeros((4, 32)).at[1].set(3.0).at[2].set(-3.0).at[3, :16].set(1e-9)
     for symmetric in (True, False):
         made = dequantize(quantize(Linear(kernel, None), 8, 16, symmetric)).kernel
@@ -73,13 +78,13 @@ def test_quantize_zeros_and_constants():
 
 
 @pytest.mark.parametrize("group", [0, 24, 128])
-def test_groups_that_do_not_fit(group):
+def test_groups_that_do_not_fit(group: int) -> None:
     with pytest.raises(ValueError, match=f"groups of {group} do not divide 64 inputs.*64"):
         quantize(linear(), 4, group, True)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_call(platform):
+def test_call(platform: str) -> None:
     for bits, group, symmetric in ((4, 16, False), (8, None, True), (8, 32, False)):
         made = quantize(linear(), bits, group, symmetric)
         twin, placed = dequantize(made), arrange(made, platform)
@@ -91,7 +96,7 @@ def test_call(platform):
         assert distance(placed.float32(low), twin(low.astype(jnp.float32))) < 5e-3
 
 
-def test_order():
+def test_order() -> None:
     made, order = quantize(linear(), 4, 16, False), np.random.default_rng(0).permutation(64)
     kernel = dequantize(made).kernel
     made.order = jnp.asarray(order, jnp.int32)
@@ -104,7 +109,7 @@ def test_order():
 
 
 @pytest.mark.parametrize("group", [16, None])
-def test_arrangements_hold_the_same(group):
+def test_arrangements_hold_the_same(group: int | None) -> None:
     made = quantize(linear(), 4, group, False)
     for platform in PLATFORMS:
         placed = arrange(made, platform)
@@ -121,21 +126,21 @@ def test_arrangements_hold_the_same(group):
 # --- a network --------------------------------------------------------------------------------
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_and_tokens(name, bits):
+def test_logits_and_tokens(name: str, bits: int) -> None:
     params, twin = network(name, bits)
     assert distance(decode.score(params, IDS), decode.score(twin, IDS)) < 5e-6
 
 
-def test_scan_and_its_gradient():
+def test_scan_and_its_gradient() -> None:
     """Stacked blocks in a loop whose body is computed again: how training runs them."""
     layers = [arrange(quantize(linear(64, 64, seed=i), 4, 16, False), "cpu") for i in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
-    def loop(x):
+    def loop(x: Array) -> Array:
         body = jax.checkpoint(lambda layer, x: jnp.tanh(0.1 * layer(x)))
         return jax.lax.scan(lambda x, layer: (body(layer, x), None), x, stacked)[0].sum()
 
-    def unrolled(x):
+    def unrolled(x: Array) -> Array:
         for layer in layers:
             x = jnp.tanh(0.1 * dequantize(layer)(x))
         return x.sum()
@@ -144,12 +149,12 @@ def test_scan_and_its_gradient():
     assert distance(jax.grad(loop)(x), jax.grad(unrolled)(x)) < 5e-6
 
 
-def test_adapters_on_quantised_layers():
+def test_adapters_on_quantised_layers() -> None:
     """Only the adapter has gradients, and nothing is merged into integers."""
     params, _ = network("v1")
     random = np.random.default_rng(0)
 
-    def adapt(_, layer):
+    def adapt(_: str, layer: QuantLinear) -> LoraLinear:
         out, inputs = layer.codes.shape
         a, b = random.standard_normal((2, inputs)), random.standard_normal((out, 2))
         delta = Delta(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), None, None, 0.1, 0)
@@ -177,7 +182,7 @@ MESHES = {"tensor 8": {}, "fsdp 2 tensor 4": {"fsdp": 2}, "data 4 tensor 2": {"d
     [(name, {}, mesh) for name in NETWORKS for mesh in MESHES]
     + [("v1", {"bits": bits, "group": None}, "fsdp 2 tensor 4") for bits in (4, 8)],
 )
-def test_checkpoints_on_meshes(name, how, mesh, tmp_path):
+def test_checkpoints_on_meshes(name: str, how: dict[str, Any], mesh: str, tmp_path: Path) -> None:
     params, twin = network(name, **how)
     save(params, tmp_path / "one")
     placed = load(tmp_path / "one", make_mesh(**MESHES[mesh]))
@@ -190,7 +195,7 @@ def test_checkpoints_on_meshes(name, how, mesh, tmp_path):
         np.testing.assert_array_equal(leaf, wanted)
 
 
-def test_codes_and_scales_are_cut_between_groups():
+def test_codes_and_scales_are_cut_between_groups() -> None:
     places = lambda name: shardings(
         network(name)[0].config,
         make_mesh(fsdp=4, tensor=2),
@@ -205,7 +210,7 @@ def test_codes_and_scales_are_cut_between_groups():
     assert block.mlp.down.codes.spec == P("fsdp", None)  # 2 devices do not divide 3 groups
 
 
-def test_one_group_is_cut_anywhere():
+def test_one_group_is_cut_anywhere() -> None:
     """What each device adds up has one scale, which waits for the whole sum."""
     params = network("v1", 8, True, None)[0]
     block = shardings(params.config, make_mesh(fsdp=2), formats(params)).blocks[0]
@@ -217,7 +222,7 @@ def test_one_group_is_cut_anywhere():
     assert block.mlp.down.codes.spec == P("fsdp", None)  # two of which share a byte
 
 
-def test_arranged_arrays_keep_their_devices(tmp_path):
+def test_arranged_arrays_keep_their_devices(tmp_path: Path) -> None:
     params, _ = network("v1")
     placed = jax.device_put(params, shardings(params.config, make_mesh(fsdp=2), formats(params)))
     placed = arrange_all(placed, "tpu")
@@ -227,7 +232,7 @@ def test_arranged_arrays_keep_their_devices(tmp_path):
     assert qkv.scales.sharding.shard_shape(qkv.scales.shape) == (2, 48)
 
 
-def test_load_keeps_what_is_quantised(tmp_path):
+def test_load_keeps_what_is_quantised(tmp_path: Path) -> None:
     """A dtype is for the other parameters: scales keep every digit."""
     save(network("v1")[0], tmp_path / "one")
     params = load(tmp_path / "one", dtype="bfloat16")
@@ -237,7 +242,7 @@ def test_load_keeps_what_is_quantised(tmp_path):
     assert isinstance(layer, QuantLinear)
 
 
-def test_a_manifest_of_other_groups(tmp_path):
+def test_a_manifest_of_other_groups(tmp_path: Path) -> None:
     save(network("v1")[0], tmp_path / "one")
     file = tmp_path / "one" / "manifest.json"
     text = file.read_text()
@@ -252,7 +257,7 @@ def test_a_manifest_of_other_groups(tmp_path):
 
 
 # --- compiled ---------------------------------------------------------------------------------
-def test_programs_know_quantised_weights():
+def test_programs_know_quantised_weights() -> None:
     """Their compiler options keep a GPU from rebuilding the weights; others compile without."""
     params, twin = (flatten(x) for x in network("v1"))
     assert params.structure.quantised
@@ -266,7 +271,7 @@ def test_programs_know_quantised_weights():
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_lowered_without_the_hardware(platform):
+def test_lowered_without_the_hardware(platform: str) -> None:
     for zeros, group in ((True, 16), (False, None)):
         formats = quant.plan(Config.from_hf(BIG), 4, group, zeros)
         params = aot.params(Config.from_hf(BIG), jnp.bfloat16, None, formats)

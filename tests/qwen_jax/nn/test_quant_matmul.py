@@ -1,9 +1,12 @@
 """Every platform's product of integers, run on a CPU, against float64."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 
 from qwen_jax.nn import quant_matmul
 from qwen_jax.nn.quant_matmul import apart, paired, product, weight, whole
@@ -13,7 +16,14 @@ RECIPES = {name: getattr(quant_matmul, f"_on_{name}") for name in ("cpu", "gpu",
 ROWS = (1, 3, 5, 65)  # either side of every recipe's limits
 
 
-def case(rows, groups=GROUPS, bits=4, zeros=False, dtype=jnp.float32, seed=0):
+def case(
+    rows: int,
+    groups: int = GROUPS,
+    bits: int = 4,
+    zeros: bool = False,
+    dtype: Any = jnp.float32,
+    seed: int = 0,
+) -> tuple[Any, ...]:
     """x, codes [out in], scales and zeros [out groups], and the product in float64."""
     random = np.random.default_rng(seed)
     inputs, half = GROUPS * SIZE, 2 ** (bits - 1)
@@ -28,14 +38,14 @@ def case(rows, groups=GROUPS, bits=4, zeros=False, dtype=jnp.float32, seed=0):
     return x, made, jnp.asarray(scales), jnp.asarray(offsets, jnp.int8), kernel, wanted
 
 
-def error(got, wanted):
+def error(got: Array, wanted: np.ndarray) -> Any:
     return np.abs(np.asarray(got, np.float64) - wanted).max() / np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("groups", [1, GROUPS])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("platform", RECIPES)
-def test_recipes(platform, bits, groups):
+def test_recipes(platform: str, bits: int, groups: int) -> None:
     for rows in ROWS:
         x, codes, scales, _, _, wanted = case(rows, groups, bits)
         recipe = jax.jit(RECIPES[platform])
@@ -48,7 +58,7 @@ def test_recipes(platform, bits, groups):
         assert recipe(x, codes, scales).dtype == jnp.float32
 
 
-def test_cpu_is_as_exact_as_float32_where_one_number_outshines_the_rest():
+def test_cpu_is_as_exact_as_float32_where_one_number_outshines_the_rest() -> None:
     x, codes, scales, _, kernel, _ = case(2)
     x = x.at[:, 7].mul(300)
     wanted = np.asarray(x, np.float64) @ kernel.T
@@ -59,7 +69,7 @@ def test_cpu_is_as_exact_as_float32_where_one_number_outshines_the_rest():
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("code", [-8, 7])
-def test_sums_of_pairs_have_room(sign, code):
+def test_sums_of_pairs_have_room(sign: int, code: int) -> None:
     """The largest sums there are: all codes at an end, all activations alike."""
     for inputs, groups in ((4096, 1), (4096, 32), (22, 1), (2 * 37, 1), (4, 2)):
         x = sign * jnp.linspace(3, 3.0001, inputs, dtype=jnp.float32)[None]
@@ -71,7 +81,7 @@ def test_sums_of_pairs_have_room(sign, code):
 
 @pytest.mark.parametrize("groups", [1, GROUPS])
 @pytest.mark.parametrize("zeros", [False, True])
-def test_product_and_its_gradient(groups, zeros):
+def test_product_and_its_gradient(groups: int, zeros: bool) -> None:
     for rows in ROWS:
         x, codes, scales, offsets, kernel, wanted = case(rows, groups, 4, zeros)
         offsets = offsets if zeros else None
@@ -85,7 +95,7 @@ def test_product_and_its_gradient(groups, zeros):
             assert error(back(dy)[0], np.asarray(dy, np.float64) @ kernel) < 5e-7
 
 
-def test_gradient_has_the_type_of_x():
+def test_gradient_has_the_type_of_x() -> None:
     x, codes, scales, _, kernel, _ = case(9, dtype=jnp.bfloat16)
     y, back = jax.vjp(lambda x: product(x, codes, scales, None), x)
     (dx,) = back(jnp.ones_like(y))
@@ -93,7 +103,7 @@ def test_gradient_has_the_type_of_x():
     assert error(dx, np.ones(y.shape) @ kernel) < 1e-2
 
 
-def test_weight_is_exact():
+def test_weight_is_exact() -> None:
     _, codes, scales, offsets, kernel, _ = case(1, bits=8, zeros=True)
     np.testing.assert_array_equal(weight(codes, scales, offsets), kernel)
     other = weight(apart(codes, GROUPS), scales.T, offsets.T)
@@ -107,7 +117,7 @@ def test_weight_is_exact():
     assert paired(codes).nbytes == codes.size // 2
 
 
-def test_no_recipe_keeps_an_expanded_copy():
+def test_no_recipe_keeps_an_expanded_copy() -> None:
     """Nor does a compiler widen constant codes once, before a loop of them."""
     inputs, out = 1024, 2048
     shape = jax.ShapeDtypeStruct
@@ -116,7 +126,7 @@ def test_no_recipe_keeps_an_expanded_copy():
     forms += [(groups, (out, inputs // 2), jnp.uint8) for groups in (1, 8)]
     for groups, codes, kind in forms:
 
-        def loop(x, codes, scales):
+        def loop(x: Array, codes: Array, scales: Array) -> Array:
             step = lambda i, x: x + product(x, codes, scales, None)[:, :inputs].astype(x.dtype)
             return jax.lax.fori_loop(0, 4, step, x)
 

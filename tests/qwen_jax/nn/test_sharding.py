@@ -5,14 +5,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.decoding import decode
 from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.decoding.state import State
+from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, mesh_of, shardings, spec
 from tests.processes import joining
 from tests.qwen_jax.networks import GREEDY, QWEN2, V1, assemble, distance, finish, prefill, settings
@@ -34,28 +38,28 @@ SAMPLINGS = [GREEDY, Sampling(temperature=1.0, top_k=40, top_p=0.95)]
 
 
 @functools.cache
-def network(name):
+def network(name: str) -> Qwen:
     return assemble(NETWORKS[name], random_checkpoint(NETWORKS[name], seed=1))
 
 
-def place(params, **sizes):
+def place(params: Qwen, **sizes: int) -> Qwen:
     return jax.device_put(params, shardings(params.config, make_mesh(**sizes)))
 
 
 @functools.cache
-def logits(name):
+def logits(name: str) -> Array:
     return decode.score(network(name), np.array([PROMPTS[0]]))
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits(name, mesh):
+def test_logits(name: str, mesh: str) -> None:
     """Sums over shards round differently, by a float32's last digits."""
     placed = place(network(name), **MESHES[mesh])
     assert distance(decode.score(placed, np.array([PROMPTS[0]])), logits(name)) < 2e-6
 
 
-def tokens(params):
+def tokens(params: Qwen) -> tuple[State, dict[int, list[Any]]]:
     """Two requests in two of four slots."""
     state, first = decode.start(params, 4, 64), {}
     for slot, (ids, sampling) in enumerate(zip(PROMPTS, SAMPLINGS, strict=True)):
@@ -75,7 +79,7 @@ tokens_on_one = functools.cache(lambda name: tokens(network(name))[1])
         ("grouped", "data 2 tensor 4", 2),
     ],
 )
-def test_tokens(name, mesh, slots_a_device):
+def test_tokens(name: str, mesh: str, slots_a_device: int) -> None:
     """Greedy and sampled; the state stays where the programs were compiled for it."""
     state, got = tokens(place(network(name), **MESHES[mesh]))
     assert got == tokens_on_one(name)
@@ -86,7 +90,7 @@ def test_tokens(name, mesh, slots_a_device):
 
 
 # --- where things lie --------------------------------------------------------------------------
-def shard(array):
+def shard(array: Array) -> tuple[Any, ...]:
     (shape,) = {piece.data.shape for piece in array.addressable_shards}
     return shape
 
@@ -114,7 +118,7 @@ def shard(array):
         ),
     ],
 )
-def test_parameters_lie_in_parts(name, sizes, wanted):
+def test_parameters_lie_in_parts(name: str, sizes: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Heads are cut between key/value heads, other sizes where they divide; the rest is whole."""
     params = place(network(name), **sizes)
     block = params.blocks[0]
@@ -122,13 +126,13 @@ def test_parameters_lie_in_parts(name, sizes, wanted):
     assert {k: shard(v) for k, v in (arrays | {"down": block.mlp.down.kernel}).items()} == wanted
 
 
-def test_every_leaf_has_a_place():
+def test_every_leaf_has_a_place() -> None:
     params = network("grouped")
     places = shardings(params.config, make_mesh())
     assert jax.tree.structure(places) == jax.tree.structure(params)
 
 
-def test_make_mesh():
+def test_make_mesh() -> None:
     assert dict(make_mesh(data=2, fsdp=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert dict(make_mesh(devices=jax.devices()[:3]).shape) == {"data": 1, "fsdp": 1, "tensor": 3}
     wanted = (
@@ -140,14 +144,14 @@ def test_make_mesh():
         make_mesh(tensor=4)
 
 
-def test_spec():
+def test_spec() -> None:
     mesh = make_mesh(data=2, fsdp=2)
     assert spec(mesh, ("vocab", "width"), (96, 64)) == P("tensor", "fsdp")
     assert spec(mesh, ("slot", "heads", None), (8, 3, 4)) == P(("data", "fsdp"), None, None)
     assert spec(make_mesh(), ("width", "mlp"), (64, 48)) == P(None, "tensor")  # fsdp 1 cuts nothing
 
 
-def test_mesh_of():
+def test_mesh_of() -> None:
     params = network("v1")
     assert mesh_of(params) is None
     assert mesh_of(place(params, fsdp=2)) == make_mesh(fsdp=2)
@@ -163,7 +167,7 @@ print("tokens", case.tokens_of_a_process())
 )
 
 
-def tokens_of_a_process():
+def tokens_of_a_process() -> Any:
     """Every process makes the same numbers, keeps its own shards, and reads whole outputs."""
     assert jax.device_count() == 4
     host = network("grouped")
@@ -180,7 +184,7 @@ def tokens_of_a_process():
     return [one + more for one, more in zip(first, rest, strict=True)]
 
 
-def test_two_processes():
+def test_two_processes() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

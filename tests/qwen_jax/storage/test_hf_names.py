@@ -1,5 +1,8 @@
 """The table of names pairs every tensor with every leaf, number by number."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -9,25 +12,25 @@ from hypothesis import strategies as st
 from qwen_jax.config import Config
 from qwen_jax.nn.model import build
 from qwen_jax.nn.tree import named_leaves
-from qwen_jax.storage.hf_names import is_harmless, tensor_views
+from qwen_jax.storage.hf_names import TensorView, is_harmless, tensor_views
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble
 from tests.reference import random_checkpoint, read_checkpoint
 
 GOLDENS = ("v1/base", "modern/qwen2_gqa", "modern/qwen3")
 
 
-def zeros(hf):
+def zeros(hf: dict[str, Any]) -> dict[str, np.ndarray]:
     return named_leaves(
         build(Config.from_hf(hf), lambda shape, axes, kind: np.zeros(shape, np.int64))
     )
 
 
-def table(hf):
+def table(hf: dict[str, Any]) -> list[TensorView]:
     return list(tensor_views(Config.from_hf(hf), hf["model_type"]))
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_tensors_of_real_checkpoints(golden, name):
+def test_tensors_of_real_checkpoints(golden: Callable[..., Any], name: str) -> None:
     hf, tensors = read_checkpoint(golden(name))
     shapes = [(part.tensor, part.shape) for part in table(hf)]
     assert len(dict(shapes)) == len(shapes)
@@ -35,7 +38,7 @@ def test_tensors_of_real_checkpoints(golden, name):
 
 
 @st.composite
-def configs(draw):
+def configs(draw: st.DrawFn) -> dict[str, Any]:
     count = lambda most: draw(st.integers(1, most))
     layers, kv_heads, head_dim = count(3), count(3), 2 * count(4)
     sizes = {"vocab_size": count(20), "num_hidden_layers": layers}
@@ -52,7 +55,7 @@ def configs(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(configs())
-def test_every_number_has_one_place(hf):
+def test_every_number_has_one_place(hf: dict[str, Any]) -> None:
     """Tensors -> leaves writes every number of every leaf once, and leaves -> tensors undoes it."""
     leaves, writes, tensors = zeros(hf), zeros(hf), {}
     count = 0
@@ -74,7 +77,7 @@ def test_every_number_has_one_place(hf):
 
 @settings(max_examples=30, deadline=None)
 @given(configs())
-def test_random_checkpoints_fill_the_model(hf):
+def test_random_checkpoints_fill_the_model(hf: dict[str, Any]) -> None:
     tensors = random_checkpoint(hf, seed=0)
     assert {part.tensor: part.shape for part in table(hf)} == {
         name: tensor.shape for name, tensor in tensors.items()
@@ -95,5 +98,5 @@ def test_random_checkpoints_fill_the_model(hf):
         ("masked_bias", False),
     ],
 )
-def test_harmless_tensors(tensor, harmless):
+def test_harmless_tensors(tensor: str, harmless: bool) -> None:
     assert is_harmless(tensor) is harmless

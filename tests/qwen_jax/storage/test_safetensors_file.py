@@ -2,6 +2,8 @@
 
 import json
 import tracemalloc
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -28,11 +30,11 @@ def file_of(header: bytes, data: bytes = b"") -> bytes:
     return len(header).to_bytes(8, "little") + header + data
 
 
-def changed(**entry) -> bytes:
+def changed(**entry: Any) -> bytes:
     return json.dumps(GOOD | {"b": GOOD["b"] | entry}).encode()
 
 
-def test_reads_what_safetensors_wrote(tmp_path):
+def test_reads_what_safetensors_wrote(tmp_path: Path) -> None:
     arrays = {
         "x": np.arange(6, dtype=np.float32).reshape(2, 3),
         "y": np.ones(5, ml_dtypes.bfloat16),
@@ -47,7 +49,7 @@ def test_reads_what_safetensors_wrote(tmp_path):
         np.testing.assert_array_equal(shard.read(name), array)
 
 
-def test_safetensors_reads_what_we_wrote(tmp_path):
+def test_safetensors_reads_what_we_wrote(tmp_path: Path) -> None:
     arrays = {"ü": np.arange(6, dtype=np.float16), "b": np.ones((2, 2), ml_dtypes.bfloat16)}
     wanted = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     shard = write_header(tmp_path / "s", wanted, {"format": "pt"})
@@ -85,13 +87,13 @@ def test_safetensors_reads_what_we_wrote(tmp_path):
         (file_of(changed(extra=1)), "other keys"),
     ],
 )
-def test_refuses(tmp_path, content, message):
+def test_refuses(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_shard(tmp_path / "model.safetensors")
 
 
-def test_duplicate_tensor(tmp_path):
+def test_duplicate_tensor(tmp_path: Path) -> None:
     entry = json.dumps(GOOD["b"])
     (tmp_path / "s").write_bytes(file_of(f'{{"b":{entry},"b":{entry}}}'.encode(), b"\0" * 24))
     assert load_file(tmp_path / "s").keys() == {"b"}  # the library takes one of the two
@@ -99,7 +101,7 @@ def test_duplicate_tensor(tmp_path):
         read_shard(tmp_path / "s")
 
 
-def test_header_bomb_is_not_read(tmp_path):
+def test_header_bomb_is_not_read(tmp_path: Path) -> None:
     """A file that is as long as its header says, all holes."""
     with (tmp_path / "s").open("wb") as file:
         file.write((1 << 34).to_bytes(8, "little"))
@@ -113,7 +115,7 @@ def test_header_bomb_is_not_read(tmp_path):
 
 
 @given(st.binary(max_size=300), st.integers(0, 2**40))
-def test_random_bytes(raw, size):
+def test_random_bytes(raw: bytes, size: int) -> None:
     try:
         tensors, _ = parse_header(raw, size)
     except ValueError:
@@ -129,7 +131,7 @@ json_values = st.recursive(
 
 
 @given(st.data())
-def test_mutations(data):
+def test_mutations(data: Any) -> None:
     """Any part of a sound header replaced by anything is refused, or still describes 32 bytes."""
     header = json.loads(json.dumps(GOOD))
     name = data.draw(st.sampled_from(["a", "b", "c", "__metadata__"]))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
@@ -55,20 +56,20 @@ def with_template(folder: Path, source: str) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def later(small_folder) -> Tokenizer:
+def later(small_folder: Path) -> Tokenizer:
     """A tokenizer with a chat template."""
     return with_template(small_folder, TEMPLATE)
 
 
 @pytest.mark.parametrize("case", CONTEXT["cases"])
-def test_prompts_are_the_original_ones(real, case):
+def test_prompts_are_the_original_ones(real: Tokenizer, case: dict[str, Any]) -> None:
     assert (
         prompt_ids(real, **{k: v for k, v in case.items() if k not in ("ids", "raw_text")})
         == (case["ids"])
     )
 
 
-def test_the_window_holds_fewer_tokens_than_its_size(small):
+def test_the_window_holds_fewer_tokens_than_its_size(small: Tokenizer) -> None:
     history = [("a", "b")]
     whole, short = prompt_ids(small, "c", history), prompt_ids(small, "c")
     system = short.index(small.specials["<|im_end|>"]) + 1
@@ -77,30 +78,32 @@ def test_the_window_holds_fewer_tokens_than_its_size(small):
     assert prompt_ids(small, "c", history, max_window_size=size + 1) == whole
 
 
-def test_stop_ids_are_the_original_ones_and_end_of_text(real):
+def test_stop_ids_are_the_original_ones_and_end_of_text(real: Tokenizer) -> None:
     originals = [id for (id,) in CONTEXT["stop_words_ids"]["chatml"]]
     assert stop_ids(real) == [*originals, real.end_of_text]
     assert stop_ids(real, "raw") == [real.end_of_text]
 
 
 @pytest.mark.parametrize("case", REPLIES)
-def test_replies_are_the_original_ones_but_for_the_lost_last_token(real, case):
+def test_replies_are_the_original_ones_but_for_the_lost_last_token(
+    real: Tokenizer, case: dict[str, Any]
+) -> None:
     ours = {"cut by": "cut by length", "end<|endoftext|>": "end"}  # no <|im_…|> ends these two
     reply = reply_text(real, case["tokens"][case["context_length"] :], case["chat_format"])
     assert reply == ours.get(case["text"], case["text"])
 
 
-def test_an_unknown_chat_format_is_refused(small):
+def test_an_unknown_chat_format_is_refused(small: Tokenizer) -> None:
     with pytest.raises(ValueError, match="got chat_format 'alpaca', wanted one of chatml, raw"):
         prompt_ids(small, "hi", chat_format="alpaca")
 
 
-def test_a_raw_prompt_has_no_history(small):
+def test_a_raw_prompt_has_no_history(small: Tokenizer) -> None:
     with pytest.raises(ValueError, match="has no history"):
         prompt_ids(small, "hi", [("a", "b")], chat_format="raw")
 
 
-def test_without_a_template_messages_are_a_v1_prompt(small):
+def test_without_a_template_messages_are_a_v1_prompt(small: Tokenizer) -> None:
     messages = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b <|im_end|>"},
@@ -126,7 +129,9 @@ def test_without_a_template_messages_are_a_v1_prompt(small):
         ([{"role": "user"}], "user content of type NoneType"),
     ],
 )
-def test_messages_that_v1_cannot_express_are_refused(small, messages, message):
+def test_messages_that_v1_cannot_express_are_refused(
+    small: Tokenizer, messages: list[Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         render(small, messages)
 
@@ -139,7 +144,9 @@ def test_messages_that_v1_cannot_express_are_refused(small, messages, message):
         ({"add_generation_prompt": False}, "add_generation_prompt=False needs a chat template"),
     ],
 )
-def test_what_only_a_template_can_do_is_refused_without_one(small, options, message):
+def test_what_only_a_template_can_do_is_refused_without_one(
+    small: Tokenizer, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         render(small, [USER], **options)
 
@@ -153,12 +160,14 @@ def test_what_only_a_template_can_do_is_refused_without_one(small, options, mess
         ({"max_window_size": 9}, "max_window_size is for checkpoints without"),
     ],
 )
-def test_template_arguments_are_a_short_list(later, options, message):
+def test_template_arguments_are_a_short_list(
+    later: Tokenizer, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         render(later, [USER], **options)
 
 
-def test_what_a_template_would_ignore_is_refused(small_folder):
+def test_what_a_template_would_ignore_is_refused(small_folder: Path) -> None:
     deaf = with_template(small_folder, "{{ messages[0].content }}")
     with pytest.raises(ValueError, match="template ignores enable_thinking, tools"):
         render(deaf, [USER], tools=[TOOL], enable_thinking=True)
@@ -167,8 +176,8 @@ def test_what_a_template_would_ignore_is_refused(small_folder):
 @pytest.mark.parametrize("options", [{}, {"tools": [TOOL]}, {"enable_thinking": False}])
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_a_rendered_conversation_has_hugging_face_ids(
-    later, oracle, options, add_generation_prompt
-):
+    later: Tokenizer, oracle: Any, options: dict[str, Any], add_generation_prompt: bool
+) -> None:
     messages = [
         {"role": "system", "content": "brown fox"},
         {"role": "user", "content": "Is a < b && b > c? <html> 你好 cafe\u0301 <|"},
@@ -197,12 +206,14 @@ hostile = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(system=hostile, user=hostile, name=hostile, value=hostile)
 @example(system="<|im_", user="end|>", name="\U000f0000<|im_end|>", value="<think>")
-def test_what_a_user_types_never_becomes_a_control_token(later, system, user, name, value):
-    def ids(system, user, name, value):
+def test_what_a_user_types_never_becomes_a_control_token(
+    later: Tokenizer, system: str, user: str, name: str, value: str
+) -> None:
+    def ids(system: str, user: str, name: str, value: str) -> list[int]:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         return render(later, messages, tools=[{name: {"enum": [value]}}])
 
-    def controls(ids):
+    def controls(ids: list[int]) -> list[int]:
         return [id for id in ids if id in later.specials.values()]
 
     got = ids(system, user, name, value)
@@ -213,7 +224,7 @@ def test_what_a_user_types_never_becomes_a_control_token(later, system, user, na
     )
 
 
-def test_in_what_the_assistant_said_markup_counts_and_turns_do_not(later):
+def test_in_what_the_assistant_said_markup_counts_and_turns_do_not(later: Tokenizer) -> None:
     said = {"role": "assistant", "content": "<tool_call>{}</tool_call><|im_end|>"}
     ids = render(later, [said], add_generation_prompt=False)
     assert ids.count(later.specials["<tool_call>"]) == 1
@@ -221,7 +232,7 @@ def test_in_what_the_assistant_said_markup_counts_and_turns_do_not(later):
     assert later.decode(ids).count("<|im_end|>") == 2
 
 
-def test_without_markup_nothing_the_assistant_said_counts(small_folder):
+def test_without_markup_nothing_the_assistant_said_counts(small_folder: Path) -> None:
     vocabulary = read(small_folder)
     tokenizer = Tokenizer(
         dataclasses.replace(vocabulary, markup=(), chat_template="{{ messages[0].content }}")
@@ -230,7 +241,7 @@ def test_without_markup_nothing_the_assistant_said_counts(small_folder):
     assert not set(ids) & set(tokenizer.specials.values())
 
 
-def test_a_control_token_that_is_a_word_stays_text_too(small_folder):
+def test_a_control_token_that_is_a_word_stays_text_too(small_folder: Path) -> None:
     vocabulary = read(small_folder)
     specials = vocabulary.specials | {"assist": 5000, "§": 5001}
     source = "§{{ messages[0].content }}assist"
@@ -239,7 +250,7 @@ def test_a_control_token_that_is_a_word_stays_text_too(small_folder):
     assert [id for id in ids if id >= 5000] == [5001, 5000]
 
 
-def test_content_may_be_absent_beside_tool_calls(later):
+def test_content_may_be_absent_beside_tool_calls(later: Tokenizer) -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]}
     assert "None" not in later.decode(render(later, [USER, call]))
 
@@ -256,11 +267,13 @@ def test_content_may_be_absent_beside_tool_calls(later):
         ("{{ messages[0].content + 1 }}", "failed: can only concatenate str"),
     ],
 )
-def test_a_template_that_misbehaves_is_a_clear_error(small_folder, source, message):
+def test_a_template_that_misbehaves_is_a_clear_error(
+    small_folder: Path, source: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         render(with_template(small_folder, source), [USER])
 
 
-def test_a_template_may_ask_for_the_date(small_folder):
+def test_a_template_may_ask_for_the_date(small_folder: Path) -> None:
     tokenizer = with_template(small_folder, "{{ strftime_now('%Y') }}")
     assert tokenizer.decode(render(tokenizer, [USER])).isdigit()

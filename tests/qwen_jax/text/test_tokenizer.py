@@ -4,6 +4,7 @@ import json
 import time
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from qwen_jax.text.tokenizer import (
     PADDING_ROWS,
     StopStrings,
     TextStream,
+    Tokenizer,
     _without_long_blanks,
 )
 from tests.growth import linear
@@ -34,14 +36,14 @@ plain = st.lists(st.sampled_from(words + characters), max_size=40).map("".join)
 mixed = st.lists(st.sampled_from(words + characters + controls), max_size=40)
 
 
-def test_ids_and_text_are_the_original_ones(real):
+def test_ids_and_text_are_the_original_ones(real: Tokenizer) -> None:
     for row in GOLDEN["rows"]:
         assert real.encode(row["text"]) == row["ids_no_special"]
         assert real.encode(row["text"], specials=True) == row["ids"]
         assert real.decode(row["ids"]) == row["decoded"]
 
 
-def test_half_characters_decode_as_the_original_does(real):
+def test_half_characters_decode_as_the_original_does(real: Tokenizer) -> None:
     for row in GOLDEN["partial"]:
         assert real.decode(row["ids"]) == row["replace"]
         assert real.decode(row["ids"], errors="ignore") == row["ignore"]
@@ -49,7 +51,7 @@ def test_half_characters_decode_as_the_original_does(real):
 
 @quick
 @given(text=plain)
-def test_plain_text_has_hugging_face_ids(small, oracle, text):
+def test_plain_text_has_hugging_face_ids(small: Tokenizer, oracle: Any, text: str) -> None:
     ids = small.encode(text)
     assert ids == oracle.encode(text).ids
     assert small.decode(ids) == oracle.decode(ids)
@@ -57,7 +59,9 @@ def test_plain_text_has_hugging_face_ids(small, oracle, text):
 
 @quick
 @given(pieces=mixed)
-def test_control_tokens_count_when_asked_for(small, oracle, pieces):
+def test_control_tokens_count_when_asked_for(
+    small: Tokenizer, oracle: Any, pieces: list[Any]
+) -> None:
     text = "".join(pieces).replace("\u0301", "").replace("\u0327", "")  # ours is NFC before, as v1
     ids = small.encode(text, specials=True)
     assert ids == oracle.encode(text).ids
@@ -66,11 +70,11 @@ def test_control_tokens_count_when_asked_for(small, oracle, pieces):
 
 @quick
 @given(pieces=mixed)
-def test_text_is_text_by_default(small, pieces):
+def test_text_is_text_by_default(small: Tokenizer, pieces: list[Any]) -> None:
     assert not set(small.encode("".join(pieces))) & set(small.specials.values())
 
 
-def test_only_the_named_control_tokens_count(small):
+def test_only_the_named_control_tokens_count(small: Tokenizer) -> None:
     ids = small.encode("<|im_end|><think>", specials={"<think>"})
     assert ids[-1] == small.specials["<think>"]
     assert small.specials["<|im_end|>"] not in ids
@@ -78,24 +82,24 @@ def test_only_the_named_control_tokens_count(small):
         small.encode("", specials={"<pad>"})
 
 
-def test_a_name_within_a_longer_name_loses(small):
+def test_a_name_within_a_longer_name_loses(small: Tokenizer) -> None:
     assert split("x<ab>y", ["<a", "<ab>"]) == ["x", "<ab>", "y"]
 
 
-def test_skipping_specials_keeps_the_visible_markup(small):
+def test_skipping_specials_keeps_the_visible_markup(small: Tokenizer) -> None:
     ids = small.encode("<|im_start|><think>so</think><|im_end|>", specials=True)
     assert small.decode(ids, skip_specials=True) == "<think>so</think>"
 
 
-def test_lone_surrogates_become_replacement_characters(small):
+def test_lone_surrogates_become_replacement_characters(small: Tokenizer) -> None:
     assert small.decode(small.encode("a\ud800b")) == "a\ufffdb"
 
 
-def test_numpy_ids_decode(small):
+def test_numpy_ids_decode(small: Tokenizer) -> None:
     assert small.decode(np.array(small.encode("你好"))) == "你好"
 
 
-def test_padding_rows_are_silent_and_other_ids_are_errors(small):
+def test_padding_rows_are_silent_and_other_ids_are_errors(small: Tokenizer) -> None:
     end = max(small.specials.values())
     assert small.decode([*small.encode("a"), end + 1, end + PADDING_ROWS]) == "a"
     for id in (end + PADDING_ROWS + 1, -1):
@@ -104,18 +108,20 @@ def test_padding_rows_are_silent_and_other_ids_are_errors(small):
 
 
 @pytest.mark.parametrize("text", [" " * 1_200_000 + "a", "a" + "\n" * 900_000 + "\t" * 1_000_001])
-def test_a_million_blanks_encode(small, text):
+def test_a_million_blanks_encode(small: Tokenizer, text: str) -> None:
     assert small.decode(small.encode(text)) == text
 
 
-def test_blanks_that_tiktoken_can_encode_are_not_divided(small):
+def test_blanks_that_tiktoken_can_encode_are_not_divided(small: Tokenizer) -> None:
     text = "a" + " " * 700_000 + "b"
     assert small.encode(text) == small.encoding.encode_ordinary(text)
 
 
 @quick
 @given(data=st.data(), skip=st.booleans(), errors=st.sampled_from(["replace", "ignore"]))
-def test_a_stream_adds_up_to_the_decoded_whole(small, data, skip, errors):
+def test_a_stream_adds_up_to_the_decoded_whole(
+    small: Tokenizer, data: Any, skip: bool, errors: str
+) -> None:
     ids = data.draw(st.lists(st.integers(0, small.vocab_size + 5), max_size=60))
     stream, text = TextStream(small, errors, skip_specials=skip), ""
     start = 0
@@ -126,7 +132,7 @@ def test_a_stream_adds_up_to_the_decoded_whole(small, data, skip, errors):
     assert text + stream.flush() == small.decode(ids, errors, skip_specials=skip)
 
 
-def test_a_stream_never_shows_half_a_character(small):
+def test_a_stream_never_shows_half_a_character(small: Tokenizer) -> None:
     stream = TextStream(small)
     ids = small.encode("😀 ß 中 👩‍👩‍👧")
     pushed = [stream.push([id]) for id in ids]
@@ -152,7 +158,7 @@ letters = st.text("ab\n", max_size=5)
     pushes=st.lists(letters, max_size=15),
     stops=st.lists(letters.filter(bool), max_size=4),
 )
-def test_stop_strings_cut_as_on_the_whole_text(pushes, stops):
+def test_stop_strings_cut_as_on_the_whole_text(pushes: list[Any], stops: list[Any]) -> None:
     watch, shown, held = StopStrings(stops), "", ""
     for text in pushes:
         held += text
@@ -165,7 +171,7 @@ def test_stop_strings_cut_as_on_the_whole_text(pushes, stops):
     assert (shown + watch.flush(), watch.stopped) == first_complete("".join(pushes), stops)
 
 
-def test_nothing_comes_after_a_stop():
+def test_nothing_comes_after_a_stop() -> None:
     watch = StopStrings(["\nObservation:"])
     assert watch.push("Action\nObs") == ("Action", False)
     assert watch.push("ervation: 4") == ("", True)
@@ -174,7 +180,7 @@ def test_nothing_comes_after_a_stop():
 
 
 @pytest.mark.parametrize("stops", ["stop", ["stop", ""]])
-def test_stop_strings_that_make_no_sense_are_refused(stops):
+def test_stop_strings_that_make_no_sense_are_refused(stops: str | list[str]) -> None:
     with pytest.raises(ValueError, match="wanted a list of non-empty strings"):
         StopStrings(stops)
 
@@ -194,12 +200,12 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("part", HOSTILE, ids=ascii)
-def test_encoding_grows_as_the_text_does(small, part):
+def test_encoding_grows_as_the_text_does(small: Any, part: Any) -> None:
     encode = lambda text: small.encode(text, specials=True)
     assert linear(encode, lambda size: part * size, 5000)
 
 
-def test_blanks_between_the_bounds_are_no_work():
+def test_blanks_between_the_bounds_are_no_work() -> None:
     text = " " * (2 * MOST_BLANKS + 1) + ("x" + " " * (MOST_BLANKS - 1)) * 3
     started = time.thread_time()
     parts = _without_long_blanks(text)
@@ -211,7 +217,7 @@ def test_blanks_between_the_bounds_are_no_work():
 @pytest.mark.parametrize(
     "text", ["é\n" * 50_000, "中文" * 50_000, "a\ud800" * 50_000, "q" * 99_999]
 )
-def test_long_texts_have_the_ids_of_the_whole(small, text):
+def test_long_texts_have_the_ids_of_the_whole(small: Any, text: Any) -> None:
     assert small.encode(text) == small.encoding.encode(text, disallowed_special=())
 
 
@@ -219,12 +225,12 @@ def test_long_texts_have_the_ids_of_the_whole(small, text):
 @given(text=plain | st.text(max_size=50))
 @example(text="\u1fbe\u0308\u0301" * 20)
 @example(text="\u212a" * 50)
-def test_a_text_has_no_fewer_tokens_than_the_least(small, text):
+def test_a_text_has_no_fewer_tokens_than_the_least(small: Any, text: Any) -> None:
     assert small.least_tokens(text) <= len(small.encode(text))
     assert small.least_tokens(text) <= len(small.encode(text, specials=True))
 
 
-def test_the_least_is_as_if_every_token_were_the_longest(small):
+def test_the_least_is_as_if_every_token_were_the_longest(small: Any) -> None:
     longest = max((small.token_bytes(id) for id in range(small.vocab_size)), key=len)
     text = "a" * len(longest) * 1000
     assert small.least_tokens(text) == 1000
@@ -232,7 +238,7 @@ def test_the_least_is_as_if_every_token_were_the_longest(small):
     assert small.least_tokens("") == 0
 
 
-def test_nfc_shrinks_no_text_further_than_is_told():
+def test_nfc_shrinks_no_text_further_than_is_told() -> None:
     """Every character as the longest spelling of the characters that it decomposes into."""
     spelled = {}
     for char in map(chr, (*range(0xD800), *range(0xE000, 0x30000))):
@@ -245,8 +251,8 @@ def test_nfc_shrinks_no_text_further_than_is_told():
 
 
 @pytest.mark.parametrize("stop", ["a" * 20_000 + "b", "ab" * 10_000 + "c"])
-def test_long_stop_strings_are_watched_in_linear_time(stop):
-    def watch(pushes):
+def test_long_stop_strings_are_watched_in_linear_time(stop: Any) -> None:
+    def watch(pushes: Any) -> None:
         stops = StopStrings([stop, stop[1:]])
         for text in pushes:
             stops.push(text)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -40,30 +42,30 @@ MESSAGES = [
 ]
 
 
-def with_template(folder, source):
+def with_template(folder: Path, source: str) -> Tokenizer:
     return Tokenizer(dataclasses.replace(read(folder), chat_template=source))
 
 
 @pytest.fixture(scope="session")
-def later(small_folder) -> Tokenizer:
+def later(small_folder: Path) -> Tokenizer:
     return with_template(small_folder, TEMPLATE)
 
 
-def written(tokenizer, parts, writer):
+def written(tokenizer: Tokenizer, parts: list[tuple[str, list[Any]]], writer: str) -> list[str]:
     """The texts that one writer wrote, without a break in each."""
     groups = itertools.groupby((part for part in parts if part[1]), key=lambda part: part[0])
     runs = ([id for _, ids in group for id in ids] for who, group in groups if who == writer)
     return [tokenizer.decode(ids) for ids in runs]
 
 
-def test_parts_are_the_rendered_template(later):
+def test_parts_are_the_rendered_template(later: Tokenizer) -> None:
     tools = [CALL]
     parts = transcript(later, MESSAGES, tools)
     ids = [id for _, part in parts for id in part]
     assert ids == render(later, MESSAGES, tools=tools, add_generation_prompt=False)
 
 
-def test_who_wrote_what(later):
+def test_who_wrote_what(later: Tokenizer) -> None:
     parts = transcript(later, MESSAGES)
     assert written(later, parts, "answer") == [
         'yes<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call><|im_end|>\n',
@@ -82,7 +84,7 @@ def test_who_wrote_what(later):
     )
 
 
-def test_a_token_that_begins_before_the_answer_is_not_learnt(small_folder):
+def test_a_token_that_begins_before_the_answer_is_not_learnt(small_folder: Path) -> None:
     """The newline of the opening and those of the answer can be one token."""
     source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}{% endfor %}"
     plain = with_template(small_folder, source)
@@ -102,7 +104,9 @@ hostile = st.lists(st.sampled_from([*fragments, "<think>", "|im_end|>"])).map(""
 
 @settings(max_examples=200, deadline=None)
 @given(system=hostile, user=hostile, result=hostile)
-def test_nobody_else_can_write_an_answer(later, system, user, result):
+def test_nobody_else_can_write_an_answer(
+    later: Tokenizer, system: str, user: str, result: str
+) -> None:
     messages = [
         {"role": "system", "content": system},
         {"role": "user", "content": user},
@@ -113,32 +117,32 @@ def test_nobody_else_can_write_an_answer(later, system, user, result):
     assert written(later, parts, "answer") == ["yes<|im_end|>\n"]
 
 
-def test_an_answer_may_look_like_its_own_opening(later):
+def test_an_answer_may_look_like_its_own_opening(later: Tokenizer) -> None:
     said = {"role": "assistant", "content": "<tool_call>assistant\nx</tool_call>\n"}
     parts = transcript(later, [said, MESSAGES[1]])
     assert written(later, parts, "answer") == [said["content"] + "<|im_end|>\n"]
 
 
-def test_a_newline_elsewhere_is_text(small_folder):
+def test_a_newline_elsewhere_is_text(small_folder: Path) -> None:
     source = "{{ '\\n' }}{% for m in messages %}{{ '<|im_start|>\\n<|im_end|>' }}{% endfor %}"
     parts = transcript(with_template(small_folder, source), MESSAGES[1:2])
     assert [who for who, _ in parts] == ["text", "control", "text", "control"]
 
 
-def test_a_template_that_is_not_chatml_is_refused(small_folder):
+def test_a_template_that_is_not_chatml_is_refused(small_folder: Path) -> None:
     other = with_template(small_folder, "{% for m in messages %}[{{ m.content }}]{% endfor %}")
     with pytest.raises(ValueError, match="got 0 of 2 answers behind"):
         transcript(other, MESSAGES)
 
 
-def test_without_a_template_it_is_the_prompt_of_v1_and_the_answer(small):
+def test_without_a_template_it_is_the_prompt_of_v1_and_the_answer(small: Tokenizer) -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ids = [id for _, part in transcript(small, messages) for id in part]
     answer = [*small.encode("b"), small.specials["<|im_end|>"], *small.encode("\n")]
     assert ids == prompt_ids(small, "a", system=DEFAULT_SYSTEM) + answer
 
 
-def test_without_a_template_control_tokens_in_messages_count(small):
+def test_without_a_template_control_tokens_in_messages_count(small: Tokenizer) -> None:
     parts = transcript(small, [{"role": "user", "content": "<|endoftext|>"}])
     assert small.end_of_text in [id for who, part in parts for id in part if who == "text"]
 
@@ -153,6 +157,8 @@ def test_without_a_template_control_tokens_in_messages_count(small):
         ([MESSAGES[1], MESSAGES[0]], None, "got the roles system, user, system; without"),
     ],
 )
-def test_what_v1_cannot_express_is_refused(small, messages, tools, message):
+def test_what_v1_cannot_express_is_refused(
+    small: Tokenizer, messages: list[Any], tools: list[dict[str, Any]] | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         transcript(small, messages, tools)

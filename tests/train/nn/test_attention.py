@@ -2,11 +2,13 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,7 +23,9 @@ SHAPES = {  # heads, kv heads, head size, the lengths of a row's samples, paddin
 }
 
 
-def inputs(heads, kv_heads, size, lengths, padding):
+def inputs(
+    heads: int, kv_heads: int, size: int, lengths: tuple[Any, ...], padding: int
+) -> tuple[np.ndarray, ...]:
     """q, k, v, segments and a gradient of the output; two rows, the second one sample."""
     numbers = np.repeat(np.arange(len(lengths)) + 1, lengths)
     segments = np.stack([np.pad(numbers, (0, padding)), np.ones(sum(lengths) + padding, int)])
@@ -32,7 +36,9 @@ def inputs(heads, kv_heads, size, lengths, padding):
     return q, k, v, segments.astype(np.int32), dy
 
 
-def naive(q, k, v, segments, dy):
+def naive(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, segments: np.ndarray, dy: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """One query at a time in float64 -> y, and dq, dk, dv by the chain rule."""
     y, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
     scale, groups = q.shape[-1] ** -0.5, q.shape[2] // k.shape[2]
@@ -50,11 +56,19 @@ def naive(q, k, v, segments, dy):
     return y, dq, dk, dv
 
 
-def run(form, q, k, v, segments, dy, dtype=jnp.float32):
+def run(
+    form: Any,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    segments: np.ndarray,
+    dy: np.ndarray,
+    dtype: Any = jnp.float32,
+) -> list[np.ndarray]:
     q, k, v, dy = (jnp.asarray(x, dtype) for x in (q, k, v, dy))
 
     @jax.jit
-    def both(q, k, v, dy):
+    def both(q: Array, k: Array, v: Array, dy: Array) -> tuple[Array, Array, Array, Array]:
         y, pull = jax.vjp(lambda *x: form(*x, jnp.asarray(segments)), q, k, v)
         return y, *pull(dy)
 
@@ -63,14 +77,14 @@ def run(form, q, k, v, segments, dy, dtype=jnp.float32):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", FORMS, ids=["blocks", "splash"])
-def test_values_and_gradients(form, shape):
+def test_values_and_gradients(form: Any, shape: str) -> None:
     given = inputs(*SHAPES[shape])
     for got, want in zip(run(form, *given), naive(*given), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("form", FORMS, ids=["blocks", "splash"])
-def test_no_sample_sees_another(form):
+def test_no_sample_sees_another(form: Any) -> None:
     """Bit for bit: values and gradients outside a sample stay as they are, whatever is in it."""
     q, k, v, segments, dy = inputs(4, 2, 16, (70, 100, 40), 7)
     changed = segments == 2
@@ -85,7 +99,7 @@ def test_no_sample_sees_another(form):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=["blocks", "splash"])
-def test_sixteen_bit_inputs(form):
+def test_sixteen_bit_inputs(form: Any) -> None:
     """Products of bf16 in float32: an error of bf16's rounding, no more."""
     given = inputs(4, 2, 16, (40, 90), 3)
     rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in given[:3]]
@@ -95,7 +109,7 @@ def test_sixteen_bit_inputs(form):
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 4}, {"data": 2, "tensor": 4}], ids=str)
-def test_each_device_has_its_rows_and_heads(mesh):
+def test_each_device_has_its_rows_and_heads(mesh: dict[str, int]) -> None:
     q, k, v, segments, _ = inputs(8, 4, 16, (20, 30), 0)
     mesh = make_mesh(**mesh)
     place = lambda *axes: NamedSharding(mesh, P(*axes))
@@ -110,14 +124,14 @@ def test_each_device_has_its_rows_and_heads(mesh):
     np.testing.assert_allclose(program(*put, ids), want, atol=1e-6)
 
 
-def test_key_heads_that_do_not_divide_are_on_every_device():
+def test_key_heads_that_do_not_divide_are_on_every_device() -> None:
     q, k, v, segments, _ = inputs(8, 2, 16, (20, 30), 0)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     got = attention.attend(*arrays, segments, make_mesh(data=2, tensor=4))
     np.testing.assert_allclose(got, attention.attend(*arrays, segments, None), atol=1e-6)
 
 
-def test_nothing_is_kept_for_the_backward_pass_but_what_the_scores_come_from():
+def test_nothing_is_kept_for_the_backward_pass_but_what_the_scores_come_from() -> None:
     q, k, v, segments, _ = inputs(4, 2, 16, (600,), 0)
     _, pull = jax.vjp(lambda *x: attention.blocks(*x, segments), *map(jnp.asarray, (q, k, v)))
     kept = {x.shape for x in jax.tree.leaves(pull) if hasattr(x, "shape")}
@@ -135,14 +149,14 @@ def test_nothing_is_kept_for_the_backward_pass_but_what_the_scores_come_from():
         ("cpu", "bfloat16", "blocks"),
     ],
 )
-def test_which_form_runs_where(platform, dtype, wanted):
+def test_which_form_runs_where(platform: str, dtype: str, wanted: str) -> None:
     assert attention.form(platform, jnp.dtype(dtype)).__name__ == wanted
 
 
 @pytest.mark.parametrize(
     ("platform", "target"), [("tpu", "tpu_custom_call"), ("cuda", "__cudnn$fmha")]
 )
-def test_lowers(platform, target, monkeypatch):
+def test_lowers(platform: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels, forward and backward, for devices that are not there."""
     # what jax asks of the installed cuDNN before it is used
     monkeypatch.setattr(

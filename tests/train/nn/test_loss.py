@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import Array
 
 from qwen_jax.data.examples import IGNORED
 from train.nn.loss import CHUNK, chunks, cross_entropy
 
 
-def whole(head, x, targets):
+def whole(head: Array, x: Array, targets: Array) -> Array:
     """With every logit there."""
     scores = jax.nn.log_softmax(jnp.einsum("BTD,VD->BTV", x, head))
     taken = jnp.take_along_axis(scores, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return -jnp.sum(jnp.where(targets == IGNORED, 0, taken))
 
 
-def example(seed: int = 0, vocab: int = 50):
+def example(seed: int = 0, vocab: int = 50) -> tuple[Array, Array, Array]:
     random = np.random.default_rng(seed)
     head, x = random.normal(size=(vocab, 16)), random.normal(size=(3, 12, 16))
     targets = random.integers(0, vocab, (3, 12))
@@ -27,7 +28,7 @@ def example(seed: int = 0, vocab: int = 50):
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 12])
-def test_value_and_gradients(pieces):
+def test_value_and_gradients(pieces: int) -> None:
     head, x, targets = example()
     got, pull = jax.vjp(lambda h, x: cross_entropy(h, x, targets, pieces), head, x)
     wanted, pull_whole = jax.vjp(lambda h, x: whole(h, x, targets), head, x)
@@ -36,14 +37,14 @@ def test_value_and_gradients(pieces):
         np.testing.assert_allclose(mine, theirs, atol=2e-6)
 
 
-def test_nothing_to_learn():
+def test_nothing_to_learn() -> None:
     head, x, targets = example()
     loss, pull = jax.vjp(lambda x: cross_entropy(head, x, jnp.full_like(targets, IGNORED), 2), x)
     assert loss == 0
     assert not np.any(pull(1.0)[0])
 
 
-def test_logits_are_never_whole():
+def test_logits_are_never_whole() -> None:
     """Of 4096 tokens and 32000 words they would take 500 MiB; so would their gradient."""
     shape = jax.ShapeDtypeStruct
     head, x = shape((32000, 8), jnp.float32), shape((1, 4096, 8), jnp.float32)
@@ -57,7 +58,7 @@ def test_logits_are_never_whole():
 
 @settings(deadline=None)
 @given(st.integers(1, 64), st.integers(1, 9000))
-def test_chunks_divide_the_length(rows, length):
+def test_chunks_divide_the_length(rows: int, length: int) -> None:
     pieces = chunks(rows, length)
     assert length % pieces == 0
     assert rows * length // pieces <= CHUNK or pieces == length

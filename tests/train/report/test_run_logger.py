@@ -6,6 +6,8 @@ import math
 import re
 import sys
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,17 +27,19 @@ METRICS = {
 CONFIG = Config.from_hf(V1)
 
 
-def made(folder, steps=10, done=0, work=1e9, log_every=1):
+def made(
+    folder: Path, steps: int = 10, done: int = 0, work: float = 1e9, log_every: int = 1
+) -> Any:
     return closing(RunLogger(folder, steps, done, work, log_every))
 
 
-def records(folder) -> list[dict]:
+def records(folder: Path) -> list[dict]:
     text = (folder / "log.jsonl").read_text("utf-8")
     strict = lambda name: pytest.fail(f"{name} is no JSON")
     return [json.loads(line, parse_constant=strict) for line in text.splitlines()]
 
 
-def test_an_object_a_step(tmp_path):
+def test_an_object_a_step(tmp_path: Path) -> None:
     with made(tmp_path) as told:
         told.step(1, METRICS)
         told.step(2, METRICS | {"loss": 1.5}, held_out=math.log(8))
@@ -58,7 +62,9 @@ def test_an_object_a_step(tmp_path):
     assert b"held_out_perplexity" in events.read_bytes()
 
 
-def test_going_on_replaces_what_is_made_again(tmp_path, monkeypatch):
+def test_going_on_replaces_what_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     purged, writer = [], tensorboardX.SummaryWriter
     note = lambda folder, purge_step: (
         purged.append(purge_step) or writer(folder, purge_step=purge_step)
@@ -76,14 +82,14 @@ def test_going_on_replaces_what_is_made_again(tmp_path, monkeypatch):
     assert purged == [1, 3]  # TensorBoard drops what lies beyond too
 
 
-def test_log_every_keeps_what_matters(tmp_path):
+def test_log_every_keeps_what_matters(tmp_path: Path) -> None:
     with made(tmp_path, log_every=4) as told:
         for step in range(1, 10):
             told.step(step, METRICS | {"skipped": int(step == 6)}, 1.0 if step == 7 else None)
     assert [record["step"] for record in records(tmp_path)] == [4, 6, 7, 8]
 
 
-def test_speed_counts_steps_alone(tmp_path, monkeypatch):
+def test_speed_counts_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 12.0, 20.0])
     monkeypatch.setattr(run_logger, "monotonic", lambda: next(clock))
     monkeypatch.setattr(run_logger.speed, "peak", lambda kind: 1e12)
@@ -101,7 +107,9 @@ def test_speed_counts_steps_alone(tmp_path, monkeypatch):
     assert told.step_seconds == pytest.approx((0.9 * 10 + 8) / 1.9)
 
 
-def test_lines_where_nothing_can_be_overwritten(tmp_path, capsys):
+def test_lines_where_nothing_can_be_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with made(tmp_path, steps=3) as told:
         for step in (1, 2, 3):
             told.step(step, METRICS)
@@ -112,7 +120,7 @@ def test_lines_where_nothing_can_be_overwritten(tmp_path, capsys):
     ]
 
 
-def test_one_line_on_a_terminal(tmp_path, monkeypatch):
+def test_one_line_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", screen)
@@ -130,7 +138,9 @@ def test_one_line_on_a_terminal(tmp_path, monkeypatch):
     assert "tokens/s  0% of the peak  " in second
 
 
-def test_only_one_process_writes(tmp_path, monkeypatch, capsys):
+def test_only_one_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with made(tmp_path) as told:
         told.step(1, METRICS)
@@ -139,7 +149,7 @@ def test_only_one_process_writes(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_picture(tmp_path):
+def test_the_picture(tmp_path: Path) -> None:
     log = [{"step": n, "loss": 3 / n} for n in range(1, 30)] + [{"step": 30, "loss": None}]
     plot.draw(log, tmp_path / "loss.png")
     plain = imread(tmp_path / "loss.png")
@@ -153,7 +163,7 @@ def test_the_picture(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_work_of_a_token():
+def test_work_of_a_token() -> None:
     """6 N in full, 4 N and little more with adapters, and attention."""
     weights = CONFIG.vocab * CONFIG.width + CONFIG.layers * (
         4 * CONFIG.width**2 + 3 * CONFIG.width * CONFIG.mlp
@@ -181,9 +191,9 @@ def test_work_of_a_token():
         ("cpu", None),
     ],
 )
-def test_peaks(kind, wanted):
+def test_peaks(kind: str, wanted: float | None) -> None:
     assert speed.peak(kind) == wanted
 
 
-def test_duration():
+def test_duration() -> None:
     assert [duration(s) for s in (5.4, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
