@@ -8,10 +8,13 @@ import subprocess
 import sys
 
 PARTS = ("load", "startup", "speed", "finetune", "perplexity", "serving", "serve_load")
-TINY = {"startup": ("--tiny", "--repeats", "1"), "speed": ("--tiny", "--rounds", "2")}
-TINY["finetune"] = ("--tiny", "--rounds", "2")
-TINY["serving"] = ("--tiny", "--rounds", "1")
-TINY["serve_load"] = ("--requests", "40", "--mixed", "20")
+TINY = {
+    "startup": ("--tiny", "--repeats", "1"),
+    "speed": ("--tiny", "--rounds", "2"),
+    "finetune": ("--tiny", "--rounds", "2"),
+    "serving": ("--tiny", "--rounds", "1"),
+    "serve_load": ("--requests", "40", "--mixed", "20"),
+}
 
 
 def main(arguments: list[str]) -> int:

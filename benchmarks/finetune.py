@@ -9,7 +9,6 @@ each takes its turn in every round. Writes benchmarks/results/finetune_cpu.json.
 
 import contextlib
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -85,7 +84,7 @@ def main(tiny: bool = False, rounds: int = 7, folder: Path | None = None) -> Non
             "rounds": rounds,
             "cases": results,
         }
-        print(record.write("finetune_cpu", content), file=sys.stderr)
+        record.write("finetune_cpu", content)
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.support import chips
 from benchmarks.support.chips import HBM, MODELS, local
@@ -37,7 +37,7 @@ class Case:
     topology: str
     mesh: dict[str, int]
     rows: int  # of a device at once
-    remat: str
+    remat: Literal["none", "dots", "full"]
     accumulate: int = 1  # so often before an update
     length: int = 2048
 
@@ -94,7 +94,7 @@ def _adapted(params: Any) -> Any:
     def change(_: str, layer: Any) -> LoraLinear:
         kernel = layer.kernel
         (out, inp), mesh = kernel.sharding.spec, kernel.sharding.mesh
-        put = lambda shape, *axes: jax.ShapeDtypeStruct(
+        put: Any = lambda shape, *axes: jax.ShapeDtypeStruct(
             shape, jnp.float32, sharding=NamedSharding(mesh, P(*axes))
         )
         a, b = put((64, kernel.shape[1]), None, inp), put((kernel.shape[0], 64), out, None)

@@ -30,6 +30,8 @@ URL = f"http://127.0.0.1:{PORT}"
 ASK = {"model": "demo", "prompt": "Hello", "seed": 3, "ignore_eos": True}
 LONG = ASK | {"max_tokens": 1900, "stream": True}
 
+Stream = tuple[str, str, int]  # what became of it, its text, and in how many pieces that came
+
 
 def config() -> dict[str, Any]:
     """The deployment's own file, but for the model, the port and the GPUs."""
@@ -46,7 +48,7 @@ def config() -> dict[str, Any]:
 
 
 @contextmanager
-def running() -> Iterator[subprocess.Popen]:
+def running() -> Iterator[subprocess.Popen[bytes]]:
     """`serve run` on a cluster of this machine alone, its replicas warm."""
     how = {"include_dashboard": False, "object_store_memory": 100_000_000}
     cluster = ray.init("local", num_cpus=4, **how)
@@ -54,7 +56,7 @@ def running() -> Iterator[subprocess.Popen]:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(yaml.safe_dump(config()))
         file.flush()
-        command = [Path(sys.executable).with_name("serve"), "run", file.name]
+        command = [str(Path(sys.executable).with_name("serve")), "run", file.name]
         process = subprocess.Popen(command, cwd=ROOT, env=environment)
         try:
             wait(lambda: process.poll() is not None or len(answering()) == 2)
@@ -96,8 +98,8 @@ def replicas() -> list[psutil.Process]:
     return [one for one in children if "ray::ServeReplica" in " ".join(one.cmdline()[:1])]
 
 
-async def stream(client: httpx.AsyncClient, begun: asyncio.Event) -> tuple[str, str, int]:
-    """What became of it, its text, and in how many pieces that came; begun: set at the first."""
+async def stream(client: httpx.AsyncClient, begun: asyncio.Event) -> Stream:
+    """begun: set when the first piece is here."""
     text, pieces, last = "", 0, ""
     try:
         async with client.stream("POST", "/v1/completions", json=LONG) as response:
@@ -116,7 +118,7 @@ async def stream(client: httpx.AsyncClient, begun: asyncio.Event) -> tuple[str, 
     return ("whole" if last == "[DONE]" else "broken off"), text, pieces
 
 
-async def streams(count: int, meanwhile: Callable[[], object] = lambda: None) -> list[tuple]:
+async def streams(count: int, meanwhile: Callable[[], object] = lambda: None) -> list[Stream]:
     """So many at once; meanwhile: done when all are under way."""
     begun = [asyncio.Event() for _ in range(count)]
     async with httpx.AsyncClient(base_url=URL, timeout=120) as client:
@@ -126,7 +128,7 @@ async def streams(count: int, meanwhile: Callable[[], object] = lambda: None) ->
         return await asyncio.gather(*tasks)
 
 
-def ends(found: list[tuple]) -> dict[str, int]:
+def ends(found: list[Stream]) -> dict[str, int]:
     return dict(collections.Counter(end for end, *_ in found))
 
 

@@ -148,9 +148,12 @@ def measure(
         native, gguf = write_native(hf, root / "native"), write_gguf(hf, root / "f16.gguf", "F16")
         python = (sys.executable, "-u")
         ours = (*python, "-m", "serve", "--model", str(native), "--port", "0", "--dtype", dtype)
-        ours += ("--slots", str(SLOTS), "--max-length", str(LENGTH))
+        sizes = ("--slots", str(SLOTS), "--max-length", str(LENGTH))
         numbers = (str(SLOTS), str(LENGTH), str(cores))
-        commands = {"qwen_jax": ours, "llama.cpp": (*python, "-c", RIVAL, str(gguf), *numbers)}
+        commands = {
+            "qwen_jax": ours + sizes,
+            "llama.cpp": (*python, "-c", RIVAL, str(gguf), *numbers),
+        }
         urls = {
             name: stack.enter_context(server(command, root / f"{name}.log"))
             for name, command in commands.items()

@@ -15,6 +15,7 @@ from qwen_jax.nn.model import Linear
 from qwen_jax.nn.quant import CODES, QuantLinear, encode, grid, group_size
 
 DAMP = 0.01  # of the mean second moment, as in the original
+Three = tuple[Array, Array, Array]
 
 
 def solve(linear: Linear, moments: Array, bits: int, group: int | None, symmetric: bool) -> Any:
@@ -29,7 +30,9 @@ def solve(linear: Linear, moments: Array, bits: int, group: int | None, symmetri
 
 
 @functools.partial(jax.jit, static_argnames=("bits", "size", "block", "symmetric"))
-def _solve(kernel: Array, moments: Array, bits: int, size: int, block: int, symmetric: bool):
+def _solve(
+    kernel: Array, moments: Array, bits: int, size: int, block: int, symmetric: bool
+) -> Three:
     """float32 codes [out in], scales and zeros [out groups]."""
     out, inputs = kernel.shape
     dead = jnp.diag(moments) == 0  # inputs that are always 0: their weights do not matter
@@ -40,7 +43,7 @@ def _solve(kernel: Array, moments: Array, bits: int, size: int, block: int, symm
         scales, zeros = grid(columns, bits, symmetric)
         return scales, jnp.zeros(out, jnp.int8) if zeros is None else zeros
 
-    def one_block(carry: tuple[Array, Array, Array], start: Array):
+    def one_block(carry: Three, start: Array) -> tuple[Three, Three]:
         kernel, scales, zeros = carry
         columns = jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1)
         fresh = by_group(columns)
@@ -71,11 +74,13 @@ def _factor(moments: Array) -> Array:
     return jnp.linalg.cholesky(inverse).T
 
 
-def _round_block(columns: Array, corner: Array, scales: Array, zeros: Array, bits: int):
+def _round_block(
+    columns: Array, corner: Array, scales: Array, zeros: Array, bits: int
+) -> tuple[Array, Array]:
     """columns [out block] -> codes, and what rounding lost for the columns after the block."""
     wide, offset = scales.astype(jnp.float32), zeros.astype(jnp.float32)
 
-    def one(i: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def one(i: int, carry: Three) -> Three:
         columns, codes, lost = carry
         column = columns[:, i]
         code = encode(column, wide, offset, bits)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ V1 = ("c_attn", "c_proj", "w1", "w2")
 def random_adapter(tensors: Tensors, settings: LoraConfig, seed: int = 0) -> Adapter:
     """Adapts every layer of a checkpoint that the settings choose; float32."""
     random = np.random.default_rng(seed)
-    draw = lambda *shape: random.normal(0, 0.3, shape).astype(np.float32)
+    draw = lambda *shape: np.asarray(random.normal(0, 0.3, shape), np.float32)
     deltas, saved = {}, {}
     for name, tensor in tensors.items():
         module = name.rpartition(".")[0]
@@ -30,7 +31,9 @@ def random_adapter(tensors: Tensors, settings: LoraConfig, seed: int = 0) -> Ada
 
 def merged(tensors: Tensors, adapter: Adapter) -> Tensors:
     """The checkpoint with the adapter in its weights, float64."""
-    made = {name: tensor.astype(np.float64) for name, tensor in (tensors | adapter.saved).items()}
+    made = {
+        name: tensor.astype(np.float64) for name, tensor in {**tensors, **adapter.saved}.items()
+    }
     for module, (a, b) in adapter.deltas.items():
         product = b.astype(np.float64) @ a.astype(np.float64)
         made[module + ".weight"] += adapter.settings.scale_of(module) * product
@@ -51,6 +54,6 @@ def assert_same(got: Adapter, wanted: Adapter) -> None:
 
 
 def plain(settings: LoraConfig) -> LoraConfig:
-    order = lambda names: names if isinstance(names, str) else tuple(sorted(names))
+    order: Any = lambda names: names if isinstance(names, str) else tuple(sorted(names))
     saved = order(settings.modules_to_save)
     return dataclasses.replace(settings, targets=order(settings.targets), modules_to_save=saved)

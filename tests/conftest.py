@@ -19,6 +19,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy: the reference's matrices are 
 # Tests that a shell starts in its background would have Ctrl-C ignored, and what they start too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+Golden = Callable[[str], Path]  # the fixture
+
 GOLDEN = Path(__file__).parent / "golden"
 SAME_WEIGHTS = {  # folders whose tensors are kept once, in another folder
     "modern/qwen25_yarn": "modern/qwen2_gqa",
@@ -28,7 +30,7 @@ SAME_WEIGHTS = {  # folders whose tensors are kept once, in another folder
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     """golden("v1/base") -> that folder of tests/golden, a whole checkpoint, safe to write to."""
     root = tmp_path_factory.mktemp("golden")
 
@@ -47,10 +49,10 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
     (tmp_path / "disk").mkdir()
-    line = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path / "disk"]
+    line = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path / "disk")]
     try:
         subprocess.run(line, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs the right to mount")
     yield tmp_path / "disk"
-    subprocess.run(["umount", tmp_path / "disk"], check=True)
+    subprocess.run(["umount", str(tmp_path / "disk")], check=True)

@@ -18,7 +18,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def reference_logits(
-    config: dict,
+    config: dict[str, Any],
     tensors: Tensors,
     ids: list[int],
     prompt_length: int | None = None,
@@ -35,7 +35,7 @@ def reference_logits(
     return model(config, weight, np.asarray(ids), prompt_length or len(ids), stored)
 
 
-def greedy(config: dict, tensors: Tensors, ids: list[int], n: int) -> list[int]:
+def greedy(config: dict[str, Any], tensors: Tensors, ids: list[int], n: int) -> list[int]:
     """`ids` and the `n` most likely tokens after them, one at a time."""
     prompt_length, ids = len(ids), list(ids)
     for _ in range(n):
@@ -193,7 +193,7 @@ def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 # --- checkpoints ------------------------------------------------------------------------------
-def read_checkpoint(folder: Path) -> tuple[dict, Tensors]:
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
     """config.json and the tensors of every shard of a Hugging Face folder."""
     tensors: Tensors = {}
     for shard in sorted(folder.glob("model*.safetensors")):
@@ -201,14 +201,14 @@ def read_checkpoint(folder: Path) -> tuple[dict, Tensors]:
     return json.loads((folder / "config.json").read_text()), tensors
 
 
-def write_checkpoint(folder: Path, config: dict, tensors: Tensors) -> None:
+def write_checkpoint(folder: Path, config: dict[str, Any], tensors: Tensors) -> None:
     """A Hugging Face folder with one shard."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def random_checkpoint(config: dict, seed: int) -> Tensors:
+def random_checkpoint(config: dict[str, Any], seed: int) -> Tensors:
     """float32 tensors with the family's Hugging Face names, large enough to make logits differ."""
     random = np.random.default_rng(seed)
     shapes = _first_shapes(config) if config["model_type"] == "qwen" else _modern_shapes(config)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tyro
@@ -17,6 +16,7 @@ from train.settings import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 PODS = ROOT / "docs/pods"
+NUMBER = random.randrange(4096)  # of a job; jax takes port 61440 and so many
 CONVERSATION = """[{"conversations": [
     {"from": "user", "value": "hi"}, {"from": "assistant", "value": "hello"}]}]"""
 SRUN = """#!/bin/bash
@@ -74,7 +74,7 @@ def test_jobset() -> None:
 def test_tpu_vm(tmp_path: Path, environment: dict[str, str]) -> None:
     """What it would run on every host."""
     executable(tmp_path / "bin/gcloud", RECORD.format(name=tmp_path / "gcloud"))
-    command = [PODS / "tpu-vm.sh", "train", "--seed", "7", "--system", "Be brief."]
+    command = [str(PODS / "tpu-vm.sh"), "train", "--seed", "7", "--system", "Be brief."]
     subprocess.run(command, env=environment | {"BUCKET": "b"}, check=True)
     remote = (tmp_path / "gcloud.log").read_text().splitlines()[-1]
     options = shlex.split(remote.partition(" -m train")[2])
@@ -83,38 +83,36 @@ def test_tpu_vm(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Any]:
+def slurm(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
     """Run the script as sbatch would, with two tasks on this machine; what was told scontrol."""
     executable(tmp_path / "bin/srun", SRUN)
     executable(tmp_path / "bin/scontrol", RECORD.format(name="scontrol"))
     executable(tmp_path / "bin/activate", "")
     (tmp_path / "chats.json").write_text(CONVERSATION)
-    number = random.randrange(4096)  # jax takes port 61440 and so many
-    tasks = {"NTASKS": 2, "STEP_NUM_TASKS": 2, "JOB_NUM_NODES": 1, "JOB_ID": number}
+    tasks = {"NTASKS": 2, "STEP_NUM_TASKS": 2, "JOB_NUM_NODES": 1, "JOB_ID": NUMBER}
     variables = {f"SLURM_{name}": str(value) for name, value in tasks.items()}
     variables |= {"SLURM_STEP_NODELIST": "localhost", "VENV": str(tmp_path), "MODEL": "demo"}
 
     def submit(*options: str) -> str:
-        command = ["bash", PODS / "slurm.sh", *options]
+        command = ["bash", str(PODS / "slurm.sh"), *options]
         subprocess.run(command, env=environment | variables, cwd=tmp_path, check=True)
         log = tmp_path / "scontrol.log"
         return log.read_text() if log.exists() else ""
 
-    submit.number = number
     return submit
 
 
 @pytest.mark.timeout(300)
-def test_slurm(tmp_path: Path, slurm: Callable[..., Any]) -> None:
+def test_slurm(tmp_path: Path, slurm: Callable[..., str]) -> None:
     """Two processes train, and leave what one would."""
     small = "--max-length 24 --batch-size 2 --steps 1 --rank 2"
     assert slurm(*small.split()) == ""
     assert (tmp_path / "runs/first/adapter/adapter_config.json").exists()
 
 
-def test_a_stopped_run_is_requeued(tmp_path: Path, slurm: Callable[..., Any]) -> None:
+def test_a_stopped_run_is_requeued(tmp_path: Path, slurm: Callable[..., str]) -> None:
     (tmp_path / "skip").touch()
-    assert slurm().split() == ["requeue", str(slurm.number)]
+    assert slurm().split() == ["requeue", str(NUMBER)]
 
 
 def test_unless_finished(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -138,7 +136,7 @@ def test_unless_finished_passes_sigterm_on(tmp_path: Path, environment: dict[str
         "#!/bin/bash\ntrap 'mkdir -p runs/x/model; exit' TERM\ntouch started\n"
         "while :; do sleep 0.1; done\n",
     )
-    script = [PODS / "unless-finished.sh", "--out=runs/x"]
+    script = [str(PODS / "unless-finished.sh"), "--out=runs/x"]
     process = subprocess.Popen(script, env=environment, cwd=tmp_path)
     while not (tmp_path / "started").exists():
         assert process.poll() is None

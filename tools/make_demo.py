@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -31,7 +32,7 @@ RANKS = 1058  # at most; the text decides
 WIDTH, LAYERS, HEADS, MLP = 128, 4, 4, 352
 STD = 0.08  # of random weights; with the released models' 0.02 so narrow a network learns slowly
 SEED = 20260120
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "method": "full",
     "dtype": "float32",
     "steps": 900,
@@ -162,7 +163,7 @@ def weights(vocab: int) -> dict[str, np.ndarray]:
 
 
 # --- settings ---------------------------------------------------------------------------------
-def config(vocab: int) -> dict:
+def config(vocab: int) -> dict[str, Any]:
     return {
         "architectures": ["QWenLMHeadModel"],
         "attn_dropout_prob": 0.0,
@@ -199,7 +200,7 @@ def config(vocab: int) -> dict:
     }
 
 
-def generation_config(end_of_text: int) -> dict:
+def generation_config(end_of_text: int) -> dict[str, Any]:
     return {
         "chat_format": "chatml",
         "eos_token_id": end_of_text,
@@ -213,7 +214,7 @@ def generation_config(end_of_text: int) -> dict:
     }
 
 
-def write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8", newline="\n")
 
 

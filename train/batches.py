@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grain  # type: ignore[import-untyped]
+import grain
 import numpy as np
 
 from qwen_jax.data.examples import IGNORED

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp  # type: ignore[import-untyped]
-from orbax.checkpoint.checkpoint_managers import (  # type: ignore[import-untyped]
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     BestN,
     LatestN,

@@ -9,7 +9,7 @@ from train.checkpoints import Checkpoints
 from train.feed import Feed
 from train.report.run_logger import RunLogger, say
 from train.settings import TrainConfig
-from train.step import Batch, Metrics, Trainer
+from train.step import Batch, Metrics, Trainer, TrainState
 from train.stop import Stop
 
 
@@ -56,7 +56,7 @@ class Loop:
                 self._save(None)
         return self.done == self.feed.steps
 
-    def restore(self, step: int):
+    def restore(self, step: int) -> TrainState:
         """The state after a step; the feed goes on behind it."""
         like, _, _ = self.trainer.abstract(self.feed.shape)
         state, position = self.checkpoints.restore(step, like)

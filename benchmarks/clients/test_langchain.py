@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 QUESTION = "Who are you?"
 
 
-@tool
+@tool  # type: ignore[untyped-decorator, unused-ignore]  # where langchain is not installed
 def weather(city: Literal["Paris", "Rome"]) -> str:
     """The weather in a city."""
     return f"It is sunny in {city}."

@@ -48,7 +48,7 @@ def evaluate(server: Any, tmp_path: Path) -> Any:
 @pytest.fixture(scope="module")
 def logprob() -> Any:
     """logprob(text) -> of each of its tokens after the first, by this package without a server."""
-    params = qwen_jax.load("demo")
+    params: Any = qwen_jax.load("demo")
 
     def compute(text: Any) -> Any:
         encode = params.assets.tokenizer.encode

@@ -11,7 +11,7 @@ import pytest
 
 from tools.recite import first_turns
 
-ASK = {"model": "demo", "messages": [{"role": "user", "content": "Who are you?"}]}
+ASK: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Who are you?"}]}
 TOOL = {
     "type": "function",
     "function": {
@@ -73,7 +73,7 @@ def test_stream_helper(client: Any) -> None:
 
 
 def test_a_stream_that_is_left_frees_its_slot(client: Any, server: Any) -> None:
-    options = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
+    options: dict[str, Any] = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
     with client.chat.completions.create(**ASK, stream=True, **options) as stream:
         next(iter(stream))
     before = 'qwen_requests_finished_total{reason="cancelled"}'

@@ -100,7 +100,7 @@ def write(
 ) -> None:
     """benchmarks/results/{name}_{platform}.json, with what it was compiled by."""
     plugin = {"gpu": ("jax-cuda13-plugin", "nvidia-cudnn-cu13"), "tpu": ("libtpu",)}[platform]
-    report = {"versions": record.versions("jax", "jaxlib", "flax", *plugin)}
+    report: dict[str, Any] = {"versions": record.versions("jax", "jaxlib", "flax", *plugin)}
     report |= {"environment": environment, **more, "results": results}
     record.write(f"{name}_{platform}", report)
 

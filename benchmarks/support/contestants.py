@@ -51,11 +51,11 @@ class Ours:
         from qwen_jax import Sampling
         from qwen_jax.decoding.completion import stream_completions
 
-        sampling = Sampling(**({"temperature": 0.0} | sampling))  # type: ignore[arg-type]
+        chosen = Sampling(**({"temperature": 0.0} | sampling))  # type: ignore[arg-type]
         clock = Clock()
         tokens: list[int] = []
         for (answer,) in stream_completions(
-            self.params, [ids], sampling, max_new_tokens=count, seed=0
+            self.params, [ids], chosen, max_new_tokens=count, seed=0
         ):
             clock.mark()
             tokens = answer.tokens
@@ -114,7 +114,7 @@ class Transformers:
         return clock.result(out[0, len(ids) :].tolist())
 
     def follow(self, ids: list[int], start: int) -> list[int]:
-        return self._scores(ids, start).argmax(-1).tolist()  # type: ignore[no-any-return]
+        return self._scores(ids, start).argmax(-1).tolist()
 
     def logits(self, ids: list[int], start: int, out: str) -> None:
         import numpy as np

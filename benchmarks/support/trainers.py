@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 from benchmarks.support.contestants import CORES, serve
 
@@ -20,7 +21,7 @@ class Ours:
     def __init__(self, model: str, dtype: str) -> None:
         self.model, self.dtype = model, dtype
 
-    def start(self, method: str, steps: int) -> None:
+    def start(self, method: Literal["lora", "full"], steps: int) -> None:
         import jax.numpy as jnp
 
         import qwen_jax
@@ -28,7 +29,7 @@ class Ours:
         from train.settings import TrainConfig
         from train.step import Recipe, Trainer
 
-        settings = TrainConfig(self.model, (), "", method)  # type: ignore[arg-type]
+        settings = TrainConfig(self.model, (), "", method)
         prepared = prepare(qwen_jax.load(self.model, dtype=self.dtype), settings)
         recipe = Recipe(steps, RATE, schedule="constant", warmup=0, remat="none")
         self.trainer = Trainer(prepared.params, prepared.trained, recipe, jnp.dtype(self.dtype))
@@ -44,7 +45,8 @@ class Ours:
         targets = np.roll(tokens, -1, axis=-1)
         targets[..., -1] = IGNORED
         positions = np.broadcast_to(np.arange(tokens.shape[-1], dtype=np.int32), tokens.shape)
-        batch = Batch(tokens, targets, positions, np.ones_like(tokens))
+        arrays: list[Any] = [tokens, targets, positions, np.ones_like(tokens)]
+        batch = Batch(*arrays)
         began = time.perf_counter()
         self.state, metrics = self.trainer.step(self.state, batch)
         loss = float(metrics.loss)

@@ -88,7 +88,9 @@ def _expect_adapter(folder: Path) -> None:
         )
 
 
-def _faults(settings: LoraConfig, matrices: dict, saved: dict) -> Iterator[str]:
+def _faults(
+    settings: LoraConfig, matrices: Mapping[str, Any], saved: Mapping[str, Any]
+) -> Iterator[str]:
     """What is wrong whatever the base."""
     if not matrices and not saved:
         yield f"{WEIGHTS} is empty"

@@ -64,7 +64,7 @@ class Weights:
 class Program:
     """A jitted function of Weights and more; integer weights want other compiler options."""
 
-    def __init__(self, function: Callable, **how: Any):
+    def __init__(self, function: Callable[..., Any], **how: Any):
         self.plain = jax.jit(function, **how)
         self.quantised = jax.jit(function, compiler_options=COMPILER_OPTIONS, **how)
 

@@ -148,7 +148,7 @@ def sample(
         logits = jnp.where(bits == 1, logits, -jnp.inf)
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    def draw():
+    def draw() -> Array:
         keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(settings.key), positions)
         drawn = pick(jax.nn.softmax(warp(logits, settings)), jax.vmap(jax.random.uniform)(keys))
         return jnp.where(settings.temperature > 0, drawn, best)
@@ -204,13 +204,13 @@ def warp(logits: Array, settings: SamplingArrays) -> Array:
     logits /= column(jnp.where(settings.temperature > 0, warmth, 1))
     drop = lambda keep: jnp.where(keep, logits, -jnp.inf)
 
-    def top_k():
+    def top_k() -> Array:
         budget = jnp.where(settings.top_k > 0, settings.top_k, jnp.inf)
         return drop(_within(logits, jnp.ones_like(logits), budget))
 
     logits = jax.lax.cond(jnp.any(settings.top_k > 0), top_k, lambda: logits)
 
-    def top_p():
+    def top_p() -> Array:
         budget = jnp.where(settings.top_p < 1, settings.top_p, jnp.inf)
         return drop(_within(logits, jax.nn.softmax(logits, axis=-1), budget))
 
@@ -252,7 +252,7 @@ def _within(logits: Array, weights: Array, budget: Array) -> Array:
     bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
     ordered = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))  # as floats compare
 
-    def halve(step, lowest):  # the smallest value with less than the budget above it
+    def halve(step: Array, lowest: Array) -> Array:  # the least value with less above it
         half = jnp.uint32(1) << (31 - step).astype(jnp.uint32)
         above = jnp.sum(jnp.where(ordered > (lowest + half - 1)[:, None], weights, 0), axis=-1)
         return jnp.where(above < budget, lowest, lowest + half)

@@ -24,7 +24,7 @@ class Store:
     scale: Array | None  # [B K S] float32 with int8 data
 
     @staticmethod
-    def empty(slots: int, heads: int, length: int, size: int, dtype) -> "Store":
+    def empty(slots: int, heads: int, length: int, size: int, dtype: Any) -> "Store":
         scale = jnp.zeros((slots, heads, length), jnp.float32) if dtype == jnp.int8 else None
         return Store(jnp.zeros((slots, heads, length, size), dtype), scale)
 

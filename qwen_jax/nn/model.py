@@ -28,7 +28,13 @@ LINEAR = "linear"  # marks what linear layers give: a training may keep that and
 class AttentionCache(Protocol):
     """What attention needs of a cache; see qwen_jax.nn.kv_cache."""
 
-    def attend(self, layer: int, q: Array, k: Array, v: Array, positions: Array) -> Any: ...
+    def attend(
+        self, layer: int, q: Array, k: Array, v: Array, positions: Array
+    ) -> tuple[Array, Any]: ...
+
+
+# what a block is called with beside x: positions, angles, query scale, cache, layer, config
+Setting = tuple[Array, tuple[Array, Array], Array | None, AttentionCache, int, Config]
 
 
 class LinearLayer(nnx.Module):
@@ -79,12 +85,13 @@ class Attention(nnx.Module):
     k_norm: RMSNorm | None
 
     @jax.named_scope("attention")
-    def __call__(self, x, positions, angles, query_scale, cache, layer, config: Config):
-        y, cache = self.mix(self.qkv(x), positions, angles, query_scale, cache, layer, config)
+    def __call__(self, x: Array, *setting: *Setting) -> tuple[Array, Any]:
+        y, cache = self.mix(self.qkv(x), *setting)
         return self.out(y), cache
 
-    def mix(self, qkv, positions, angles, query_scale, cache, layer, config: Config):
+    def mix(self, qkv: Array, *setting: *Setting) -> tuple[Array, Any]:
         """What `out` gets, from what `qkv` gives."""
+        positions, angles, query_scale, cache, layer, config = setting
         batch, length, _ = qkv.shape
         qkv = qkv.reshape(batch, length, config.kv_heads, -1, config.head_dim)
         q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
@@ -120,9 +127,8 @@ class Block(nnx.Module):
     mlp_norm: RMSNorm
     mlp: MLP
 
-    def __call__(self, x, positions, angles, query_scale, cache, layer, config: Config):
-        y = self.attn_norm(x)
-        y, cache = self.attn(y, positions, angles, query_scale, cache, layer, config)
+    def __call__(self, x: Array, *setting: *Setting) -> tuple[Array, Any]:
+        y, cache = self.attn(self.attn_norm(x), *setting)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache
 
@@ -138,7 +144,9 @@ class Qwen(nnx.Module):
     config: Config = nnx.static()
     assets: "Assets | None" = nnx.static()  # None: a bare network
 
-    def __call__(self, tokens, positions, prompt_lengths, cache: AttentionCache):
+    def __call__(
+        self, tokens: Array, positions: Array, prompt_lengths: Array, cache: AttentionCache
+    ) -> tuple[Array, Any]:
         """tokens and positions [B T], prompt_lengths [B] -> hidden states [B T D] and the cache.
 
         `logits` turns hidden states into scores; a prefill asks it for the last one only.
@@ -180,11 +188,11 @@ def _matmul(x: Array, kernel: Array) -> Array:
     return y.reshape(*x.shape[:-1], kernel.shape[0])
 
 
-def _matmul_forward(x: Array, kernel: Array):
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return _matmul(x, kernel), (x, kernel)
 
 
-def _matmul_backward(inputs: tuple[Array, Array], gradient: Array):
+def _matmul_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = inputs
     g = gradient.reshape(-1, kernel.shape[0]).astype(x.dtype)
     exact = {"preferred_element_type": jnp.float32}
@@ -220,7 +228,9 @@ def _rows(table: Array, tokens: Array) -> Array:
 
 
 # --- one description of the tree, for initialising, sharding and restoring -------------------
-Leaf = Callable[[tuple[int, ...], tuple[str | None, ...], str], Any]
+Shape = tuple[int, ...]
+Axes = tuple[str | None, ...]
+Leaf = Callable[[Shape, Axes, str], Any]
 
 
 def build(config: Config, leaf: Leaf) -> Qwen:
@@ -234,7 +244,9 @@ def build(config: Config, leaf: Leaf) -> Qwen:
     def norm(size: int, axis: str | None) -> RMSNorm:
         return RMSNorm(leaf((size,), (axis,), "ones"), c.norm_eps)
 
-    def linear(out, out_axis, inp, in_axis, kind="normal", bias=False) -> Linear:
+    def linear(
+        out: int, out_axis: str, inp: int, in_axis: str, kind: str = "normal", bias: bool = False
+    ) -> Linear:
         kernel = leaf((out, inp), (out_axis, in_axis), kind)
         return Linear(kernel, leaf((out,), (out_axis,), "zeros") if bias else None)
 
@@ -270,7 +282,7 @@ def init(config: Config, key: Array, dtype: Any = jnp.float32) -> Qwen:
     }
     keys = iter(jax.random.split(key, 16 * config.layers + 16))
 
-    def leaf(shape, axes, kind):
+    def leaf(shape: Shape, _: Axes, kind: str) -> Array:
         if kind in ("ones", "zeros"):
             return jnp.full(shape, float(kind == "ones"), dtype)
         return (jax.random.normal(next(keys), shape) * deviation[kind]).astype(dtype)

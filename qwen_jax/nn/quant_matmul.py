@@ -211,12 +211,15 @@ def _offsets(codes: Array, scales: Array, zeros: Array) -> Array:
 
 
 # --- the gradient -----------------------------------------------------------------------------
-def _forward(x: Array, codes: Array, scales: Array, zeros: Array | None):
+Kept = tuple[Array, Array, Array, Array | None]
+
+
+def _forward(x: Array, codes: Array, scales: Array, zeros: Array | None) -> tuple[Array, Kept]:
     like_x = jnp.zeros((0,), x.dtype)
     return product(x, codes, scales, zeros), (like_x, codes, scales, zeros)
 
 
-def _backward(kept, dy: Array):
+def _backward(kept: Kept, dy: Array) -> tuple[Array, None, None, None]:
     """What is kept between the two is integers; dy [M out] -> dx [M in]."""
     like_x, codes, scales, zeros = kept
     dtype = like_x.dtype

@@ -7,6 +7,7 @@ device: it costs memory, never a different result.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -14,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
-from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.model import Axes, Qwen, Shape
 from qwen_jax.nn.quant import Format, QuantLinear, build
 from qwen_jax.nn.tree import named_layers
 
@@ -28,7 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int | None = None, devices=None) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int | None = None, devices: Any = None) -> Mesh:
     """A mesh over all devices of all processes; `tensor` defaults to what the others leave."""
     devices = jax.devices() if devices is None else devices
     tensor = max(1, len(devices) // (data * fsdp)) if tensor is None else tensor
@@ -47,7 +48,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int | None = None, devices=N
 def spec(mesh: Mesh, axes: tuple[str | None, ...], counts: tuple[int, ...]) -> P:
     """The partition of an array with these logical axes; counts[i]: what axis i may be cut into."""
 
-    def cut(axis: str | None, count: int):
+    def cut(axis: str | None, count: int) -> tuple[str, ...] | None:
         names = RULES[axis] if axis else ()
         ways = math.prod(mesh.shape[name] for name in names)
         return names if ways > 1 and count % ways == 0 else None
@@ -58,7 +59,7 @@ def spec(mesh: Mesh, axes: tuple[str | None, ...], counts: tuple[int, ...]) -> P
 def shardings(config: Config, mesh: Mesh, formats: Mapping[str, Format] | None = None) -> Qwen:
     """The network's tree with a NamedSharding for every leaf; formats: of its quantised layers."""
 
-    def leaf(shape, axes, kind):
+    def leaf(shape: Shape, axes: Axes, kind: str) -> NamedSharding:
         # rows of heads are cut between key/value heads only, two int4 share a byte
         *counts, last = (
             math.gcd(config.kv_heads, n) if a == "heads" else n
@@ -75,7 +76,7 @@ def shardings(config: Config, mesh: Mesh, formats: Mapping[str, Format] | None =
     return made
 
 
-def mesh_of(tree) -> Mesh | None:
+def mesh_of(tree: Any) -> Mesh | None:
     """The mesh a tree's arrays lie on, None for arrays on one device."""
     for array in jax.tree.leaves(tree):
         sharding = getattr(array, "sharding", None)

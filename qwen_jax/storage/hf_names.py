@@ -16,7 +16,8 @@ import numpy as np
 from qwen_jax.config import Config
 
 HEAD = "lm_head.weight"
-Views = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Pair = tuple[np.ndarray, np.ndarray]
+Views = Callable[[np.ndarray, np.ndarray], Pair]
 
 
 @dataclass(frozen=True)
@@ -82,29 +83,29 @@ def is_harmless(tensor: str) -> bool:
     return bool(re.search(r"\.(attn\.masked_bias|rotary_emb\.inv_freq|attn\.bias)$", tensor))
 
 
-def _whole(config: Config, leaf: np.ndarray, tensor: np.ndarray):
+def _whole(config: Config, leaf: np.ndarray, tensor: np.ndarray) -> Pair:
     return leaf, tensor
 
 
-def _fused(config: Config, leaf: np.ndarray, tensor: np.ndarray):
+def _fused(config: Config, leaf: np.ndarray, tensor: np.ndarray) -> Pair:
     """c_attn: rows [3, N, H] there, [N, 3, H] here."""
     n, h = config.heads, config.head_dim
     return leaf.reshape(n, 3, h, -1).swapaxes(0, 1), tensor.reshape(3, n, h, -1)
 
 
-def _query(config: Config, leaf: np.ndarray, tensor: np.ndarray):
+def _query(config: Config, leaf: np.ndarray, tensor: np.ndarray) -> Pair:
     return _cut(config, leaf, tensor, slice(0, config.groups))
 
 
-def _key(config: Config, leaf: np.ndarray, tensor: np.ndarray):
+def _key(config: Config, leaf: np.ndarray, tensor: np.ndarray) -> Pair:
     return _cut(config, leaf, tensor, slice(config.groups, config.groups + 1))
 
 
-def _value(config: Config, leaf: np.ndarray, tensor: np.ndarray):
+def _value(config: Config, leaf: np.ndarray, tensor: np.ndarray) -> Pair:
     return _cut(config, leaf, tensor, slice(config.groups + 1, config.groups + 2))
 
 
-def _cut(config: Config, leaf: np.ndarray, tensor: np.ndarray, which: slice):
+def _cut(config: Config, leaf: np.ndarray, tensor: np.ndarray, which: slice) -> Pair:
     """Some of the G + 2 head-sized runs of rows of every key/value head."""
     cut = leaf.reshape(config.kv_heads, config.groups + 2, config.head_dim, -1)[:, which]
     return cut, tensor.reshape(cut.shape)

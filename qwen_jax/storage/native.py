@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+import orbax.checkpoint as ocp
 
 from qwen_jax.config import Config
 from qwen_jax.files import atomic, strict_json
@@ -35,6 +35,7 @@ FORMAT, VERSION = "qwen_jax", 1
 MANIFEST, WEIGHTS = "manifest.json", "weights"
 CHUNK = 16 << 20  # bytes: devices that want a part of an array read little else, in few requests
 T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def mismatches(wanted: Mapping[str, tuple], got: Mapping[str, tuple]) -> list[str]:
+def mismatches(wanted: Shapes, got: Shapes) -> list[str]:
     """What differs between two tables of names and shapes."""
     missing = [f"{name} {list(wanted[name])} is missing" for name in wanted if name not in got]
     extra = [f"{name} is unknown to this network" for name in got if name not in wanted]

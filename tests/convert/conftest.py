@@ -10,6 +10,11 @@ import ml_dtypes  # noqa: F401  teaches NumPy, and so safetensors, bfloat16
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.conftest import Golden
+
+Copy = Callable[..., Path]  # the fixtures
+Edit = Callable[..., None]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "big: takes minutes and 20 GB of disk; run with -m big")
@@ -21,7 +26,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def checkpoint(golden: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
+def checkpoint(golden: Golden, tmp_path: Path) -> Copy:
     """checkpoint("v1/base", key=value) -> a copy to break; the values change its config.json."""
 
     def copy(name: str, **changes: Any) -> Path:
@@ -34,7 +39,7 @@ def checkpoint(golden: Callable[..., Any], tmp_path: Path) -> Callable[..., Path
 
 
 @pytest.fixture
-def edit() -> Callable[..., None]:
+def edit() -> Edit:
     """edit(file, name=array or None): change, add or drop tensors of a safetensors file."""
 
     def change(file: Path, **tensors: Any) -> None:

@@ -29,7 +29,11 @@ def awq_words(integers: np.ndarray) -> np.ndarray:
 
 
 def random_module(
-    random: np.random.Generator, out: int, inputs: int, quantization: dict, order: np.ndarray | None
+    random: np.random.Generator,
+    out: int,
+    inputs: int,
+    quantization: dict[str, Any],
+    order: np.ndarray | None,
 ) -> tuple[Tensors, np.ndarray]:
     """The tensors of a packed layer, and its weight, float32 [out in]."""
     bits, method = quantization["bits"], quantization["quant_method"]

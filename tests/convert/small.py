@@ -12,7 +12,7 @@ from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import tensor_views
 from tests.reference import read_checkpoint
 
-V1 = {
+V1: dict[str, Any] = {
     "model_type": "qwen",
     "vocab_size": 96,
     "hidden_size": 24,
@@ -24,7 +24,7 @@ V1 = {
     "rotary_emb_base": 10000,
     "seq_length": 64,
 }
-QWEN2 = {
+QWEN2: dict[str, Any] = {
     "model_type": "qwen2",
     "vocab_size": 96,
     "hidden_size": 24,

@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +12,17 @@ from safetensors.numpy import load_file, save_file
 
 import convert
 from qwen_jax import bundled
+from tests.conftest import Golden
+from tests.convert.conftest import Copy, Edit
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"
 
+Refuses = Callable[..., str]  # the fixture
+
 
 @pytest.fixture
-def refuses(tmp_path: Path) -> Callable[..., Any]:
+def refuses(tmp_path: Path) -> Refuses:
     """refuses(folder, *messages): one error has all of them; nothing new lies on the disk."""
 
     def check(folder: Path, *messages: str) -> str:
@@ -34,7 +37,7 @@ def refuses(tmp_path: Path) -> Callable[..., Any]:
     return check
 
 
-def test_truncated_shard(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
+def test_truncated_shard(checkpoint: Copy, refuses: Refuses) -> None:
     folder = checkpoint("v1/base")
     content = (folder / SECOND).read_bytes()
     (folder / SECOND).write_bytes(content[:-100])
@@ -43,15 +46,13 @@ def test_truncated_shard(checkpoint: Callable[..., Any], refuses: Callable[..., 
     refuses(folder, f"{SECOND} .*cut off in the header")
 
 
-def test_header_bomb(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
+def test_header_bomb(checkpoint: Copy, refuses: Refuses) -> None:
     folder = checkpoint("v1/base")
     (folder / FIRST).write_bytes((2**50).to_bytes(8, "little") + b"{}")
     refuses(folder, f"{FIRST} is cut off in the header")
 
 
-def test_every_problem_is_named(
-    checkpoint: Callable[..., Any], edit: Callable[..., Any], refuses: Callable[..., Any]
-) -> None:
+def test_every_problem_is_named(checkpoint: Copy, edit: Edit, refuses: Refuses) -> None:
     folder = checkpoint("v1/bf16")
     edit(
         folder / "model.safetensors",
@@ -71,37 +72,31 @@ def test_every_problem_is_named(
     )
 
 
-def test_long_lists_are_cut(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
+def test_long_lists_are_cut(checkpoint: Copy, refuses: Refuses) -> None:
     message = refuses(checkpoint("v1/bf16", num_hidden_layers=40), "and [0-9]+ more")
     assert message.count("\n") < 25
 
 
-def test_parts_of_one_leaf_differ_in_dtype(
-    checkpoint: Callable[..., Any], edit: Callable[..., Any], refuses: Callable[..., Any]
-) -> None:
+def test_parts_of_one_leaf_differ_in_dtype(checkpoint: Copy, edit: Edit, refuses: Refuses) -> None:
     folder = checkpoint("modern/qwen2_gqa")
     name = "model.layers.0.self_attn.k_proj.bias"
     edit(folder / "model.safetensors", **{name: np.zeros(32, np.float16)})
     refuses(folder, f"{name}.* differ in dtype")
 
 
-def test_tensor_in_two_shards(
-    checkpoint: Callable[..., Any], edit: Callable[..., Any], refuses: Callable[..., Any]
-) -> None:
+def test_tensor_in_two_shards(checkpoint: Copy, edit: Edit, refuses: Refuses) -> None:
     folder = checkpoint("v1/base")
     name = "transformer.wte.weight"
     edit(folder / SECOND, **{name: load_file(folder / FIRST)[name]})
     refuses(folder, f"{name} is in {FIRST} and again in {SECOND}")
 
 
-def test_tensor_twice_in_one_header(
-    checkpoint: Callable[..., Any], refuses: Callable[..., Any]
-) -> None:
+def test_tensor_twice_in_one_header(checkpoint: Copy, refuses: Refuses) -> None:
     folder = checkpoint("v1/bf16")
     file = folder / "model.safetensors"
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")
-    entry = re.search(rb'"transformer.ln_f.weight":\{.*?\}', content)[0]
+    (entry,) = re.findall(rb'"transformer.ln_f.weight":\{.*?\}', content)
     header = content[8 : 8 + length].rstrip()[:-1] + b"," + entry + b"}"
     file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
     refuses(folder, "'transformer.ln_f.weight' twice")
@@ -120,9 +115,7 @@ def test_tensor_twice_in_one_header(
         ("model-9.safetensors", "No such file"),
     ],
 )
-def test_index(
-    checkpoint: Callable[..., Any], refuses: Callable[..., Any], place: int | str, message: str
-) -> None:
+def test_index(checkpoint: Copy, refuses: Refuses, place: int | str, message: str) -> None:
     folder = checkpoint("v1/base")
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["transformer.wte.weight"] = place
@@ -130,9 +123,7 @@ def test_index(
     refuses(folder, message)
 
 
-def test_index_without_a_tensor(
-    checkpoint: Callable[..., Any], refuses: Callable[..., Any]
-) -> None:
+def test_index_without_a_tensor(checkpoint: Copy, refuses: Refuses) -> None:
     folder = checkpoint("v1/base")
     index = json.loads((folder / INDEX).read_text())
     del index["weight_map"]["transformer.wte.weight"]
@@ -141,15 +132,13 @@ def test_index_without_a_tensor(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 1}'])
-def test_index_of_another_form(
-    checkpoint: Callable[..., Any], refuses: Callable[..., Any], content: str
-) -> None:
+def test_index_of_another_form(checkpoint: Copy, refuses: Refuses, content: str) -> None:
     folder = checkpoint("v1/base")
     (folder / INDEX).write_text(content)
     refuses(folder, INDEX)
 
 
-def test_config(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
+def test_config(checkpoint: Copy, refuses: Refuses) -> None:
     refuses(checkpoint("v1/base", rotary_style="new"), "unknown keys .'rotary_style'.")
     refuses(checkpoint("v1/bf16", model_type="llama"), "model_type 'llama'")
     folder = checkpoint("modern/qwen3")
@@ -159,36 +148,32 @@ def test_config(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> 
     refuses(folder, "config.json")
 
 
-def test_generation_config(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
+def test_generation_config(checkpoint: Copy, refuses: Refuses) -> None:
     folder = checkpoint("v1/bf16")
     (folder / "generation_config.json").write_text('{"do_sample": true, "top_p": 7}')
     refuses(folder, "generation_config.json cannot be read: .*top_p is 7")
 
 
-def test_tokenizer_of_another_checkpoint(
-    checkpoint: Callable[..., Any], refuses: Callable[..., Any]
-) -> None:
+def test_tokenizer_of_another_checkpoint(checkpoint: Copy, refuses: Refuses) -> None:
     folder = checkpoint("v1/bf16")  # 512 rows; the demo's tokens are 1266
     shutil.copy(bundled.CHECKPOINT / "qwen.tiktoken", folder)
     refuses(folder, "tokenizer's ids reach 1265, the embedding has 512 rows")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "a.pt"])
-def test_pickles(checkpoint: Callable[..., Any], refuses: Callable[..., Any], name: str) -> None:
+def test_pickles(checkpoint: Copy, refuses: Refuses, name: str) -> None:
     folder = checkpoint("v1/bf16")
     (folder / "model.safetensors").rename(folder / name)
     refuses(folder, f"{name} is a pickle", "safe_serialization=True")
 
 
-def test_no_weights(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
+def test_no_weights(checkpoint: Copy, refuses: Refuses) -> None:
     folder = checkpoint("v1/bf16")
     (folder / "model.safetensors").unlink()
     refuses(folder, "there is no model.safetensors")
 
 
-def test_not_a_checkpoint(
-    tmp_path: Path, refuses: Callable[..., Any], golden: Callable[..., Any]
-) -> None:
+def test_not_a_checkpoint(tmp_path: Path, refuses: Refuses, golden: Golden) -> None:
     refuses(tmp_path / "nothing", "there is no folder", "Qwen/Qwen-7B")
     (tmp_path / "file").write_text("")
     refuses(tmp_path / "file", "is a file")
@@ -198,20 +183,20 @@ def test_not_a_checkpoint(
         convert.to_hf(golden("v1/bf16"), tmp_path / "back")
 
 
-def test_git_lfs_pointer(checkpoint: Callable[..., Any], refuses: Callable[..., Any]) -> None:
+def test_git_lfs_pointer(checkpoint: Copy, refuses: Refuses) -> None:
     folder = checkpoint("v1/bf16")
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     refuses(folder, "git lfs pull")
 
 
-def test_links_of_a_hub_cache_are_followed(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_links_of_a_hub_cache_are_followed(golden: Golden, tmp_path: Path) -> None:
     (tmp_path / "snapshot").mkdir()
     for file in golden("v1/base").iterdir():
         (tmp_path / "snapshot" / file.name).symlink_to(file)
     assert convert.to_native(tmp_path / "snapshot", tmp_path / "out", verify=True).is_dir()
 
 
-def test_verify_finds_one_wrong_bit(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_verify_finds_one_wrong_bit(golden: Golden, tmp_path: Path) -> None:
     source = shutil.copytree(golden("v1/bf16"), tmp_path / "hf")
     out = convert.to_native(source, tmp_path / "out")
     assert convert.to_native(source, out, verify=True) == out

@@ -11,12 +11,13 @@ from convert.calibration import HELD, LENGTH, ROWS, Sheet, read_sheets
 from qwen_jax.bundled import CHECKPOINT
 from qwen_jax.text import chatml
 from qwen_jax.text.tokenizer import Tokenizer
+from tests.assets import read_tokenizer
 from tools.make_demo import CHATS
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.load(CHECKPOINT)
+    return read_tokenizer(CHECKPOINT)
 
 
 def chats(*pairs: tuple[str, str]) -> list[list[dict[str, Any]]]:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 import convert
 from convert.__main__ import main
+from tests.conftest import Golden
 from tests.convert.small import assert_same_files
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +28,8 @@ runpy.run_module("convert", run_name="__main__")
 
 
 def command(
-    *arguments: str | Path, start: tuple[str, str] = ("-m", "convert"), **options: Path
-) -> subprocess.CompletedProcess:
+    *arguments: str | Path, start: tuple[str, str] = ("-m", "convert"), **options: Any
+) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, *start, *map(str, arguments)]
     return subprocess.run(
         line, capture_output=True, text=True, env=environment(), check=False, **options
@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def test_there_and_back(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_there_and_back(golden: Golden, tmp_path: Path) -> None:
     source = golden("v1/base")
     run = command("--hf", source, "--out", "native", "--verify", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
@@ -98,12 +98,12 @@ def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
         assert list(small_disk.iterdir()) == []
 
 
-def test_control_c(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_control_c(golden: Golden, tmp_path: Path) -> None:
     """Interrupted before it has read everything, it says so in one line."""
     fifo = tmp_path / "hf"
     fifo.mkdir()
     os.mkfifo(fifo / "config.json")  # reading waits for a writer that never comes
-    line = [sys.executable, "-m", "convert", "--hf", fifo, "--out", tmp_path / "out"]
+    line = [sys.executable, "-m", "convert", "--hf", str(fifo), "--out", str(tmp_path / "out")]
     with (
         subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment()) as process,
         (fifo / "config.json").open("wb"),  # opens when the other end is open

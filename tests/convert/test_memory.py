@@ -62,7 +62,8 @@ def peak_anonymous(command: list[str]) -> tuple[int, str]:
             time.sleep(0.01)
         process.kill()
         assert process.returncode == 0
-        return peak, process.stdout.read()
+        output, _ = process.communicate()
+        return peak, output
 
 
 def check(folder: Path, limit: float, **sizes: int) -> None:

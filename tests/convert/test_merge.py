@@ -19,8 +19,9 @@ from qwen_jax.nn.lora import fuse
 from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import tensor_views
 from tests.adapters import MODERN, V1, merged, random_adapter
+from tests.conftest import Golden
 from tests.convert import small
-from tests.reference import random_checkpoint, read_checkpoint, write_checkpoint
+from tests.reference import Tensors, random_checkpoint, read_checkpoint, write_checkpoint
 
 CONFIGS = {"v1": small.V1, "qwen2": small.QWEN2, "tied": small.QWEN3}
 SETTINGS = {
@@ -29,12 +30,14 @@ SETTINGS = {
     "tied": LoraConfig(3, 2.0, ("q_proj", "down_proj")),
 }
 
+Made = Callable[..., tuple[Tensors, Adapter]]  # the fixture
+
 
 @pytest.fixture
-def made(tmp_path: Path) -> Callable[..., Any]:
+def made(tmp_path: Path) -> Made:
     """made(name, dtype) -> a checkpoint's tensors, the adapter beside it in adapter/."""
 
-    def make(name: str, dtype: type[Any] = np.float32) -> tuple[dict[str, np.ndarray], Adapter]:
+    def make(name: str, dtype: type[Any] = np.float32) -> tuple[Tensors, Adapter]:
         tensors = {k: v.astype(dtype) for k, v in random_checkpoint(CONFIGS[name], seed=1).items()}
         write_checkpoint(tmp_path / "hf", CONFIGS[name], tensors)
         convert.to_native(tmp_path / "hf", tmp_path / "native")
@@ -46,7 +49,7 @@ def made(tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_float32(made: Callable[..., Any], tmp_path: Path, name: str) -> None:
+def test_float32(made: Made, tmp_path: Path, name: str) -> None:
     tensors, adapter = made(name)
     main(
         to_hf=str(tmp_path / "native"), out=str(tmp_path / "out"), adapter=str(tmp_path / "adapter")
@@ -62,7 +65,7 @@ def test_float32(made: Callable[..., Any], tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_as_fused(made: Callable[..., Any], tmp_path: Path, name: str) -> None:
+def test_as_fused(made: Made, tmp_path: Path, name: str) -> None:
     """What is exported is what `fuse` makes of the loaded network, to the last bit or two."""
     made(name)
     out = convert.to_hf(tmp_path / "native", tmp_path / "out", tmp_path / "adapter")
@@ -74,7 +77,7 @@ def test_as_fused(made: Callable[..., Any], tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
-def test_rounded_once(made: Callable[..., Any], tmp_path: Path, dtype: type[Any]) -> None:
+def test_rounded_once(made: Made, tmp_path: Path, dtype: type[Any]) -> None:
     tensors, adapter = made("qwen2", dtype)
     out = convert.to_hf(tmp_path / "native", tmp_path / "out", tmp_path / "adapter")
     for tensor, wanted in merged(tensors, adapter).items():
@@ -84,9 +87,7 @@ def test_rounded_once(made: Callable[..., Any], tmp_path: Path, dtype: type[Any]
         assert differ.mean() < 2e-3
 
 
-def test_golden_shards(
-    golden: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_golden_shards(golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The original's files: three shards and their index."""
     native = convert.to_native(golden("peft/base"), tmp_path / "native")
     capsys.readouterr()
@@ -109,7 +110,7 @@ def test_golden_shards(
     ],
 )
 def test_not_finite(
-    made: Callable[..., Any], tmp_path: Path, dtype: type[Any], value: float, message: str
+    made: Made, tmp_path: Path, dtype: type[Any], value: float, message: str
 ) -> None:
     _, adapter = made("v1", dtype)
     adapter.deltas["transformer.h.1.mlp.w1"][0][0, 0] = value
@@ -119,9 +120,7 @@ def test_not_finite(
     assert not list(tmp_path.glob("out*"))
 
 
-def test_misfits_leave_nothing(
-    made: Callable[..., Any], golden: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_misfits_leave_nothing(made: Made, golden: Golden, tmp_path: Path) -> None:
     made("qwen2")
     with pytest.raises(ValueError, match="does not fit this network, a qwen2 of 2 layers"):
         convert.to_hf(tmp_path / "native", tmp_path / "out", golden("peft/lora"))
@@ -135,7 +134,7 @@ def test_belongs_to_the_way_back() -> None:
         main(hf="demo", adapter="a")
 
 
-def test_one_leaf_at_a_time(made: Callable[..., Any], tmp_path: Path) -> None:
+def test_one_leaf_at_a_time(made: Made, tmp_path: Path) -> None:
     """The adapter stays in its file until a leaf asks for its part."""
     made("v1")
     adapter = peft.read(tmp_path / "adapter")

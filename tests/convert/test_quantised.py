@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,17 @@ from qwen_jax.nn import quant
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.tree import named_layers, named_leaves
 from qwen_jax.storage.hf_names import tensor_views
+from tests.conftest import Golden
 from tests.convert.quantised import random_module, random_quantised
 from tests.convert.small import assert_same_files
 from tests.reference import read_checkpoint, reference_logits
 
+Hf = dict[str, Any]
 GOLDEN = ("gptq4", "gptq8", "gptq4_actorder", "awq4")
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": False, "desc_act": False}
-AWQ = {"quant_method": "awq", "bits": 4, "group_size": 16, "zero_point": True, "version": "gemm"}
-V1 = {
+GPTQ: Hf = {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": False, "desc_act": False}
+AWQ: Hf = {"quant_method": "awq", "bits": 4, "group_size": 16, "zero_point": True}
+AWQ |= {"version": "gemm"}
+V1: Hf = {
     "model_type": "qwen",
     "vocab_size": 96,
     "hidden_size": 32,
@@ -72,7 +74,7 @@ def logits_error(params: Qwen, ids: list[list[int]] | np.ndarray, wanted: np.nda
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden(
-    golden: Callable[..., Any], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    golden: Golden, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = golden(f"quant/{name}")
     folder = convert.to_native(source, tmp_path / "native", verify=True)
@@ -90,7 +92,7 @@ def test_golden(
 
 
 def write(
-    folder: Path, config: dict, quantization: dict | None, tensors: dict[str, np.ndarray]
+    folder: Path, config: Hf, quantization: Hf | None, tensors: dict[str, np.ndarray]
 ) -> Path:
     folder.mkdir()
     raw = config | ({"quantization_config": quantization} if quantization else {})
@@ -245,7 +247,7 @@ def test_zeros_of_one_projection_alone(tmp_path: Path) -> None:
     packed |= {f"{module}.{name}": a for name, a in made.items()}
     plain |= {f"{module}.weight": weight}
     source = write(tmp_path / "hf", QWEN2, GPTQ, packed)
-    params = load(convert.to_native(source, tmp_path / "native", verify=True))
+    params: Any = load(convert.to_native(source, tmp_path / "native", verify=True))
     found = kernels(params, "qwen2")
     for name in ("q_proj", "k_proj", "v_proj"):
         name = f"model.layers.0.self_attn.{name}.weight"
@@ -254,7 +256,7 @@ def test_zeros_of_one_projection_alone(tmp_path: Path) -> None:
     assert_same_files(convert.to_hf(tmp_path / "native", tmp_path / "back"), source)
 
 
-def test_verify_finds_a_changed_code(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_verify_finds_a_changed_code(golden: Golden, tmp_path: Path) -> None:
     folder = convert.to_native(golden("quant/gptq4"), tmp_path / "native")
     config, tensors = read_checkpoint(golden("quant/gptq4"))
     tensors = {k: v.copy() for k, v in tensors.items()}

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from qwen_jax.nn.model import Linear, LinearLayer, Qwen
 from qwen_jax.nn.quant import dequantize, quantize
 from qwen_jax.nn.tree import named_layers, named_leaves
 from qwen_jax.storage import native
-from qwen_jax.text.tokenizer import Tokenizer
+from tests.assets import read_tokenizer
+from tests.conftest import Golden
 from tests.convert.test_quantised import kernels
 
 LAYERS = ("attn.qkv", "attn.out", "mlp.gate", "mlp.up", "mlp.down")
@@ -58,7 +58,8 @@ class Witness(LinearLayer):
 
 
 def test_stages_tell_what_layers_get(plain: Any) -> None:
-    block, seen = copy.deepcopy(plain.blocks[1]), []
+    block = copy.deepcopy(plain.blocks[1])
+    seen: list[np.ndarray] = []
     x = jax.random.normal(jax.random.key(0), (2, 24, plain.config.width))
     setting = quantizing._setting(x, jnp.array([24, 17]), plain.config)
     told = list(map(np.asarray, quantizing._stage_inputs(block, x, setting)))
@@ -83,9 +84,8 @@ def reference_gptq(
     least, top = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     for i in range(inputs):
         if i % group == 0:
-            scale, zero = quant.grid(jnp.asarray(w[:, i : i + group], jnp.float32), bits, symmetric)
-            scale = np.asarray(scale, np.float64)
-            zero = 0 if zero is None else np.asarray(zero, np.float64)
+            grid = quant.grid(jnp.asarray(w[:, i : i + group], jnp.float32), bits, symmetric)
+            scale, zero = (np.asarray(0 if x is None else x, np.float64) for x in grid)
         code = np.clip(np.round(w[:, i] / scale) + zero, least, top)
         made[:, i] = scale * (code - zero)
         lost = (w[:, i] - made[:, i]) / inverse[i, i]
@@ -163,7 +163,7 @@ def test_gptq_beats_rounding(
     assert len(report["layers"]) == 4 * len(LAYERS)
     for name, errors in report["layers"].items():
         assert 0 < errors["gptq"] < 0.8 * errors["nearest"], name
-    sheets, held = read_sheets(texts, Tokenizer.load(folder))
+    sheets, held = read_sheets(texts, read_tokenizer(folder))
     targets = [np.where(s.judged, s.ids, -1)[:, 1:] for s in held]
     judged = sum(int((t >= 0).sum()) for t in targets)
     seen = sum(int(s.lengths.sum()) for s in sheets)
@@ -184,7 +184,8 @@ def test_interrupted(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     settings = QuantizeOptions("gptq", 32, False, False)
     make = lambda out: convert.to_native("demo", out, quantize=settings, calibration=texts)
     whole = make(tmp_path / "whole")
-    real, written = native.write_piece, []
+    real = native.write_piece
+    written: list[str] = []
 
     def write(folder: Path, piece: str, arrays: dict[str, np.ndarray]) -> None:
         if len(written) == 2:
@@ -196,7 +197,12 @@ def test_interrupted(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "made")
     written[:] = ["again"]
-    monkeypatch.setattr(native, "write_piece", lambda *a: (written.append(a[1]), real(*a))[1])
+
+    def go_on(folder: Path, piece: str, arrays: dict[str, np.ndarray]) -> None:
+        written.append(piece)
+        real(folder, piece, arrays)
+
+    monkeypatch.setattr(native, "write_piece", go_on)
     again = make(tmp_path / "made")
     assert "blocks.1" not in written
     assert "blocks.2" in written
@@ -222,7 +228,7 @@ def test_to_hf_and_back(packing: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, wanted[name])
 
 
-def test_faults(golden: Callable[..., Any], texts: Path, tmp_path: Path) -> None:
+def test_faults(golden: Golden, texts: Path, tmp_path: Path) -> None:
     make = lambda method, group=16, source="demo", texts=texts, head=False: convert.to_native(
         source,
         tmp_path / "x",

@@ -1,7 +1,6 @@
 """Hugging Face -> native -> devices, and native -> Hugging Face: every bit survives."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ import convert
 from qwen_jax import bundled
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
+from tests.assets import assets_of, tokenizer_of
+from tests.conftest import Golden
+from tests.convert.conftest import Copy, Edit
 from tests.convert.small import QWEN2, QWEN3, V1, assert_holds, assert_same_files, random_params
 from tests.reference import random_checkpoint, read_checkpoint, write_checkpoint
 
@@ -24,7 +26,7 @@ SINGLE = "model.safetensors"
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden(
-    golden: Callable[..., Any], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    golden: Golden, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = golden(name)
     folder = convert.to_native(source, tmp_path / "native", verify=True)
@@ -38,8 +40,8 @@ def test_golden(
 def test_demo_has_a_tokenizer(tmp_path: Path) -> None:
     folder = convert.to_native("demo", tmp_path / "demo")
     params = load(folder)
-    assets = params.assets
-    assert assets.tokenizer.decode(assets.tokenizer.encode("Hello, 世界!")) == "Hello, 世界!"
+    assets, tokenizer = assets_of(params), tokenizer_of(params)
+    assert tokenizer.decode(tokenizer.encode("Hello, 世界!")) == "Hello, 世界!"
     assert (assets.model_type, assets.folder) == ("qwen", folder)
     back = convert.to_hf(folder, tmp_path / "back")
     for file in back.iterdir():
@@ -71,7 +73,7 @@ def test_other_configs(config: dict[str, Any], dtype: type[Any], tmp_path: Path)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["v1/base", "v1/bf16"])
 def test_dtype(
-    golden: Callable[..., Any],
+    golden: Golden,
     name: str,
     dtype: str,
     tmp_path: Path,
@@ -90,9 +92,7 @@ def test_dtype(
         assert total == sum(tensor.nbytes for tensor in tensors.values())
 
 
-def test_float16_overflow(
-    checkpoint: Callable[..., Any], edit: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_float16_overflow(checkpoint: Copy, edit: Edit, tmp_path: Path) -> None:
     source = checkpoint("v1/bf16")
     edit(source / "model.safetensors", **{"lm_head.weight": np.full((512, 64), 1e6, np.float32)})
     with pytest.raises(ValueError, match=r"lm_head.weight has values beyond float16's 65504"):
@@ -116,7 +116,7 @@ def test_head_that_repeats_the_embedding(tmp_path: Path) -> None:
 
 
 def test_tables_rebuilt_from_the_config_are_dropped(
-    checkpoint: Callable[..., Any], edit: Callable[..., Any], tmp_path: Path
+    checkpoint: Copy, edit: Edit, tmp_path: Path
 ) -> None:
     source = checkpoint("v1/bf16")
     wanted = load_file(source / SINGLE)

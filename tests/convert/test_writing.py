@@ -16,6 +16,8 @@ import convert
 from convert.source import PATTERNS, default_out
 from qwen_jax.checkpoint import load
 from qwen_jax.storage import native
+from tests.conftest import Golden
+from tests.convert.conftest import Copy
 from tests.convert.small import assert_holds
 
 
@@ -25,7 +27,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     original = native.write_piece
 
     def arrange(pieces: int, error: Any) -> list[Any]:
-        written = []
+        written: list[Any] = []
 
         def write(folder: Path, piece: str, arrays: dict[str, np.ndarray]) -> None:
             if len(written) == pieces:
@@ -39,7 +41,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return arrange
 
 
-def test_out_exists(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_out_exists(golden: Golden, tmp_path: Path) -> None:
     source = golden("v1/bf16")
     (tmp_path / "out").mkdir()
     for write in (convert.to_native, convert.to_hf):
@@ -51,7 +53,7 @@ def test_out_exists(golden: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_interrupted_conversion_goes_on(
-    golden: Callable[..., Any],
+    golden: Golden,
     tmp_path: Path,
     interrupted: Callable[..., Any],
     capsys: pytest.CaptureFixture[str],
@@ -78,7 +80,7 @@ def test_interrupted_conversion_goes_on(
 
 @pytest.mark.parametrize("change", ["dtype", "source", "rubbish"])
 def test_partial_of_another_conversion_is_replaced(
-    checkpoint: Callable[..., Any], tmp_path: Path, interrupted: Callable[..., Any], change: str
+    checkpoint: Copy, tmp_path: Path, interrupted: Callable[..., Any], change: str
 ) -> None:
     source = checkpoint("v1/base")
     interrupted(3, KeyboardInterrupt())
@@ -94,7 +96,7 @@ def test_partial_of_another_conversion_is_replaced(
 
 
 def test_errors_leave_nothing(
-    golden: Callable[..., Any], tmp_path: Path, interrupted: Callable[..., Any]
+    golden: Golden, tmp_path: Path, interrupted: Callable[..., Any]
 ) -> None:
     interrupted(3, RuntimeError("lightning"))
     with pytest.raises(RuntimeError, match="lightning"):
@@ -106,7 +108,7 @@ def test_errors_leave_nothing(
 
 
 def test_what_does_not_verify_is_not_kept(
-    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convert.native.is_same", lambda leaf, tensor: False)
     with pytest.raises(ValueError, match=r"embed differs from transformer\.wte\.weight"):
@@ -115,7 +117,7 @@ def test_what_does_not_verify_is_not_kept(
 
 
 def test_room_is_checked_first(
-    golden: Callable[..., Any],
+    golden: Golden,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     interrupted: Callable[..., Any],
@@ -129,7 +131,7 @@ def test_room_is_checked_first(
 
 
 def test_room_is_checked_on_the_way_back(
-    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = convert.to_native(golden("v1/bf16"), tmp_path / "native")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
@@ -138,7 +140,7 @@ def test_room_is_checked_on_the_way_back(
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_place_that_cannot_be_written(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_place_that_cannot_be_written(golden: Golden, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     made = convert.to_native(golden("v1/bf16"), tmp_path / "native")
     for write, source in ((convert.to_native, golden("v1/bf16")), (convert.to_hf, made)):
@@ -157,9 +159,7 @@ def test_default_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- hubs -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
-def test_hub(
-    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
+def test_hub(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     """Only weights in safetensors, configs and tokenizers are asked for: no pickle and no code."""
     calls = []
 

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer as Oracle
 from qwen_jax.text.tokenizer import Tokenizer
 from qwen_jax.text.vocabulary import PATTERN
 
+Data = Callable[..., Path]  # the fixture
+
 SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 
 SENTENCES = [
@@ -93,7 +95,7 @@ def oracle(small_folder: Path) -> Oracle:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Callable[..., Path]:
+def data(tmp_path: Path) -> Data:
     """data("chats.jsonl", item, item) -> such a file; a .json is a list, bytes are written raw."""
 
     def write(name: str, *items: Any) -> Path:

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import convert
-from qwen_jax.checkpoint import Assets, load
+from qwen_jax.assets import Assets
+from qwen_jax.checkpoint import load
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.nn.model import Qwen, build
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text.tokenizer import Tokenizer
+from tests.assets import assets_of
 from tests.qwen_jax.networks import QWEN3
 
 VOCAB = 416
@@ -61,7 +63,7 @@ def with_assets(params: Qwen, tokenizer: Tokenizer | None, **generation_config: 
 
 def with_defaults(params: Qwen, **changes: Any) -> Qwen:
     """The same checkpoint, had its makers wished to generate in another way."""
-    assets = params.assets
+    assets = assets_of(params)
     return replace(params, assets=replace(assets, defaults=replace(assets.defaults, **changes)))
 
 

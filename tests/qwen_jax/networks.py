@@ -1,6 +1,7 @@
 """Networks of the tests: Hugging Face tensors, golden or random, put together by the name table."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from qwen_jax.storage.hf_names import tensor_views
 from tests.reference import Tensors, read_checkpoint
 
 GREEDY = Sampling(temperature=0)
-V1 = {
+V1: dict[str, Any] = {
     "model_type": "qwen",
     "vocab_size": 96,
     "hidden_size": 32,
@@ -35,7 +36,7 @@ V1 = {
     "use_dynamic_ntk": True,
     "use_logn_attn": True,
 }
-QWEN2 = {
+QWEN2: dict[str, Any] = {
     "model_type": "qwen2",
     "vocab_size": 96,
     "hidden_size": 32,
@@ -50,11 +51,14 @@ QWEN2 = {
 QWEN3 = QWEN2 | {"model_type": "qwen3", "head_dim": 12, "tie_word_embeddings": False}
 
 
+structure: Callable[[Any], Any] = jax.tree.structure  # its own type has no ==
+
+
 @dataclass(frozen=True)
 class Network:
     """A checkpoint as it is on disk, and as a model."""
 
-    hf: dict
+    hf: dict[str, Any]
     tensors: Tensors
     params: Qwen
     outputs: Tensors  # golden.safetensors
@@ -69,7 +73,7 @@ def golden_network(folder: Path) -> Network:
     )
 
 
-def assemble(hf: dict, tensors: Tensors, dtype: Any = np.float32) -> Qwen:
+def assemble(hf: dict[str, Any], tensors: Tensors, dtype: Any = np.float32) -> Qwen:
     """The model whose tensors these are."""
     config = Config.from_hf(hf)
     tree = build(config, lambda shape, axes, kind: np.full(shape, np.nan, dtype))
@@ -86,7 +90,19 @@ def distance(got: Any, wanted: Any) -> float:
     return np.abs(np.asarray(got)[..., : wanted.shape[-1]] - wanted).max() / np.abs(wanted).max()
 
 
-def settings(sampling: Sampling = GREEDY, seed: int = 0, eos: tuple = ()) -> SamplingArrays:
+def cache_sizes(*jitted: Any) -> list[int]:
+    """How many programs each function has become."""
+    return [function._cache_size() for function in jitted]
+
+
+def temporary_bytes(program: Any) -> int:
+    """What a compiled program needs beside its inputs and outputs."""
+    return int(program.memory_analysis().temp_size_in_bytes)
+
+
+def settings(
+    sampling: Sampling = GREEDY, seed: int = 0, eos: tuple[Any, ...] = ()
+) -> SamplingArrays:
     return SamplingArrays.of(sampling, eos, seed)
 
 

@@ -25,15 +25,18 @@ from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage import native
 from qwen_jax.storage.hf_config import to_hf
+from tests.assets import assets_of, tokenizer_of
+from tests.conftest import Golden
 from tests.convert.small import QWEN2, QWEN3, V1, assert_holds, assert_same_params, random_params
 from tests.processes import joining
+from tests.qwen_jax.networks import structure
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 EIGHT_HEADS = QWEN2 | {"num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 64}
 
 
 @pytest.fixture(scope="module")
-def folder(golden: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A native checkpoint to read."""
     return convert.to_native(golden("v1/base"), tmp_path_factory.mktemp("native") / "base")
 
@@ -50,15 +53,13 @@ def test_save_and_load_fresh_parameters(config: dict[str, Any], tmp_path: Path) 
     save(params, tmp_path / "new")
     loaded = load(tmp_path / "new")
     assert_same_params(loaded, params)
-    assert loaded.assets.tokenizer is None
+    assert assets_of(loaded).tokenizer is None
     save(loaded, tmp_path / "again")
     assert_same_params(load(tmp_path / "again"), params)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["again", "new"]
 
 
-def test_the_files_of_a_checkpoint_go_with_it(
-    golden: Callable[..., Any], folder: Path, tmp_path: Path
-) -> None:
+def test_the_files_of_a_checkpoint_go_with_it(golden: Golden, folder: Path, tmp_path: Path) -> None:
     params = load(folder)
     doubled = jax.tree.map(lambda leaf: leaf * 2, params)
     save(doubled, tmp_path / "doubled")
@@ -98,19 +99,19 @@ def test_default_mesh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16, np.dtype("float32")])
-def test_dtype(golden: Callable[..., Any], folder: Path, dtype: Any) -> None:
+def test_dtype(golden: Golden, folder: Path, dtype: Any) -> None:
     assert_holds(load(folder, dtype=dtype), golden("v1/base"), dtype=jnp.dtype(dtype))
 
 
 def test_assets(folder: Path) -> None:
     params, again = load(folder), load(folder)
-    assert params.assets.folder == folder
+    assert assets_of(params).folder == folder
     assert hash(params.assets) != hash(again.assets)
-    assert jax.tree.structure(params) == jax.tree.structure(jax.tree.map(jnp.negative, params))
+    assert structure(params) == structure(jax.tree.map(jnp.negative, params))
 
 
 # --- refusals ---------------------------------------------------------------------------------
-def test_not_native(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_not_native(golden: Golden, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*python -m convert --hf"):
         load(tmp_path / "nothing")
     with pytest.raises(
@@ -214,8 +215,8 @@ def test_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_config_is_written_and_read(config: dict[str, Any]) -> None:
-    config = Config.from_hf(config)
-    assert Config.from_hf(json.loads(json.dumps(to_hf(config)))) == config
+    read = Config.from_hf(config)
+    assert Config.from_hf(json.loads(json.dumps(to_hf(read)))) == read
 
 
 def test_config_of_no_family() -> None:
@@ -228,11 +229,11 @@ def test_config_of_no_family() -> None:
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     params = load("demo")
-    assert params.assets.tokenizer.encode("Hello")
+    assert tokenizer_of(params).encode("Hello")
     assert_holds(params, bundled.CHECKPOINT)
     (kept,) = (tmp_path / "qwen_jax").iterdir()
     monkeypatch.setattr(subprocess, "run", None)  # the second time nothing is converted
-    assert load("demo").assets.folder == kept
+    assert assets_of(load("demo")).folder == kept
 
 
 PROCESS = (

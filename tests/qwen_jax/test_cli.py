@@ -1,6 +1,8 @@
 """The installed command: its words are the programs of `python -m`, called late."""
 
+import importlib
 import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -88,11 +90,11 @@ def test_another_package_of_the_same_name(
     fault: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     other = SimpleNamespace(origin=str(tmp_path / "train" / "__init__.py"))
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: other)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: other)
     said = fault("train")
     assert said.startswith(f"error: qwen-jax train needs the package train in {ROOT}, found it in ")
     assert str(tmp_path) in said
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "found it in nowhere" in fault("serve")
 
 
@@ -100,7 +102,7 @@ def test_an_extra_that_is_not_installed(fault: Any, monkeypatch: pytest.MonkeyPa
     def lost(name: str) -> None:
         raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
 
-    monkeypatch.setattr(cli.importlib, "import_module", lost)
+    monkeypatch.setattr(importlib, "import_module", lost)
     wanted = 'needs uvicorn, which is not installed; pip install "qwen_jax[serve]"'
     assert fault("serve") == f"error: qwen-jax serve {wanted}"
 

@@ -236,9 +236,10 @@ def test_config_is_frozen() -> None:
 # --- every field has a reader ----------------------------------------------------------------
 LONG = Yarn(4.0, 8, 4.0, 1.0, 1.1, True)
 PLAIN = Config.from_hf(V1 | {"seq_length": 4, "use_dynamic_ntk": False, "use_logn_attn": False})
-SHAPES = {"vocab": 97, "width": 24, "layers": 2, "heads": 8, "kv_heads": 2, "head_dim": 16}
-SHAPES |= {"mlp": 40, "qkv_bias": False, "qk_norm": True, "tied": True}
-NUMBERS = {"norm_eps": 1e-2, "rope_base": 500.0, "ntk_length": 4, "logn_length": 4, "yarn": LONG}
+SHAPES: dict[str, Any] = {"vocab": 97, "width": 24, "layers": 2, "heads": 8, "kv_heads": 2}
+SHAPES |= {"head_dim": 16, "mlp": 40, "qkv_bias": False, "qk_norm": True, "tied": True}
+NUMBERS: dict[str, Any] = {"norm_eps": 1e-2, "rope_base": 500.0, "ntk_length": 4}
+NUMBERS |= {"logn_length": 4, "yarn": LONG}
 FRESH = {"init_std": 0.5}
 FOR_READERS = {"max_length": 7}  # of Config, not of the network: generate warns past it
 
@@ -278,12 +279,11 @@ def test_field_changes_logits(field: str, plain: tuple[list[Array], np.ndarray])
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Yarn)])
 def test_field_of_yarn_changes_angles(field: str) -> None:
-    other = {"factor": 8.0, "original_length": 128, "beta_fast": 4.0, "beta_slow": 0.5}
-    other |= {"attention_factor": 1.3, "truncate": False}
-    config = dataclasses.replace(PLAIN, head_dim=64, yarn=Yarn(4.0, 64, 8.0, 1.0, 1.1, True))
-    changed = dataclasses.replace(
-        config, yarn=dataclasses.replace(config.yarn, **{field: other[field]})
-    )
+    other: dict[str, Any] = {"factor": 8.0, "original_length": 128, "beta_fast": 4.0}
+    other |= {"beta_slow": 0.5, "attention_factor": 1.3, "truncate": False}
+    yarn = Yarn(4.0, 64, 8.0, 1.0, 1.1, True)
+    config = dataclasses.replace(PLAIN, head_dim=64, yarn=yarn)
+    changed = dataclasses.replace(config, yarn=dataclasses.replace(yarn, **{field: other[field]}))
     cosines = [angles(c, jnp.arange(60)[None], jnp.array([60]))[0] for c in (config, changed)]
     assert distance(*cosines) > 1e-2
 

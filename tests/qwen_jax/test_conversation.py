@@ -13,7 +13,7 @@ import convert
 from qwen_jax import Sampling, chat, conversation, load, stream_chat
 from qwen_jax.decoding.completion import Completion
 from qwen_jax.text.chatml import DEFAULT_SYSTEM, TEMPLATE_ARGUMENTS, prompt_ids, render
-from qwen_jax.text.tokenizer import Tokenizer
+from tests.assets import read_tokenizer
 from tests.qwen_jax.memorised_model import memorised_model, with_assets, with_defaults
 from tests.qwen_jax.text.test_chatml import TEMPLATE, with_template
 
@@ -107,7 +107,7 @@ def test_a_template_renders(golden: Any, small_folder: Any, asked: Any, tmp_path
     (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [402, 400]}))
     params = load(convert.to_native(folder, tmp_path / "native"))
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = read_tokenizer(folder)
     messages = [
         {"role": "user", "content": "What?"},
         {"role": "assistant", "content": "That."},
@@ -151,9 +151,9 @@ def test_a_chat_refuses_what_it_would_ignore(talker: Any) -> None:
     with pytest.raises(ValueError, match=r"no logprobs; see qwen_jax\.decoding"):
         chat(talker, "So?", sampling=Sampling(logprobs=2))
     with pytest.raises(ValueError, match="got the query 5, wanted a text or a list of texts"):
-        chat(talker, 5)
+        chat(talker, 5)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="max_tokens"):
-        chat(talker, "So?", max_tokens=5)
+        chat(talker, "So?", max_tokens=5)  # type: ignore[call-overload]
 
 
 def test_template_arguments_are_spelled_out() -> None:
@@ -199,4 +199,4 @@ def test_impossible_conversations(
 
 def test_a_stream_takes_one_question(talker: Any) -> None:
     with pytest.raises(ValueError, match="stream_chat takes one question, got list; use chat"):
-        next(stream_chat(talker, ["a", "b"]))
+        next(stream_chat(talker, ["a", "b"]))  # type: ignore[arg-type]

@@ -192,7 +192,7 @@ def test_a_process_alone() -> None:
 def test_shares_are_the_whole_in_order(
     monkeypatch: pytest.MonkeyPatch, count: Any, processes: Any
 ) -> None:
-    numbers = []
+    numbers: list[int] = []
     for rank in range(processes):
         monkeypatch.setattr("jax.process_count", lambda: processes)
         monkeypatch.setattr("jax.process_index", lambda rank=rank: rank)

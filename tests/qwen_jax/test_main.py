@@ -18,12 +18,14 @@ import jax
 import pytest
 
 import convert
-from qwen_jax import Sampling, demo
+from qwen_jax import Sampling
 from qwen_jax import __main__ as command
+from qwen_jax.bundled import native_folder
 from qwen_jax.cli import run
 from qwen_jax.decoding.completion import Completion
 from qwen_jax.nn.model import Qwen
 from qwen_jax.text.tokenizer import Tokenizer
+from tests.conftest import Golden
 from tests.qwen_jax.memorised_model import memorised_model
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +33,7 @@ QUERY = "What can I do with qwen_jax?"  # the demo's second, with seed 1
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[bytes]]:
     """start(*arguments): a program beside this one; they share a cache, empty at first."""
     cache = tmp_path_factory.mktemp("cache")
     ours = {"XDG_CACHE_HOME": str(cache), "JAX_NUM_CPU_DEVICES": "1", "PYTHONWARNINGS": "error"}
@@ -53,7 +55,7 @@ def demos(start: Callable[..., Any]) -> list[tuple[int, str, str]]:
     return [finish(run) for run in [start("-m", "qwen_jax.demo") for _ in range(2)]]
 
 
-def finish(run: subprocess.Popen, text: str = "") -> tuple[int, str, str]:
+def finish(run: subprocess.Popen[bytes], text: str = "") -> tuple[int, str, str]:
     out, error = run.communicate(text.encode(), timeout=100)
     return run.returncode, out.decode(), error.decode()
 
@@ -129,14 +131,14 @@ def fault(
 
 
 @pytest.fixture(scope="module")
-def base(golden: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model without a tokenizer."""
     return convert.to_native(golden("v1/base"), tmp_path_factory.mktemp("base") / "native")
 
 
 def test_faults(
     fault: Callable[..., Any],
-    golden: Callable[..., Any],
+    golden: Golden,
     base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -158,7 +160,7 @@ def test_options_reach_the_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As load and generate have them; what is not given stays the checkpoint's."""
-    seen = []
+    seen: list[Any] = []
     params = memorised_model(
         small, "x", chat_format="chatml", do_sample=True, top_k=7, temperature=0.5
     )
@@ -181,8 +183,8 @@ def test_options_reach_the_model(
     checkpoint = Sampling(temperature=0.5, top_k=7)
     names = ("system", "max_new_tokens", "seed", "cache_dtype")
     assert samplings == dict.fromkeys(names) | {"sampling": checkpoint}
-    asked = {"system": "x", "max_new_tokens": 3, "seed": 5, "cache_dtype": "int8"}
-    sizes = {"mesh_data": 2, "mesh_fsdp": 2}
+    asked: dict[str, Any] = {"system": "x", "max_new_tokens": 3, "seed": 5, "cache_dtype": "int8"}
+    sizes: dict[str, Any] = {"mesh_data": 2, "mesh_fsdp": 2}
     command.main("somewhere", "hi", temperature=2, dtype="float16", **asked, **sizes)
     assert seen[2][0][1] == {"data": 2, "fsdp": 2, "tensor": 2}
     assert seen[2][1] == {"dtype": "float16", "adapter": None}
@@ -204,10 +206,10 @@ def test_another_process_converts_the_demo_faster(
         return convert_demo(arguments)
 
     monkeypatch.setattr(subprocess, "run", convert_demo)
-    folder = demo.native_folder()
+    folder = native_folder()
     shutil.rmtree(folder)
     monkeypatch.setattr(subprocess, "run", convert_late)
-    assert demo.native_folder() == folder
+    assert native_folder() == folder
     assert [file.name for file in folder.iterdir()] == ["theirs"]
     assert [file.name for file in folder.parent.iterdir()] == [folder.name]
 
@@ -219,7 +221,7 @@ def test_a_demo_that_cannot_be_converted_says_why(
     failed = subprocess.CompletedProcess([], 1, stderr="error: the disk is full\n")
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **how: failed)
     with pytest.raises(OSError, match="demo checkpoint cannot be converted: error: the disk is"):
-        demo.native_folder()
+        native_folder()
     assert list((tmp_path / "qwen_jax").iterdir()) == []
 
 

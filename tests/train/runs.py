@@ -17,7 +17,7 @@ LINES = [
     ("再见", "再见！"),
     ("What is one and one?", "It is two."),
 ]
-SMALL = {
+SMALL: dict[str, Any] = {
     "model": "demo",
     "max_length": 64,
     "batch_size": 8,
@@ -52,7 +52,7 @@ def small(folder: Path, **more: Any) -> TrainConfig:
     return TrainConfig(**SMALL | {"data": data, "out": str(folder / "out")} | more)
 
 
-def log(settings: TrainConfig) -> list[dict]:
+def log(settings: TrainConfig) -> list[dict[str, Any]]:
     lines = (Path(settings.out) / "log.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -97,7 +97,7 @@ def command(
     )
 
 
-def finish(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
+def finish(*processes: subprocess.Popen[str]) -> list[tuple[int, str, str]]:
     """The exit code and the output of each."""
     try:
         outputs = [process.communicate(timeout=PATIENCE) for process in processes]

@@ -16,13 +16,13 @@ from train.batches import Batches, BatchIterator, HostBatch
 from train.samples import Samples
 
 
-class Drawn:
+class Drawn(Samples):
     """Samples without files: ids that tell their sample, every third label learnt."""
 
     def __init__(self, sizes: list[int] | np.ndarray, length: int = 16, digest: str = "d") -> None:
         self.lengths, self.length, self.digest = np.array(sizes, np.int32), length, digest
 
-    def __len__(self) -> Any:
+    def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.nn.sharding import make_mesh
+from tests.qwen_jax.networks import structure
 from train.checkpoints import Checkpoints
 from train.step import TrainState
 
@@ -84,7 +85,7 @@ def test_back_on_another_mesh(tmp_path: Path) -> None:
     with opened(tmp_path) as checkpoints:
         found, place = checkpoints.restore(3, like)
     assert place == {"step": 3, "data": "x"}
-    assert jax.tree.structure(found) == jax.tree.structure(saved)
+    assert structure(found) == structure(saved)
     for got, wanted, asked in zip(*map(jax.tree.leaves, (found, saved, like)), strict=True):
         np.testing.assert_array_equal(got, wanted)
         assert (got.sharding, got.dtype) == (asked.sharding, wanted.dtype)
@@ -131,13 +132,13 @@ def fill(folder: Path) -> None:
         for step in range(1, 6):
             checkpoints.save(step, state(step, size=size), {"step": step}, None)
         checkpoints.close()
-    whole = steps(folder)
-    assert whole
+    kept = steps(folder)
+    assert kept
     with opened(folder) as checkpoints:
-        found, place = checkpoints.restore(whole[-1], shapes(state(0, size=size)))
-    assert place == {"step": whole[-1]}
+        found, place = checkpoints.restore(kept[-1], shapes(state(0, size=size)))
+    assert place == {"step": kept[-1]}
     np.testing.assert_array_equal(
-        found.trained["embed"], state(whole[-1], size=size).trained["embed"]
+        found.trained["embed"], state(kept[-1], size=size).trained["embed"]
     )
 
 

@@ -15,11 +15,13 @@ from safetensors.numpy import load_file
 import qwen_jax
 import train
 from qwen_jax import checkpoint
-from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.bundled import native_folder
+from tests.assets import read_tokenizer, tokenizer_of
 from tests.train.runs import chats, log, losses, small
 from train import loop, run
 from train.batches import Batches
 from train.samples import Samples
+from train.stop import Stop
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def set_up(step: int | None) -> None:
         asked = lambda self, next_step: step is not None and next_step > step
-        monkeypatch.setattr(loop.Stop, "reached", asked)
+        monkeypatch.setattr(Stop, "reached", asked)
 
     return set_up
 
@@ -36,7 +38,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 def mean_loss(data: str, length: int) -> float:
     """Of the base model, a sample at a time, from the logits that generation uses."""
     params = qwen_jax.load("demo", dtype="float32")
-    tokenizer = params.assets.tokenizer
+    tokenizer = tokenizer_of(params)
     samples = Samples((data,), tokenizer, length=length)
     total = count = 0
     for ids, labels in (samples[number] for number in range(len(samples))):
@@ -128,7 +130,7 @@ def test_without_finite_gradients_it_stops(
     )
     assert "--learning-rate" in heading
     assert [line.partition(": ")[0] for line in blamed] == ["step 3", "step 4", "step 5"]
-    samples = Samples(settings.data, Tokenizer.load(run.native_folder()), length=64)
+    samples = Samples(settings.data, read_tokenizer(native_folder()), length=64)
     batches = Batches(samples, batch=8, steps=20)
     named = [tuple(line.partition(": ")[2].split(", ")) for line in blamed]
     assert named == [batches[step - 1].names for step in (3, 4, 5)]
@@ -184,7 +186,7 @@ def test_what_was_refused_can_be_put_right(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match="nosuch"):
         train.fine_tune(small(tmp_path, targets=("nosuch",)))
     assert (tmp_path / "out" / "settings.json").is_file()
-    reached = {}
+    reached: dict[str, Any] = {}
     monkeypatch.setattr(run, "_train", lambda settings, *_: reached.update(vars(settings)))
     train.fine_tune(small(tmp_path, targets=("c_attn",)))
     assert reached["targets"] == ("c_attn",)

@@ -1,7 +1,6 @@
 """What each method trains, and what comes out."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from qwen_jax.adapters import peft
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.tree import named_leaves
+from tests.assets import assets_of
+from tests.conftest import Golden
 from tests.train.networks import batch, random_samples, run
 from train.methods import Prepared, export, prepare
 from train.settings import TrainConfig
@@ -24,7 +25,7 @@ BATCH = batch(random_samples([20, 12, 30], 1000), [[0, 1], [2]], 32)
 RECIPE = Recipe(steps=5, learning_rate=1e-2, remat="none")
 
 
-def trained(method: str, **more: int) -> tuple[Prepared, Trainer, TrainState]:
+def trained(method: Any, **more: Any) -> tuple[Prepared, Trainer, TrainState]:
     """A demo network, before and after five steps."""
     params = qwen_jax.load("demo")
     settings = TrainConfig("demo", ("chats.json",), "runs", method, rank=4, **more)
@@ -55,7 +56,7 @@ def test_adapters_are_all_that_learns_and_open_again(tmp_path: Path) -> None:
 def test_a_base_model_also_trains_its_embedding_and_head(tmp_path: Path) -> None:
     """As the original: its ChatML tokens have never been seen."""
     params = qwen_jax.load("demo")
-    assets = params.assets
+    assets = assets_of(params)
     base = dataclasses.replace(
         params, assets=dataclasses.replace(assets, defaults=replace_format(assets.defaults, "raw"))
     )
@@ -74,7 +75,8 @@ def replace_format(defaults: Defaults, chat_format: str) -> Defaults:
 
 def test_adapters_over_quantised_weights(tmp_path: Path) -> None:
     prepared, trainer, state = trained("qlora", group_size=32)
-    layers = [prepared.params.blocks.attn.qkv, prepared.params.blocks.mlp.down]
+    blocks: Any = prepared.params.blocks  # stacked
+    layers = [blocks.attn.qkv, blocks.mlp.down]
     assert all(isinstance(layer.base, QuantLinear) and layer.base.bits == 4 for layer in layers)
     assert all(".deltas." in name for name in prepared.trained)
     assert sum(name.endswith("codes") for name in trainer.frozen) == 5
@@ -82,7 +84,7 @@ def test_adapters_over_quantised_weights(tmp_path: Path) -> None:
     qwen_jax.load("demo", adapter=tmp_path / "adapter")
 
 
-def test_adapters_over_a_gptq_checkpoint(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_adapters_over_a_gptq_checkpoint(golden: Golden, tmp_path: Path) -> None:
     """Its integers stay what they were, to the last bit."""
     folder = convert.to_native(golden("quant/gptq4"), tmp_path / "native")
     settings = TrainConfig(str(folder), ("chats.json",), "runs", "qlora", rank=4)

@@ -1,13 +1,13 @@
 """What is drawn from the data: cut to length, named, and the same as when it was checked."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from qwen_jax.text.tokenizer import Tokenizer
+from tests.qwen_jax.conftest import Data
 from train import samples as module
 from train.samples import Samples
 
@@ -21,7 +21,7 @@ def chat(answer: str, question: str = "hi") -> dict[str, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("length", [2, 7, 64, 1000])
 def test_of_a_document_every_token_is_learnt_once(
-    data: Callable[..., Any], small: Tokenizer, length: int
+    data: Data, small: Tokenizer, length: int
 ) -> None:
     file = data("novel.txt", TEXT.encode())
     samples = Samples(file, small, length=length)
@@ -42,7 +42,7 @@ def test_of_a_document_every_token_is_learnt_once(
     assert not samples.notices
 
 
-def test_records_of_all_kinds_in_their_order(data: Callable[..., Any], small: Tokenizer) -> None:
+def test_records_of_all_kinds_in_their_order(data: Data, small: Tokenizer) -> None:
     chats, texts = data("a.jsonl", chat("yes"), chat("no")), data("b.jsonl", {"text": TEXT})
     samples = Samples([chats, texts, data("c.jsonl", chat("so"))], small, length=100)
     names = [samples.name(number).rsplit("/", 1)[1] for number in range(len(samples))]
@@ -53,9 +53,7 @@ def test_records_of_all_kinds_in_their_order(data: Callable[..., Any], small: To
     assert [len(samples[n][0]) for n in range(len(samples))] == samples.lengths.tolist()
 
 
-def test_a_long_conversation_loses_its_end_and_is_counted(
-    data: Callable[..., Any], small: Tokenizer
-) -> None:
+def test_a_long_conversation_loses_its_end_and_is_counted(data: Data, small: Tokenizer) -> None:
     file = data("x.jsonl", *[chat("yes"), chat(TEXT)] * 7)
     whole, cut = (Samples(file, small, length=length) for length in (5000, 50))
     assert whole.notices == []
@@ -66,16 +64,14 @@ def test_a_long_conversation_loses_its_end_and_is_counted(
     assert cut.notices == [f"7 of 14 records are cut at 50 tokens: {names}, …"]
 
 
-def test_a_conversation_that_just_fits_is_not_cut(
-    data: Callable[..., Any], small: Tokenizer
-) -> None:
+def test_a_conversation_that_just_fits_is_not_cut(data: Data, small: Tokenizer) -> None:
     file = data("x.jsonl", chat("yes"))
     size = int(Samples(file, small, length=500).lengths[0])
     assert not Samples(file, small, length=size).notices
     assert Samples(file, small, length=size - 1).notices
 
 
-def test_samples_without_a_target_are_counted(data: Callable[..., Any], small: Tokenizer) -> None:
+def test_samples_without_a_target_are_counted(data: Data, small: Tokenizer) -> None:
     """Because nobody answers, or the answer is behind the cut."""
     only = {"messages": [{"role": "user", "content": "hi"}]}
     file = data("x.jsonl", only, chat("yes"), chat("yes", TEXT))
@@ -88,9 +84,7 @@ def test_samples_without_a_target_are_counted(data: Callable[..., Any], small: T
     assert targets == [False, True, False]
 
 
-def test_an_answer_that_begins_at_the_cut_is_not_within_it(
-    data: Callable[..., Any], small: Tokenizer
-) -> None:
+def test_an_answer_that_begins_at_the_cut_is_not_within_it(data: Data, small: Tokenizer) -> None:
     file = data("x.jsonl", chat("yes"))
     _, labels = Samples(file, small, length=500, loss_on="assistant")[0]
     first = int((labels != -100).argmax())
@@ -98,14 +92,12 @@ def test_an_answer_that_begins_at_the_cut_is_not_within_it(
     assert not Samples(file, small, length=first + 1, loss_on="assistant").notices[1:]
 
 
-def test_fields_without_a_meaning_are_named(data: Callable[..., Any], small: Tokenizer) -> None:
+def test_fields_without_a_meaning_are_named(data: Data, small: Tokenizer) -> None:
     samples = Samples(data("x.jsonl", {**chat("yes"), "b": 1, "a": 2}), small, length=99)
     assert samples.notices == ["fields of the data that are not read: a, b"]
 
 
-def test_data_that_change_meanwhile_are_an_error(
-    data: Callable[..., Any], small: Tokenizer
-) -> None:
+def test_data_that_change_meanwhile_are_an_error(data: Data, small: Tokenizer) -> None:
     samples = Samples(data("x.jsonl", chat("yes")), small, length=99)
     samples[0]
     file = data("x.jsonl", chat("yet"))
@@ -113,22 +105,27 @@ def test_data_that_change_meanwhile_are_an_error(
         samples[0]
 
 
-def test_the_digest_is_that_of_every_label(data: Callable[..., Any], small: Tokenizer) -> None:
-    def digest(answer: str, **options: int | str) -> str:
+def test_the_digest_is_that_of_every_label(data: Data, small: Tokenizer) -> None:
+    def digest(answer: str, **options: Any) -> str:
         return Samples(data("x.jsonl", chat(answer)), small, **({"length": 99} | options)).digest
 
     assert digest("yes") == digest("yes")
-    others = [{"loss_on": "assistant"}, {"system": "s"}, {"length": 98}]
+    others: list[dict[str, Any]] = [{"loss_on": "assistant"}, {"system": "s"}, {"length": 98}]
     assert len({digest("yes"), digest("yet"), *(digest("yes", **o) for o in others)}) == 5
 
 
 def test_a_long_document_is_encoded_once(
-    data: Callable[..., Any], small: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    data: Data, small: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
     samples = Samples(data("x.jsonl", {"text": TEXT}, {"text": TEXT * 2}), small, length=50)
     read = samples._read
-    monkeypatch.setattr(samples, "_read", lambda record: reads.append(record) or read(record))
+
+    def note(record: int) -> Any:
+        reads.append(record)
+        return read(record)
+
+    monkeypatch.setattr(samples, "_read", note)
     for number in [*range(len(samples))] * 2:
         samples[number]
     assert reads == [0, 1]
@@ -157,7 +154,7 @@ def test_only_so_many_tokens_of_documents_stay_in_memory() -> None:
     [({"length": 1}, "got length 1, wanted 2"), ({"loss_on": "all"}, "got loss_on 'all', wanted")],
 )
 def test_settings_that_make_no_sense(
-    data: Callable[..., Any], small: Tokenizer, options: dict[str, Any], message: str
+    data: Data, small: Tokenizer, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Samples(data("x.txt", b"x"), small, **({"length": 9} | options))

@@ -1,16 +1,16 @@
 """All data checked before training: every fault in one error, and what is known of each record."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from qwen_jax.data.examples import encode
-from qwen_jax.data.formats import Conversation, Document
+from qwen_jax.data.formats import Record
 from qwen_jax.data.records import Records
 from qwen_jax.text.tokenizer import Tokenizer
+from tests.qwen_jax.conftest import Data
 from train import scan as module
 from train.scan import check, scan
 
@@ -19,9 +19,7 @@ def item(content: int | str = "hi", role: str = "user") -> dict[str, list[dict[s
     return {"messages": [{"role": role, "content": content}]}
 
 
-def test_faults_come_all_at_once_with_their_places(
-    data: Callable[..., Any], small: Tokenizer
-) -> None:
+def test_faults_come_all_at_once_with_their_places(data: Data, small: Tokenizer) -> None:
     first = data("a.json", item(), item(role="bot"), {"messages": [7, 8]})
     second = data("b.jsonl", item(), item(3))
     records = Records([first, data("none.csv", b"x"), second])
@@ -38,7 +36,7 @@ def test_faults_come_all_at_once_with_their_places(
     ]
 
 
-def test_many_faults_are_counted(data: Callable[..., Any], small: Tokenizer) -> None:
+def test_many_faults_are_counted(data: Data, small: Tokenizer) -> None:
     records = Records(data("x.jsonl", item(), *[item(3)] * 1000))
     with pytest.raises(ValueError) as error:
         scan(records, lambda record: encode(record, small))
@@ -49,7 +47,7 @@ def test_many_faults_are_counted(data: Callable[..., Any], small: Tokenizer) -> 
 
 
 def test_what_the_checkpoint_cannot_express_is_a_fault_of_the_data(
-    data: Callable[..., Any], small: Tokenizer
+    data: Data, small: Tokenizer
 ) -> None:
     records = Records(data("x.jsonl", {"messages": item()["messages"], "tools": [{"a": 1}]}))
     with pytest.raises(ValueError, match=r"x.jsonl:1: tools needs a chat template"):
@@ -57,15 +55,15 @@ def test_what_the_checkpoint_cannot_express_is_a_fault_of_the_data(
 
 
 @pytest.mark.parametrize("error", [RecursionError(), OSError("no\ndisk"), ValueError("no\n such")])
-def test_whatever_encoding_raises_is_one_line(data: Callable[..., Any], error: Any) -> None:
-    def fail(record: Document) -> None:
+def test_whatever_encoding_raises_is_one_line(data: Data, error: Any) -> None:
+    def fail(record: Record) -> NoReturn:
         raise error
 
     with pytest.raises(ValueError, match=r"^1 fault in the data.*\n.*x.txt: n[^\n]*$"):
         scan(Records(data("x.txt", b"x")), fail)
 
 
-def test_what_is_known_of_each_record(data: Callable[..., Any]) -> None:
+def test_what_is_known_of_each_record(data: Data) -> None:
     learnt = {"a": [1, -100, 3], "b": [5, -100, -100], "c": [-100, -100, -100, 4], "d": [2, 2]}
     tokens = lambda record: (np.arange(len(learnt[record.text])), np.array(learnt[record.text]))
     items = [{"text": name, "lang": 1} for name in learnt]
@@ -83,7 +81,7 @@ def test_the_check_sees_ids_and_labels() -> None:
 
 
 def test_a_long_reading_tells_how_far_it_is(
-    data: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Data, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE", -1)
     tokens = lambda record: (np.zeros(2, np.int32), np.zeros(2, np.int32))
@@ -96,17 +94,17 @@ def test_a_long_reading_tells_how_far_it_is(
     assert not output.out
 
 
-def test_a_stop_does_not_wait_for_the_rest(data: Callable[..., Any]) -> None:
+def test_a_stop_does_not_wait_for_the_rest(data: Data) -> None:
     """Ctrl-C comes to the thread that waits; what is queued is dropped."""
     begun = []
 
-    def slow(record: Conversation) -> tuple[np.ndarray, np.ndarray]:
+    def slow(record: Record) -> tuple[np.ndarray, np.ndarray]:
         begun.append(record)
         threading.Event().wait(0.001)
         return np.zeros(2, np.int32), np.zeros(2, np.int32)
 
     records = Records(data("x.jsonl", *[item()] * 20_000))
-    parts = module._measured(records, slow, range(len(records)))
+    parts: Any = module._measured(records, slow, range(len(records)))
     next(parts)
     parts.close()
     assert len(begun) < 10_000

@@ -88,7 +88,7 @@ def test_refused(changes: dict[str, Any], problem: str) -> None:
 
 @pytest.mark.parametrize("name", LOWEST)
 def test_numbers_have_a_least(name: str) -> None:
-    below = {"eval_data": ("a",)} | {name: type(LOWEST[name])(LOWEST[name] - 1)}
+    below: dict[str, Any] = {"eval_data": ("a",)} | {name: type(LOWEST[name])(LOWEST[name] - 1)}
     assert f"{name} is {LOWEST[name] - 1}; the least is {LOWEST[name]}" in problems(**below)
 
 
@@ -133,8 +133,8 @@ def test_the_originals_numbers() -> None:
 
 
 def test_every_number_reaches_the_recipe() -> None:
-    changed = {"schedule": "constant", "warmup": 0.5, "beta2": 0.9, "weight_decay": 0.3}
-    changed |= {"clip": 3.0, "remat": "none", "seed": 7, "learning_rate": 0.1}
+    changed: dict[str, Any] = {"schedule": "constant", "warmup": 0.5, "beta2": 0.9}
+    changed |= {"weight_decay": 0.3, "clip": 3.0, "remat": "none", "seed": 7, "learning_rate": 0.1}
     recipe = dataclasses.replace(GOOD, **changed).recipe(9)
     assert {name: getattr(recipe, name) for name in changed} == changed
     assert recipe.steps == 9
@@ -143,7 +143,7 @@ def test_every_number_reaches_the_recipe() -> None:
 def test_what_may_change_in_between() -> None:
     before = json.loads(json.dumps(GOOD.to_json()))
     assert GOOD.differences(before) == []
-    free = {"micro_batch": 1, "mesh_tensor": 2, "save_every": 5, "out": "elsewhere"}
+    free: dict[str, Any] = {"micro_batch": 1, "mesh_tensor": 2, "save_every": 5, "out": "elsewhere"}
     assert dataclasses.replace(GOOD, **free).differences(before) == []
     other = dataclasses.replace(GOOD, rank=8, data=("other.json",), seed=1)
     assert other.differences(before) == [

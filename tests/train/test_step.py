@@ -19,7 +19,7 @@ from qwen_jax.storage.hf_names import tensor_views
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble
 from tests.reference import random_checkpoint, reference_logits
 from tests.train.networks import batch, losses, random_samples, run, trainer, with_adapters
-from train.nn.network import unstack
+from train.nn.network import Remat, unstack
 from train.step import Recipe
 
 TWO = {"num_hidden_layers": 2}
@@ -34,7 +34,7 @@ def reference_loss(
     """Mean over the targets, in float64 NumPy, each sample by itself."""
     total = count = 0
     for ids, labels in samples:
-        logits = reference_logits(hf, tensors, ids)[:-1]
+        logits = reference_logits(hf, tensors, ids.tolist())[:-1]
         scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         learnt = labels[1:] != IGNORED
         total -= scores[learnt, labels[1:][learnt]].sum()
@@ -44,7 +44,7 @@ def reference_loss(
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("hf", FAMILIES, ids=["v1", "qwen2", "qwen3"])
-def test_gradients_of_the_reference(hf: dict[str, Any], remat: str) -> None:
+def test_gradients_of_the_reference(hf: dict[str, Any], remat: Remat) -> None:
     """Each tensor's gradient along a random direction, against a difference of float64 losses."""
     tensors = random_checkpoint(hf, seed=1)
     samples = random_samples([11, 7, 14], 96)
@@ -70,7 +70,7 @@ def test_gradients_of_the_reference(hf: dict[str, Any], remat: str) -> None:
 def test_a_step_is_compiled_once() -> None:
     """Ahead of the first call, which finds it."""
     events = []
-    listen = lambda event, seconds, **_: events.append(event)
+    listen: Any = lambda event, seconds, **_: events.append(event)
     network = trainer(assemble(QWEN2, random_checkpoint(QWEN2, 1)), LIVELY)
     state, rows = network.start(), batch(random_samples([9, 5], 96), [[0], [1]], 24)
     jax.monitoring.register_event_duration_secs_listener(listen)

@@ -59,7 +59,7 @@ def blocks(q: Array, k: Array, v: Array, segments: Array) -> Array:
     return _forward(q, k, v, segments)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, segments: Array):
+def _forward(q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, tuple[Array, ...]]:
     q, k, v = _heads_first(q, k), _heads_first(k, k), _heads_first(v, k)
     parts, normalisers = [], []
     for start, stop in _pieces(segments.shape[1], _QUERIES):
@@ -74,7 +74,7 @@ def _forward(q: Array, k: Array, v: Array, segments: Array):
     return _heads_last(y), (q, k, v, segments, y, normaliser)
 
 
-def _backward(residuals: tuple[Array, ...], dy: Array):
+def _backward(residuals: tuple[Array, ...], dy: Array) -> tuple[Array | None, ...]:
     """Scores once more, and from the kept normaliser the weights (arXiv 2205.14135, section B)."""
     q, k, v, segments, y, normaliser = residuals
     dy = _heads_first(dy, _heads_last(k))

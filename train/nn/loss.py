@@ -14,6 +14,7 @@ from qwen_jax.data.examples import IGNORED
 from qwen_jax.nn.model import matmul
 
 CHUNK = 512  # tokens a device scores at once
+Pair = tuple[Array, Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -25,8 +26,8 @@ def cross_entropy(head: Array, x: Array, targets: Array, chunks: int) -> Array:
     return _forward(head, x, targets, chunks)[0]
 
 
-def _forward(head: Array, x: Array, targets: Array, chunks: int):
-    def chunk(carry: tuple[Array, Array], piece: tuple[Array, Array]):
+def _forward(head: Array, x: Array, targets: Array, chunks: int) -> tuple[Array, Pair]:
+    def chunk(carry: Pair, piece: Pair) -> tuple[Pair, Array]:
         total, gradient = carry
         x, targets = piece
         logits, pull = jax.vjp(matmul, x, head)
@@ -46,7 +47,7 @@ def _forward(head: Array, x: Array, targets: Array, chunks: int):
     return total, (jnp.moveaxis(dx, 0, 1).reshape(x.shape), dhead.astype(head.dtype))
 
 
-def _backward(chunks: int, gradients: tuple[Array, Array], scale: Array):
+def _backward(chunks: int, gradients: Pair, scale: Array) -> tuple[Array, Array, None]:
     dx, dhead = gradients
     return (scale * dhead).astype(dhead.dtype), (scale * dx).astype(dx.dtype), None
 

@@ -19,6 +19,7 @@ from qwen_jax.nn.sharding import RULES
 from train.nn.attention import attend
 
 Remat = Literal["none", "dots", "full"]
+Layer = Callable[[Array, Any], tuple[Array, None]]
 
 
 @jax.tree_util.register_dataclass
@@ -55,7 +56,7 @@ def hidden(
     return params.norm(spread(x, mesh))
 
 
-def _kept(layer: Callable, remat: Remat) -> Callable:
+def _kept(layer: Layer, remat: Remat) -> Layer:
     if remat == "none":
         return layer
     keep = jax.checkpoint_policies

@@ -44,7 +44,7 @@ class RunLogger:
         for loss in losses(log):
             self.smoothed = self.mean.add(loss)
         # imports torch wherever it is installed: a second and 130 MB, in the process that writes
-        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+        from tensorboardX import SummaryWriter
 
         self.log = (folder / LOG).open("a", encoding="utf-8", buffering=1)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)

@@ -1,6 +1,5 @@
 """Adapters find their layers in any network, on any devices, and come back as they were."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from qwen_jax.nn.sharding import make_mesh, mesh_of, shardings
 from qwen_jax.nn.tree import named_leaves
 from tests.adapters import MODERN, assert_same, merged, random_adapter
 from tests.adapters import V1 as V1_NAMES
+from tests.conftest import Golden
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble, distance
 from tests.reference import random_checkpoint, reference_logits
 
@@ -107,7 +107,7 @@ def test_generates() -> None:
     """Prefill and steps go through adapters as through any layer."""
     _, _, params, adapter = case("qwen2")
     made = attach.add(params, adapter)
-    how = {"sampling": Sampling(temperature=0), "max_new_tokens": 8}
+    how: dict[str, Any] = {"sampling": Sampling(temperature=0), "max_new_tokens": 8}
     wanted = qwen_jax.generate(fuse(made), IDS, **how)
     assert qwen_jax.generate(made, IDS, **how) == wanted
 
@@ -134,7 +134,7 @@ def test_sharded(name: str, sizes: dict[str, Any]) -> None:
 def test_matrices_lie_along_their_layer() -> None:
     _, _, params, adapter = case("v1")
     mesh = make_mesh(fsdp=2)  # tensor 4
-    made = attach.add(jax.device_put(params, shardings(params.config, mesh)), adapter)
+    made: Any = attach.add(jax.device_put(params, shardings(params.config, mesh)), adapter)
     (delta,) = made.blocks[0].mlp.down.deltas  # [64, 64 over tensor]
     shard = lambda x: x.sharding.shard_shape(x.shape)
     assert (shard(delta.a), shard(delta.b)) == ((4, 16), (32, 4))
@@ -145,14 +145,14 @@ def test_matrices_lie_along_their_layer() -> None:
 def test_one_device_among_several() -> None:
     _, _, params, adapter = case("v1")
     device = jax.devices()[3]
-    made = attach.add(jax.device_put(params, device), adapter)
+    made: Any = attach.add(jax.device_put(params, device), adapter)
     assert {x.devices().pop() for x in jax.tree.leaves(made)} == {device}
 
 
 # --- loading and saving -----------------------------------------------------------------------
-def test_load(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_load(golden: Golden, tmp_path: Path) -> None:
     folder = convert.to_native(golden("peft/base"), tmp_path / "native")
-    params = qwen_jax.load(folder, adapter=golden("peft/lora_emb"), dtype="bfloat16")
+    params: Any = qwen_jax.load(folder, adapter=golden("peft/lora_emb"), dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(params))
     (delta,) = params.blocks[1].mlp.up.deltas
@@ -165,7 +165,7 @@ def test_load(golden: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_faults_are_found_before_arrays_are_read(
-    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = convert.to_native("demo", tmp_path / "native")
     monkeypatch.setattr("qwen_jax.storage.native.read_piece", None)

@@ -54,11 +54,11 @@ def test_fresh() -> None:
         assert not b.any()
     first, second, *_ = (np.asarray(a) for a, _ in adapter.deltas.values())
     assert not np.array_equal(first, second)
-    made = attach.add(params, adapter)
+    made: Any = attach.add(params, adapter)
     assert distance(decode.score(made, IDS), decode.score(params, IDS)) < 1e-6
     assert {d.dropout for d in made.blocks[0].attn.qkv.deltas} == {0.1}
     back = attach.extract(made, adapter.settings)
-    np.testing.assert_array_equal(back.saved["lm_head.weight"], params.head.kernel)
+    np.testing.assert_array_equal(back.saved["lm_head.weight"], made.head.kernel)
 
 
 def test_a_layer_starts_alike_whatever_else_is_chosen() -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from qwen_jax.decoding import decode
 from qwen_jax.nn.lora import fuse
 from qwen_jax.nn.model import Qwen
 from tests.adapters import assert_same
+from tests.conftest import Golden
 from tests.qwen_jax.networks import assemble, distance
 from tests.reference import read_checkpoint
 
@@ -30,12 +30,12 @@ ANY = settings(max_examples=200, deadline=None, suppress_health_check=list(Healt
 
 
 @pytest.fixture(scope="module")
-def base(golden: Callable[..., Any]) -> Qwen:
+def base(golden: Golden) -> Qwen:
     return assemble(*read_checkpoint(golden("peft/base")))
 
 
 @pytest.fixture
-def folder(golden: Callable[..., Any], tmp_path: Path) -> Path:
+def folder(golden: Golden, tmp_path: Path) -> Path:
     return shutil.copytree(golden("peft/lora_emb"), tmp_path / "adapter")
 
 
@@ -51,7 +51,7 @@ def configure(folder: Path, **changes: Any) -> None:
 
 # --- the goldens ------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", GOLDENS)
-def test_logits(golden: Callable[..., Any], base: Qwen, name: str) -> None:
+def test_logits(golden: Golden, base: Qwen, name: str) -> None:
     outputs = load_file(golden(name) / "golden.safetensors")
     params = attach.add(base, peft.read(golden(name)), model_type="qwen")
     assert distance(decode.score(params, outputs["input_ids"]), outputs["logits"]) < 2e-5
@@ -62,7 +62,7 @@ def test_logits(golden: Callable[..., Any], base: Qwen, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_round_trip(golden: Callable[..., Any], base: Qwen, name: str, tmp_path: Path) -> None:
+def test_round_trip(golden: Golden, base: Qwen, name: str, tmp_path: Path) -> None:
     """Read, add, extract, write: the file is the one PEFT wrote, byte for byte."""
     adapter = peft.read(golden(name))
     params = attach.add(base, adapter, model_type="qwen")
@@ -78,9 +78,7 @@ def test_round_trip(golden: Callable[..., Any], base: Qwen, name: str, tmp_path:
     assert left == {None, "megatron.core"}
 
 
-def test_written_aside(
-    golden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_written_aside(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = peft.read(golden("peft/lora"))
     peft.write(adapter, tmp_path / "one")
     with pytest.raises(FileExistsError, match="one exists; choose another folder"):
@@ -95,7 +93,7 @@ def test_written_aside(
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
-def test_bfloat16(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_bfloat16(golden: Golden, tmp_path: Path) -> None:
     """Other types survive reading and writing."""
     adapter = peft.read(golden("peft/lora"))
     half = jax.tree.map(lambda x: np.asarray(x).astype(jax.numpy.bfloat16), dict(adapter.deltas))
@@ -196,9 +194,7 @@ def test_embedding_that_no_setting_names(folder: Path, tmp_path: Path) -> None:
 
 @ANY
 @given(st.integers(0, 3000), st.binary(min_size=1, max_size=8), st.booleans())
-def test_any_bytes(
-    golden: Callable[..., Any], tmp_path: Path, at: int, data: bytes, cut: bool
-) -> None:
+def test_any_bytes(golden: Golden, tmp_path: Path, at: int, data: bytes, cut: bool) -> None:
     """Wherever a header is damaged, it is refused, or still an adapter of the same file."""
     source, broken = golden("peft/lora"), tmp_path / "broken"
     broken.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qwen_jax.adapters.peft_config import LoraConfig, read_settings
 
 # what PEFT 0.21 writes
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "alora_invocation_tokens": None,
     "alpha_pattern": {},
     "arrow_config": None,
@@ -93,7 +93,7 @@ def test_scale() -> None:
     module = FOUND[0]
     assert LoraConfig(8, 16, ()).scale_of(module) == 2
     assert LoraConfig(8, 16, (), rslora=True).scale_of(module) == 16 / math.sqrt(8)
-    patterns = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 6}}
+    patterns: Any = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 6}}
     assert LoraConfig(8, 16, (), **patterns).scale_of(module) == 1.5
     assert LoraConfig(8, 16, (), **patterns).scale_of(FOUND[1]) == 2
     assert LoraConfig(8, 16, (), rslora=True, **patterns).scale_of(module) == 3

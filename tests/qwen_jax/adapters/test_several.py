@@ -1,5 +1,7 @@
 """Several adapters beside one network: each row of a batch follows its own, or none."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def test_a_batch_of_several(name: str, sizes: dict[str, int] | None) -> None:
     """Each slot answers as the network with its adapter alone, the bare one between them."""
     params, made = several(name)
     alone = [params, *(fuse(attach.add(params, adapter)) for adapter in made.values())]
-    how = {"sampling": Sampling(temperature=0), "max_new_tokens": 8}
+    how: dict[str, Any] = {"sampling": Sampling(temperature=0), "max_new_tokens": 8}
     wanted = [qwen_jax.generate(one, IDS, **how) for one in alone]
     assert len({tuple(ids) for ids in wanted}) == len(wanted)
     if sizes:
@@ -71,7 +73,8 @@ def test_judged_with_an_adapter() -> None:
         how = {"start": 0, "prompt_length": len(IDS), "size": 16, "adapter": number}
         _, found = prefix.score_chunk(network, state, 0, IDS[:-1], IDS[1:], **how)
         scores.append(found.logprobs)
-    np.testing.assert_allclose(*scores, rtol=1e-5)
+    one, other = scores
+    np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_several_that_cannot_be() -> None:

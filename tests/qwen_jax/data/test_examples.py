@@ -11,7 +11,7 @@ import pytest
 from qwen_jax.data.examples import IGNORED, encode
 from qwen_jax.data.formats import Conversation, Document, parse
 from qwen_jax.text.tokenizer import Tokenizer
-from qwen_jax.text.vocabulary import read
+from tests.assets import read_vocabulary
 
 GOLDEN = Path(__file__).parents[2] / "golden/text/finetune_preprocess.json"
 CASES = json.loads(GOLDEN.read_text("utf-8"))
@@ -31,7 +31,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def later(small_folder: Path) -> Tokenizer:
-    return Tokenizer(dataclasses.replace(read(small_folder), chat_template=TEMPLATE))
+    return Tokenizer(dataclasses.replace(read_vocabulary(small_folder), chat_template=TEMPLATE))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -41,10 +41,10 @@ def test_ids_and_labels_are_the_original_ones(real: Tokenizer, case: dict[str, A
     padding = case["max_len"] - len(ids)
     assert [*ids, *[real.end_of_text] * padding] == case["input_ids"]
     assert [*labels, *[IGNORED] * padding] == case["labels"]
-    assert (ids.dtype, labels.dtype) == (np.int32, np.int32)
+    assert ids.dtype == labels.dtype == np.int32
 
 
-def learnt(tokenizer: Tokenizer, record: Conversation, **options: str) -> str:
+def learnt(tokenizer: Tokenizer, record: Conversation, **options: Any) -> str:
     ids, labels = encode(record, tokenizer, **options)
     assert set(labels[labels != ids]) <= {IGNORED}
     return tokenizer.decode(ids[labels == ids])
@@ -73,13 +73,13 @@ def test_the_system_of_a_conversation_that_brings_none(small: Tokenizer, later: 
 
 def test_tools_reach_the_template(small_folder: Path) -> None:
     source = "{{ tools[0].name }}" + TEMPLATE
-    tokenizer = Tokenizer(dataclasses.replace(read(small_folder), chat_template=source))
+    tokenizer = Tokenizer(dataclasses.replace(read_vocabulary(small_folder), chat_template=source))
     ids, _ = encode(Conversation(CHAT.messages, [{"name": "weather"}]), tokenizer)
     assert tokenizer.decode(ids).startswith("weather<|im_start|>")
 
 
 @pytest.mark.parametrize("loss_on", ["turns", "assistant"])
-def test_of_a_document_all_is_learnt(small: Tokenizer, loss_on: str) -> None:
+def test_of_a_document_all_is_learnt(small: Tokenizer, loss_on: Any) -> None:
     text = "The fox <|im_end|> 世界"
     ids, labels = encode(Document(text), small, "unused", loss_on)
     assert ids.tolist() == labels.tolist() == [*small.encode(text), small.end_of_text]

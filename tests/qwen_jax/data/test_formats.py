@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from qwen_jax.data.formats import Conversation, Document, Wrong, parse
+from qwen_jax.data.formats import Conversation, Document, parse
+from qwen_jax.files.problems import Wrong
 
 USER = {"from": "user", "value": "hi"}
 HI = {"role": "user", "content": "hi"}
@@ -13,11 +14,11 @@ TYPED = {"type": "function", **CALL}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
-def conversations(*turns: dict[str, str], **fields: Any) -> Conversation:
+def conversations(*turns: dict[str, str], **fields: Any) -> Any:
     return parse({"conversations": list(turns), **fields}, "conversations")
 
 
-def messages(*turns: dict[str, Any], **fields: Any) -> Conversation:
+def messages(*turns: dict[str, Any], **fields: Any) -> Any:
     return parse({"messages": list(turns), **fields}, "messages")
 
 
@@ -176,7 +177,7 @@ def test_faults_of_tools(tools: Any, line: str) -> None:
 
 
 def test_deep_tools_are_a_fault() -> None:
-    deep = {}
+    deep: dict[str, Any] = {}
     for _ in range(2000):
         deep = {"a": deep}
     assert faults_of("messages", [HI], tools=[deep]) == ["nested too deeply"]

@@ -1,7 +1,6 @@
 """Where records lie: byte for byte, whatever is between them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_jax.data.index import index
+from tests.qwen_jax.conftest import Data
 
 quick = settings(
     max_examples=100,
@@ -60,21 +60,19 @@ def test_lines(tmp_path: Path, data: Any, some: list[Any], mark: bytes, last: bo
     assert found.spans[:, 2].tolist() == lines
 
 
-def test_a_text_is_one_record(data: Callable[..., Any]) -> None:
+def test_a_text_is_one_record(data: Data) -> None:
     found = index(data("x.txt", b"\xef\xbb\xbf[not a list]\n{}\n"))
     assert (found.form, found.format, found.spans.tolist()) == ("text", "text", [[3, 19, 1]])
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
 @pytest.mark.parametrize("format", ["conversations", "messages", "text"])
-def test_the_first_record_tells_the_format(
-    data: Callable[..., Any], name: str, format: str
-) -> None:
+def test_the_first_record_tells_the_format(data: Data, name: str, format: str) -> None:
     assert index(data(name, {format: []}, {"other": []})).format == format
 
 
 @pytest.mark.parametrize("first", [{"a": 1}, {"text": "", "messages": []}, 3])
-def test_a_first_record_that_tells_nothing(data: Callable[..., Any], first: Any) -> None:
+def test_a_first_record_that_tells_nothing(data: Data, first: Any) -> None:
     assert index(data("x.jsonl", first)).format is None
 
 
@@ -97,9 +95,7 @@ def test_a_first_record_that_tells_nothing(data: Callable[..., Any], first: Any)
         ("x.json", b"[{},\n" + b"[" * 100_000, "behind line 1 is nested too deeply"),
     ],
 )
-def test_a_file_without_records_is_a_fault(
-    data: Callable[..., Any], name: str, raw: bytes, message: str
-) -> None:
+def test_a_file_without_records_is_a_fault(data: Data, name: str, raw: bytes, message: str) -> None:
     with pytest.raises(ValueError) as error:
         index(data(name, raw))
     assert str(error.value).endswith(message)

@@ -1,6 +1,5 @@
 """Data files and folders as one list of records, and hostile ones as faults."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ from hypothesis import strategies as st
 
 from qwen_jax.data.formats import Conversation, Document
 from qwen_jax.data.records import Records
+from tests.qwen_jax.conftest import Data
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_files_follow_one_another(data: Callable[..., Any]) -> None:
+def test_files_follow_one_another(data: Data) -> None:
     first = data("b.jsonl", b'\n{"text": "one"}\n\n{"text": "two"}\n')
     second, third = data("a.json", HI, HI), data("novel.txt", b"three\n")
     records = Records([first, second, third])
@@ -35,16 +35,16 @@ def test_files_follow_one_another(data: Callable[..., Any]) -> None:
             records[number]
 
 
-def test_a_folder_is_its_data_files_by_name(data: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_folder_is_its_data_files_by_name(data: Data, tmp_path: Path) -> None:
     (tmp_path / "b" / ".git").mkdir(parents=True)
     for name in ("b/z.txt", "b/README.md", "b/.hidden.json", "b/.git/x.txt", "a.txt", "LICENSE"):
         data(name, name.encode())
-    records = Records(tmp_path)
+    records: Any = Records(tmp_path)
     assert [records[n].text for n in range(len(records))] == ["a.txt", "b/z.txt"]
     assert not records.problems.count
 
 
-def test_every_file_with_a_fault_is_named(data: Callable[..., Any], tmp_path: Path) -> None:
+def test_every_file_with_a_fault_is_named(data: Data, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     bad, good = data("x.csv", b"1"), data("x.txt", b"x")
     records = Records([tmp_path / "none.json", bad, good, tmp_path / "empty"])
@@ -56,14 +56,14 @@ def test_every_file_with_a_fault_is_named(data: Callable[..., Any], tmp_path: Pa
     assert len(records) == 1
 
 
-def test_a_record_of_another_format_is_a_fault(data: Callable[..., Any]) -> None:
+def test_a_record_of_another_format_is_a_fault(data: Data) -> None:
     records = Records(data("x.jsonl", HI, {"text": "x"}, HI))
     assert records[2]
     with pytest.raises(ValueError, match="got 'text' in a file that begins with 'messages'"):
         records[1]
 
 
-def test_a_first_record_with_a_fault_does_not_condemn_the_rest(data: Callable[..., Any]) -> None:
+def test_a_first_record_with_a_fault_does_not_condemn_the_rest(data: Data) -> None:
     records = Records(data("x.jsonl", b"{\n", b'{"text": "x"}\n'))
     assert records[1] == Document("x")
     with pytest.raises(ValueError, match="not JSON at character 1"):
@@ -72,7 +72,7 @@ def test_a_first_record_with_a_fault_does_not_condemn_the_rest(data: Callable[..
 
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
 def test_bytes_that_are_not_utf8_are_counted_from_the_start_of_the_file(
-    data: Callable[..., Any], name: str
+    data: Data, name: str
 ) -> None:
     raw = b'{"text": "a"}\n{"text": "\xff"}'
     records = Records(data(name, raw))

@@ -4,9 +4,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +16,7 @@ from qwen_jax.decoding.completion import complete, stream_completions
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text.tokenizer import Tokenizer
+from tests.conftest import Golden
 from tests.processes import joining
 from tests.qwen_jax.memorised_model import memorised_model, with_defaults
 from tests.qwen_jax.networks import GREEDY
@@ -66,7 +65,7 @@ def test_logprobs_are_for_those_who_ask(talker: Qwen) -> None:
     asks, other = complete(talker, [[5], [5]], [Sampling(temperature=0, logprobs=0), GREEDY])
     assert len(asks.logprobs) == len(asks.tokens)
     assert asks.top_logprobs == [{}] * len(asks.tokens)
-    assert other.logprobs == other.top_logprobs == []
+    assert (other.logprobs, other.top_logprobs) == ([], [])
 
 
 def test_logprobs_are_those_of_the_logits(talker: Qwen) -> None:
@@ -105,7 +104,7 @@ print("answers", json.dumps(answers))
 )
 
 
-def test_two_processes(golden: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_processes(golden: Golden, tmp_path: Path) -> None:
     """They share the network, and no word is said of who draws which random number."""
     folder = convert.to_native(golden("v1/base"), tmp_path / "native")
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -1,7 +1,7 @@
 """Greedy continuations of the originals, and requests that never feel each other."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,14 +11,15 @@ import pytest
 
 from qwen_jax.decoding import decode
 from qwen_jax.decoding.flat_params import flatten
-from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import State
 from qwen_jax.nn.model import Qwen
+from tests.conftest import Golden
 from tests.qwen_jax.networks import (
     GREEDY,
     Network,
     answer,
+    cache_sizes,
     finish,
     golden_network,
     prefill,
@@ -45,7 +46,7 @@ def requests(outputs: dict[str, np.ndarray]) -> Iterator[tuple[np.ndarray, list[
 
 
 @pytest.mark.parametrize("name", ["v1/base", *MODERN])
-def test_greedy_of_the_originals(golden: Callable[..., Any], name: str) -> None:
+def test_greedy_of_the_originals(golden: Golden, name: str) -> None:
     """A full house at first; a request comes in when all others are done."""
     network = golden_network(golden(name))
     state, waiting = start(network.params), list(requests(network.outputs))
@@ -58,8 +59,8 @@ def test_greedy_of_the_originals(golden: Callable[..., Any], name: str) -> None:
     state, got = finish(network.params, state, first)
     assert got == wanted
     for ids, new in waiting[SLOTS:]:
-        state, got = answer(network.params, state, 1, ids, new=len(new))
-        assert got == new
+        state, alone = answer(network.params, state, 1, ids, new=len(new))
+        assert alone == new
 
 
 @pytest.mark.parametrize("length", ["cross", 16, 33, 64, 120, 200])
@@ -74,7 +75,7 @@ def test_greedy_beyond_the_training_length(long: Network, length: int | str) -> 
 
 # --- one network for everything below: NTK and log-n make positions and lengths matter ---------
 @pytest.fixture(scope="module")
-def long(golden: Callable[..., Any]) -> Network:
+def long(golden: Golden) -> Network:
     return golden_network(golden("v1/longctx"))
 
 
@@ -125,9 +126,8 @@ def test_batch_size_changes_nothing(long: Network, alone: list[list[int]]) -> No
 
 
 def test_seeds(long: Network, alone: list[list[int]]) -> None:
-    _, other = answer(
-        long.params, start(long.params), 0, PROMPTS[1], settings(SAMPLINGS[1], 99), 10
-    )
+    sampling = settings(SAMPLINGS[1], 99)
+    _, other = answer(long.params, start(long.params), 0, PROMPTS[1], sampling, 10)
     assert other != alone[1]
 
 
@@ -136,21 +136,13 @@ def test_a_prompt_in_chunks(long: Network, alone: list[list[int]], chunk: int) -
     """Chunks that divide it or not, with steps of a neighbour and a stale slot between them."""
     state, _ = answer(
         long.params, start(long.params), 1, text(5, 60), new=6
-    )  # leaves a longer text behind
+    )  # leaves a longer text
     state, _ = prefill(long.params, state, 0, PROMPTS[1], new=40)
-    ids, sampling = PROMPTS[0], settings(SAMPLINGS[0])
+    ids = PROMPTS[0]
+    how: Any = {"prompt_length": len(ids), "settings": settings(SAMPLINGS[0]), "max_new_tokens": 10}
     for at in range(0, len(ids), chunk):
         state, _ = decode.step(long.params, state, 2)
-        state, output = decode.prefill(
-            long.params,
-            state,
-            1,
-            ids[at : at + chunk],
-            start=at,
-            prompt_length=len(ids),
-            settings=sampling,
-            max_new_tokens=10,
-        )
+        state, output = decode.prefill(long.params, state, 1, ids[at : at + chunk], start=at, **how)
     state, got = finish(long.params, state, {1: output.tokens[0].tolist()})
     assert got[1] == alone[0]
 
@@ -263,40 +255,29 @@ def test_nothing_compiles_again(long: Network) -> None:
     """Any sampling, seed, prompt within a bucket, place, slot and limit: the programs there are."""
     state, params = start(long.params), flatten(long.params)
 
-    def programs() -> list[int]:
-        jitted = decode._prefill.plain, decode._step.plain, decode._release, decode._start
-        return [function._cache_size() for function in jitted]
+    jitted = decode._prefill.plain, decode._step.plain, decode._release, decode._start
 
-    def request(
-        state: State, slot: int, ids: list[int], at: int, sampling: SamplingArrays, new: int
-    ) -> State:
-        state, _ = decode.prefill(
-            params,
-            state,
-            slot,
-            ids,
-            start=at,
-            prompt_length=at + len(ids),
-            settings=sampling,
-            max_new_tokens=new,
-        )
+    def request(state: State, slot: int, ids: list[int], at: int, sampling: Any, new: int) -> State:
+        how: Any = {"start": at, "prompt_length": at + len(ids), "max_new_tokens": new}
+        state, _ = decode.prefill(params, state, slot, ids, settings=sampling, **how)
         state, _ = decode.step(params, state, 4)
         return decode.release(params, state, slot)
 
     state = request(state, 0, text(0, 16), 0, settings(), 3)
     state = request(state, 0, text(0, 16), 16, settings(), 3)
-    before = programs()
+    before = cache_sizes(*jitted)
     other = Sampling(stop_ids=((1, 2),), min_tokens=2, ignore_eos=True)
     for n, sampling in enumerate([*SAMPLINGS, other]):
         state = request(state, n % 3, text(n, n + 1), 0, settings(sampling, 2**63 + n, ((3,),)), n)
         state = request(state, n % 3, text(n, n + 2), n + 1, settings(sampling, n), 50)
     decode.start(params, SLOTS, LENGTH)
-    assert programs() == before
+    assert cache_sizes(*jitted) == before
 
 
 def test_a_model_with_assets_is_the_same_program(long: Network) -> None:
     """A tokenizer that travels with the parameters is no reason to compile."""
-    dressed = dataclasses.replace(long.params, assets=object())
+    assets: Any = object()
+    dressed = dataclasses.replace(long.params, assets=assets)
     assert flatten(dressed).structure is flatten(long.params).structure
 
 

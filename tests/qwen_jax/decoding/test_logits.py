@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,12 +23,14 @@ from tests.qwen_jax.networks import settings
 FOLDER = GOLDEN / "sampling"
 CASES = json.loads((FOLDER / "cases.json").read_text())
 STOP_WORDS = json.loads((FOLDER / "stop_words.json").read_text())
-penalize, warp, pick, sample, stopped = map(jax.jit, (penalize, warp, pick, sample, stopped))
-append = jax.jit(History.append)
+jitted: Any = [jax.jit(f) for f in (penalize, warp, pick, sample, stopped, History.append)]
+penalize, warp, pick, sample, stopped, append = jitted
 quick = hypothesis_settings(max_examples=100, deadline=None)
 
 
-def stack(*samplings: Sampling, seeds: None = None, eos: tuple[Any, ...] = ()) -> SamplingArrays:
+def stack(
+    *samplings: Sampling, seeds: Sequence[int] | None = None, eos: tuple[Any, ...] = ()
+) -> SamplingArrays:
     """Settings of several requests."""
     seeds = range(len(samplings)) if seeds is None else seeds
     one = [settings(sampling, seed, eos) for sampling, seed in zip(samplings, seeds, strict=True)]

@@ -1,6 +1,5 @@
 """Prefixes shared between slots, prompts scored, answers kept to masks: what servers add."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +12,16 @@ from qwen_jax.decoding.logits import SamplingArrays, every_id
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import State
 from qwen_jax.nn.model import Qwen
-from tests.qwen_jax.networks import Network, answer, finish, golden_network, prefill, settings
+from tests.conftest import Golden
+from tests.qwen_jax.networks import (
+    Network,
+    answer,
+    cache_sizes,
+    finish,
+    golden_network,
+    prefill,
+    settings,
+)
 from tests.reference import reference_logits
 
 SLOTS, LENGTH, CHUNK = 3, 256, 32
@@ -21,7 +29,7 @@ GREEDY = settings()
 
 
 @pytest.fixture(scope="module")
-def long(golden: Callable[..., Any]) -> Network:
+def long(golden: Golden) -> Network:
     return golden_network(golden("v1/longctx"))
 
 
@@ -220,7 +228,7 @@ def test_masks_compile_one_program(long: Network) -> None:
     masks = np.repeat(every_id(long.params.config.vocab), SLOTS, axis=0)
     state, _ = decode.step(long.params, state, 1, masks)
     state, _ = prefill(long.params, state, 0, text(1, 20), new=9)
-    before = decode._step.plain._cache_size()
+    before = cache_sizes(decode._step.plain)
     for word in (0, 1, 77):
         state, _ = decode.step(long.params, state, 1, np.full_like(masks, word))
-    assert decode._step.plain._cache_size() == before
+    assert cache_sizes(decode._step.plain) == before

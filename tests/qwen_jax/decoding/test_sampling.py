@@ -45,12 +45,13 @@ def test_all_impossible_values_at_once() -> None:
 
 
 def test_lists_are_as_good_as_tuples() -> None:
-    one, other = (settings(Sampling(stop_ids=ids)) for ids in ([[1, 2]], ((1, 2),)))
+    lists: Any = [[1, 2]]
+    one, other = (settings(Sampling(stop_ids=ids)) for ids in (lists, ((1, 2),)))
     np.testing.assert_array_equal(one.stops, other.stops)
 
 
 def test_too_many_stops_together() -> None:
-    sampling = Sampling(stop_ids=[(i,) for i in range(12)])
+    sampling = Sampling(stop_ids=tuple((i,) for i in range(12)))
     settings(sampling, eos=tuple((i,) for i in range(16)))  # the same ids count once
     with pytest.raises(ValueError, match="17 stop sequences"):
         settings(sampling, eos=tuple((i,) for i in range(17)))

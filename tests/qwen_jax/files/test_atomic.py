@@ -60,7 +60,7 @@ def test_only_an_interruption_is_resumed(tmp_path: Path) -> None:
 
 
 def test_one_of_several_processes_makes_the_folder(tmp_path: Path) -> None:
-    met = []
+    met: list[str] = []
     with atomic.new_folder(tmp_path / "x", first=False, meet=met.append) as partial:
         assert not partial.exists()
     assert not (tmp_path / "x").exists()

@@ -1,6 +1,5 @@
 """Keys and values come back as they went in, wherever they lie."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from safetensors.numpy import load_file
 from qwen_jax.config import Config
 from qwen_jax.nn.kv_cache import Cache, NoCache, Store, quantize
 from qwen_jax.nn.model import Qwen
+from tests.conftest import Golden
 from tests.qwen_jax.networks import V1, distance, golden_network
 
 SLOTS, HEADS, LENGTH, SIZE = 3, 2, 24, 4
@@ -30,7 +30,7 @@ def dequantized(x: Array, scale: Array) -> np.ndarray:
 
 
 # --- int8 -------------------------------------------------------------------------------------
-def test_int8_is_at_least_twice_as_exact_as_the_original(golden: Callable[..., Any]) -> None:
+def test_int8_is_at_least_twice_as_exact_as_the_original(golden: Golden) -> None:
     outputs = load_file(golden("v1/kvint8") / "golden.safetensors")
     exact = outputs["primitive_in"]
     data, scale = quantize(jnp.asarray(exact))
@@ -60,7 +60,7 @@ def chunk(params: Qwen, cache: Cache, tokens: Array, positions: Array) -> tuple[
     return params.logits(x), cache
 
 
-def test_logits_with_an_int8_cache(golden: Callable[..., Any]) -> None:
+def test_logits_with_an_int8_cache(golden: Golden) -> None:
     """Prefilled and stepped: closer to the plain ones than the original's int8 comes (2e-2)."""
     network = golden_network(golden("v1/base"))
     tokens, plain = network.outputs["input_ids"][:1], network.outputs["logits"][:1]
@@ -123,7 +123,9 @@ def test_write_to_all_slots_at_their_own_positions(count: int, starts: list[int]
     wanted = content(store)
     for slot, start in enumerate(starts):
         wanted[slot, :, start : start + count] = new[slot].swapaxes(0, 1)
-    np.testing.assert_array_equal(content(write(store, new, None, np.int32(starts))), wanted)
+    np.testing.assert_array_equal(
+        content(write(store, new, None, np.array(starts, np.int32))), wanted
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])

@@ -104,7 +104,12 @@ def test_spread() -> None:
 def test_map_linears_and_fuse() -> None:
     params = init(Config.from_hf(QWEN2 | {"num_hidden_layers": 2}), jax.random.key(0))
     names = []
-    map_linears(lambda name, layer: names.append(name) or layer, params)
+
+    def note(name: str, layer: Linear) -> Linear:
+        names.append(name)
+        return layer
+
+    map_linears(note, params)
     layers = ["attn.out", "attn.qkv", "mlp.down", "mlp.gate", "mlp.up"]
     assert sorted(names) == [f"blocks.{i}.{layer}" for i in (0, 1) for layer in layers]
 

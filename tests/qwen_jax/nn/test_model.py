@@ -12,29 +12,30 @@ from hypothesis import strategies as st
 from qwen_jax.decoding.decode import score
 from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.nn.model import Linear, RMSNorm
+from tests.conftest import Golden
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble, distance, golden_network
 from tests.reference import random_checkpoint, reference_logits
 
 TOLERANCE = 2e-5  # of the largest logit, in float32
-GOLDENS = ("v1/base", "v1/ntk_only", "v1/logn_only", "modern/qwen2_gqa")
-GOLDENS += ("modern/qwen25_yarn", "modern/qwen3")
+GOLDENS = [f"v1/{name}" for name in ("base", "ntk_only", "logn_only")]
+GOLDENS += [f"modern/{name}" for name in ("qwen2_gqa", "qwen25_yarn", "qwen3")]
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_goldens(golden: Callable[..., Any], name: str) -> None:
+def test_goldens(golden: Golden, name: str) -> None:
     network = golden_network(golden(name))
     wanted = network.outputs["logits"]
     assert distance(score(network.params, network.outputs["input_ids"]), wanted) < TOLERANCE
 
 
 @pytest.mark.parametrize("length", [16, 32, 33, 48, 64, 65, 120, 200])
-def test_long_context(golden: Callable[..., Any], length: int) -> None:
+def test_long_context(golden: Golden, length: int) -> None:
     network = golden_network(golden("v1/longctx"))
     logits = score(network.params, network.outputs[f"input_ids_{length}"])
     assert distance(logits, network.outputs[f"logits_{length}"]) < TOLERANCE
 
 
-def test_bfloat16(golden: Callable[..., Any]) -> None:
+def test_bfloat16(golden: Golden) -> None:
     """As close to float32 arithmetic on the same weights as the original's bfloat16 is (9e-3)."""
     network = golden_network(golden("v1/bf16"))
     logits = score(network.params, network.outputs["input_ids"])
@@ -43,7 +44,7 @@ def test_bfloat16(golden: Callable[..., Any]) -> None:
     assert distance(logits, wanted) < 1.5 * distance(network.outputs["logits_bf16"], wanted)
 
 
-def test_float16(golden: Callable[..., Any]) -> None:
+def test_float16(golden: Golden) -> None:
     network = golden_network(golden("v1/base"))
     params = assemble(network.hf, network.tensors, np.float16)
     logits = score(params, network.outputs["input_ids"])
@@ -115,7 +116,7 @@ def check_random_network(hf: dict[str, Any], seed: int, length: int) -> None:
 
 
 # --- what score promises ----------------------------------------------------------------------
-def test_padding_changes_nothing(golden: Callable[..., Any]) -> None:
+def test_padding_changes_nothing(golden: Golden) -> None:
     """31 to 33 tokens are padded to 32 and 64: the same text, and the same first tokens of it."""
     network = golden_network(golden("v1/base"))
     ids = np.arange(33)[None] * 7 % 512
@@ -124,7 +125,7 @@ def test_padding_changes_nothing(golden: Callable[..., Any]) -> None:
     assert distance(long[:, :31], short) < 2e-6
 
 
-def test_rows_are_independent(golden: Callable[..., Any]) -> None:
+def test_rows_are_independent(golden: Golden) -> None:
     network = golden_network(golden("v1/longctx"))
     ids = network.outputs["input_ids_48"]
     together = score(network.params, np.concatenate([ids[:, ::-1], ids]))

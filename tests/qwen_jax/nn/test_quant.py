@@ -101,6 +101,7 @@ def test_order() -> None:
     kernel = dequantize(made).kernel
     made.order = jnp.asarray(order, jnp.int32)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 64)), jnp.float32)
+    assert made.bias is not None
     wanted = x[:, order] @ kernel.T + made.bias
     assert distance(made(x), wanted) < 5e-7
     assert distance(dequantize(made)(x), wanted) < 5e-7
@@ -201,7 +202,7 @@ def test_codes_and_scales_are_cut_between_groups() -> None:
         make_mesh(fsdp=4, tensor=2),
         formats(network(name)[0]),
     )
-    block = places("v1").blocks[0]
+    block: Any = places("v1").blocks[0]
     assert block.attn.qkv.codes.spec == block.attn.qkv.scales.spec == P("tensor", "fsdp")
     assert block.attn.qkv.zeros.spec == P("tensor", "fsdp")
     assert block.mlp.down.codes.spec == P("fsdp", "tensor")
@@ -213,7 +214,7 @@ def test_codes_and_scales_are_cut_between_groups() -> None:
 def test_one_group_is_cut_anywhere() -> None:
     """What each device adds up has one scale, which waits for the whole sum."""
     params = network("v1", 8, True, None)[0]
-    block = shardings(params.config, make_mesh(fsdp=2), formats(params)).blocks[0]
+    block: Any = shardings(params.config, make_mesh(fsdp=2), formats(params)).blocks[0]
     assert block.attn.out.codes.spec == block.mlp.down.codes.spec == P("fsdp", "tensor")
     assert block.attn.out.scales.spec == P("fsdp", None)
     odd = {name: quant.Format(4, 1, False, False) for name in formats(params)}
@@ -226,7 +227,7 @@ def test_arranged_arrays_keep_their_devices(tmp_path: Path) -> None:
     params, _ = network("v1")
     placed = jax.device_put(params, shardings(params.config, make_mesh(fsdp=2), formats(params)))
     placed = arrange_all(placed, "tpu")
-    qkv = placed.blocks[0].attn.qkv
+    qkv: Any = placed.blocks[0].attn.qkv
     assert qkv.codes.shape == (4, 192, 16)
     assert qkv.codes.sharding.shard_shape(qkv.codes.shape) == (2, 48, 16)
     assert qkv.scales.sharding.shard_shape(qkv.scales.shape) == (2, 48)
@@ -236,7 +237,7 @@ def test_load_keeps_what_is_quantised(tmp_path: Path) -> None:
     """A dtype is for the other parameters: scales keep every digit."""
     save(network("v1")[0], tmp_path / "one")
     params = load(tmp_path / "one", dtype="bfloat16")
-    layer = params.blocks[0].attn.qkv
+    layer: Any = params.blocks[0].attn.qkv
     assert params.embed.dtype == layer.bias.dtype == jnp.bfloat16
     assert (layer.scales.dtype, layer.zeros.dtype) == (jnp.float16, jnp.int8)
     assert isinstance(layer, QuantLinear)

@@ -10,6 +10,7 @@ from jax import Array
 
 from qwen_jax.nn import quant_matmul
 from qwen_jax.nn.quant_matmul import apart, paired, product, weight, whole
+from tests.qwen_jax.networks import temporary_bytes
 
 OUT, GROUPS, SIZE = 24, 6, 16
 RECIPES = {name: getattr(quant_matmul, f"_on_{name}") for name in ("cpu", "gpu", "tpu")}
@@ -121,8 +122,7 @@ def test_no_recipe_keeps_an_expanded_copy() -> None:
     """Nor does a compiler widen constant codes once, before a loop of them."""
     inputs, out = 1024, 2048
     shape = jax.ShapeDtypeStruct
-    rows = ((1, (out, inputs)), (8, (8, out, 128)))
-    forms = [(groups, codes, jnp.int8) for groups, codes in rows]
+    forms: list[Any] = [(1, (out, inputs), jnp.int8), (8, (8, out, 128), jnp.int8)]
     forms += [(groups, (out, inputs // 2), jnp.uint8) for groups in (1, 8)]
     for groups, codes, kind in forms:
 
@@ -134,4 +134,4 @@ def test_no_recipe_keeps_an_expanded_copy() -> None:
         for rows in (1, 64):
             arguments = shape((rows, inputs), jnp.bfloat16), shape(codes, kind)
             compiled = jax.jit(loop).lower(*arguments, shape(scales, jnp.float16)).compile()
-            assert compiled.memory_analysis().temp_size_in_bytes < out * inputs
+            assert temporary_bytes(compiled) < out * inputs

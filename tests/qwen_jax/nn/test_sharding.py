@@ -19,7 +19,18 @@ from qwen_jax.decoding.state import State
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, mesh_of, shardings, spec
 from tests.processes import joining
-from tests.qwen_jax.networks import GREEDY, QWEN2, V1, assemble, distance, finish, prefill, settings
+from tests.qwen_jax.networks import (
+    GREEDY,
+    QWEN2,
+    V1,
+    assemble,
+    cache_sizes,
+    distance,
+    finish,
+    prefill,
+    settings,
+    structure,
+)
 from tests.reference import random_checkpoint
 
 NETWORKS = {
@@ -84,9 +95,9 @@ def test_tokens(name: str, mesh: str, slots_a_device: int) -> None:
     state, got = tokens(place(network(name), **MESHES[mesh]))
     assert got == tokens_on_one(name)
     assert shard(state.cache.keys[0].data)[0] == slots_a_device
-    programs = decode._prefill.plain._cache_size(), decode._step.plain._cache_size()
+    programs = cache_sizes(decode._prefill.plain, decode._step.plain)
     tokens(place(network(name), **MESHES[mesh]))
-    assert (decode._prefill.plain._cache_size(), decode._step.plain._cache_size()) == programs
+    assert cache_sizes(decode._prefill.plain, decode._step.plain) == programs
 
 
 # --- where things lie --------------------------------------------------------------------------
@@ -122,14 +133,18 @@ def test_parameters_lie_in_parts(name: str, sizes: dict[str, Any], wanted: dict[
     """Heads are cut between key/value heads, other sizes where they divide; the rest is whole."""
     params = place(network(name), **sizes)
     block = params.blocks[0]
-    arrays = {"embed": params.embed, "qkv": block.attn.qkv.kernel, "bias": block.attn.qkv.bias}
+    arrays: dict[str, Any] = {
+        "embed": params.embed,
+        "qkv": block.attn.qkv.kernel,
+        "bias": block.attn.qkv.bias,
+    }
     assert {k: shard(v) for k, v in (arrays | {"down": block.mlp.down.kernel}).items()} == wanted
 
 
 def test_every_leaf_has_a_place() -> None:
     params = network("grouped")
     places = shardings(params.config, make_mesh())
-    assert jax.tree.structure(places) == jax.tree.structure(params)
+    assert structure(places) == structure(params)
 
 
 def test_make_mesh() -> None:

@@ -1,6 +1,5 @@
 """The table of names pairs every tensor with every leaf, number by number."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from qwen_jax.config import Config
 from qwen_jax.nn.model import build
 from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import TensorView, is_harmless, tensor_views
+from tests.conftest import Golden
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble
 from tests.reference import random_checkpoint, read_checkpoint
 
@@ -30,7 +30,7 @@ def table(hf: dict[str, Any]) -> list[TensorView]:
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_tensors_of_real_checkpoints(golden: Callable[..., Any], name: str) -> None:
+def test_tensors_of_real_checkpoints(golden: Golden, name: str) -> None:
     hf, tensors = read_checkpoint(golden(name))
     shapes = [(part.tensor, part.shape) for part in table(hf)]
     assert len(dict(shapes)) == len(shapes)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwen_jax.text.chatml import DEFAULT_SYSTEM, prompt_ids, render, reply_text, stop_ids
 from qwen_jax.text.tokenizer import Tokenizer
-from qwen_jax.text.vocabulary import read
+from tests.assets import read_vocabulary
 
 GOLDEN = Path(__file__).parents[2] / "golden/text"
 CONTEXT = json.loads((GOLDEN / "context.json").read_text("utf-8"))
@@ -50,7 +50,7 @@ TOOL = {"name": "weather", "description": '天气 <b>now</b> & "then"', "paramet
 
 
 def with_template(folder: Path, source: str) -> Tokenizer:
-    vocabulary = read(folder)
+    vocabulary = read_vocabulary(folder)
     assert vocabulary is not None
     return Tokenizer(dataclasses.replace(vocabulary, chat_template=source))
 
@@ -178,7 +178,7 @@ def test_what_a_template_would_ignore_is_refused(small_folder: Path) -> None:
 def test_a_rendered_conversation_has_hugging_face_ids(
     later: Tokenizer, oracle: Any, options: dict[str, Any], add_generation_prompt: bool
 ) -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "brown fox"},
         {"role": "user", "content": "Is a < b && b > c? <html> 你好 cafe\u0301 <|"},
         {"role": "assistant", "content": "hm</think>\n\nyes <think>"},
@@ -233,7 +233,7 @@ def test_in_what_the_assistant_said_markup_counts_and_turns_do_not(later: Tokeni
 
 
 def test_without_markup_nothing_the_assistant_said_counts(small_folder: Path) -> None:
-    vocabulary = read(small_folder)
+    vocabulary = read_vocabulary(small_folder)
     tokenizer = Tokenizer(
         dataclasses.replace(vocabulary, markup=(), chat_template="{{ messages[0].content }}")
     )
@@ -242,8 +242,8 @@ def test_without_markup_nothing_the_assistant_said_counts(small_folder: Path) ->
 
 
 def test_a_control_token_that_is_a_word_stays_text_too(small_folder: Path) -> None:
-    vocabulary = read(small_folder)
-    specials = vocabulary.specials | {"assist": 5000, "§": 5001}
+    vocabulary = read_vocabulary(small_folder)
+    specials = dict(vocabulary.specials) | {"assist": 5000, "§": 5001}
     source = "§{{ messages[0].content }}assist"
     tokenizer = Tokenizer(dataclasses.replace(vocabulary, specials=specials, chat_template=source))
     ids = render(tokenizer, [{"role": "user", "content": "an assistant §"}])

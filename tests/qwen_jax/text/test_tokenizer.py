@@ -240,7 +240,7 @@ def test_the_least_is_as_if_every_token_were_the_longest(small: Any) -> None:
 
 def test_nfc_shrinks_no_text_further_than_is_told() -> None:
     """Every character as the longest spelling of the characters that it decomposes into."""
-    spelled = {}
+    spelled: dict[str, int] = {}
     for char in map(chr, (*range(0xD800), *range(0xE000, 0x30000))):
         whole = unicodedata.normalize("NFD", char)
         if len(whole) == 1:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from qwen_jax.text.chatml import DEFAULT_SYSTEM, prompt_ids, render
 from qwen_jax.text.tokenizer import Tokenizer
-from qwen_jax.text.transcript import transcript
-from qwen_jax.text.vocabulary import read
+from qwen_jax.text.transcript import Part, transcript
+from tests.assets import read_vocabulary
 
 # In the manner of Qwen3's: tools, reasoning that the last answer alone keeps, results as a user's.
 TEMPLATE = """
@@ -32,8 +33,8 @@ TEMPLATE = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
-CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-MESSAGES = [
+CALL: dict[str, Any] = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "brown fox"},
     {"role": "user", "content": "hi"},
     {"role": "assistant", "content": "<think>so</think>yes", "tool_calls": [CALL]},
@@ -43,7 +44,7 @@ MESSAGES = [
 
 
 def with_template(folder: Path, source: str) -> Tokenizer:
-    return Tokenizer(dataclasses.replace(read(folder), chat_template=source))
+    return Tokenizer(dataclasses.replace(read_vocabulary(folder), chat_template=source))
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,7 @@ def later(small_folder: Path) -> Tokenizer:
     return with_template(small_folder, TEMPLATE)
 
 
-def written(tokenizer: Tokenizer, parts: list[tuple[str, list[Any]]], writer: str) -> list[str]:
+def written(tokenizer: Tokenizer, parts: Sequence[Part], writer: str) -> list[str]:
     """The texts that one writer wrote, without a break in each."""
     groups = itertools.groupby((part for part in parts if part[1]), key=lambda part: part[0])
     runs = ([id for _, ids in group for id in ids] for who, group in groups if who == writer)

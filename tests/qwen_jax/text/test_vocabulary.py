@@ -10,6 +10,7 @@ import pytest
 
 from qwen_jax.text.tokenizer import Tokenizer
 from qwen_jax.text.vocabulary import V1_SPECIALS, Vocabulary, read
+from tests.assets import read_tokenizer, read_vocabulary
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
@@ -45,7 +46,7 @@ def test_a_folder_with_half_a_tokenizer_is_an_error(folder: Path) -> None:
 
 def test_v1_specials_follow_the_ranks(tmp_path: Path) -> None:
     write_ranks(tmp_path / "qwen.tiktoken", [*BYTES, b"ab"])
-    vocabulary = read(tmp_path)
+    vocabulary = read_vocabulary(tmp_path)
     assert list(vocabulary.specials.values()) == list(range(257, 257 + 208))
     assert list(vocabulary.specials)[:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     assert list(vocabulary.specials)[-1] == "<|extra_204|>"
@@ -62,7 +63,7 @@ def test_extra_tokens_come_after_the_specials_and_known_ones_are_skipped(tmp_pat
     first = 257 + len(V1_SPECIALS)
     extra = write_ranks(tmp_path / "extra.tiktoken", [b"ab", b"abc"], start=first - 1)
     extra.write_text(extra.read_text() + f"{base64.b64encode(b'xy').decode()} 7\n")  # used id
-    tokenizer = Tokenizer.load(tmp_path, extra_vocab_file=extra)
+    tokenizer = read_tokenizer(tmp_path, extra)
     assert tokenizer.vocab_size == first + 1
     assert tokenizer.encode("abc") == [first]
     assert tokenizer.encode("xy") == [ord("x"), ord("y")]
@@ -81,7 +82,7 @@ def test_the_documented_extra_tokens_join_the_real_vocabulary(
 ) -> None:
     words = ["一只猫", "只猫", "是一只猫", "我是一只猫", "你是一只猫", "他是一只猫"]
     extra = write_ranks(tmp_path / "extra", [word.encode() for word in words], start=151851)
-    assert Tokenizer.load(real_vocabulary, extra).encode("我是一只猫") == [151854]
+    assert read_tokenizer(real_vocabulary, extra).encode("我是一只猫") == [151854]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_a_broken_v1_vocabulary_is_refused(tmp_path: Path, content: bytes, messa
 
 
 def test_both_later_formats_hold_the_same_vocabulary(folder: Path) -> None:
-    whole = read(folder)
+    whole = read_vocabulary(folder)
     (folder / "tokenizer.json").unlink()
     assert read(folder) == whole
     assert whole.names == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
@@ -107,11 +108,14 @@ def test_both_later_formats_hold_the_same_vocabulary(folder: Path) -> None:
 
 
 def test_added_tokens_json_stands_in_for_the_decoder_table(folder: Path) -> None:
-    whole = read(folder)
+    whole = read_vocabulary(folder)
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
     (folder / "added_tokens.json").write_text(json.dumps(whole.specials))
-    assert (read(folder).specials, read(folder).markup) == (whole.specials, set())
+    assert (read_vocabulary(folder).specials, read_vocabulary(folder).markup) == (
+        whole.specials,
+        set(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,14 +191,14 @@ def test_two_tokens_cannot_share_an_id() -> None:
 
 
 def test_the_template_file_goes_before_the_config_and_default_before_others(folder: Path) -> None:
-    assert read(folder).chat_template is None
+    assert read_vocabulary(folder).chat_template is None
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     edit(folder, "tokenizer_config.json", chat_template=named)
-    assert read(folder).chat_template == "D"
+    assert read_vocabulary(folder).chat_template == "D"
     edit(folder, "tokenizer_config.json", chat_template="one")
-    assert read(folder).chat_template == "one"
+    assert read_vocabulary(folder).chat_template == "one"
     (folder / "chat_template.jinja").write_text("file")
-    assert read(folder).chat_template == "file"
+    assert read_vocabulary(folder).chat_template == "file"
 
 
 def test_templates_without_a_default_are_refused(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from qwen_jax.nn.sharding import make_mesh
 from train.nn import attention
 
 FORMS = [attention.blocks, functools.partial(attention.splash, interpret=True)]
+attend: Callable[..., Array] = attention.attend
 SHAPES = {  # heads, kv heads, head size, the lengths of a row's samples, padding at its end
     "plain": (4, 4, 16, (9, 1, 30), 0),
     "grouped": (4, 2, 16, (20, 3), 2),
@@ -23,9 +25,7 @@ SHAPES = {  # heads, kv heads, head size, the lengths of a row's samples, paddin
 }
 
 
-def inputs(
-    heads: int, kv_heads: int, size: int, lengths: tuple[Any, ...], padding: int
-) -> tuple[np.ndarray, ...]:
+def inputs(heads: int, kv_heads: int, size: int, lengths: tuple[Any, ...], padding: int) -> Any:
     """q, k, v, segments and a gradient of the output; two rows, the second one sample."""
     numbers = np.repeat(np.arange(len(lengths)) + 1, lengths)
     segments = np.stack([np.pad(numbers, (0, padding)), np.ones(sum(lengths) + padding, int)])
@@ -65,14 +65,14 @@ def run(
     dy: np.ndarray,
     dtype: Any = jnp.float32,
 ) -> list[np.ndarray]:
-    q, k, v, dy = (jnp.asarray(x, dtype) for x in (q, k, v, dy))
-
     @jax.jit
     def both(q: Array, k: Array, v: Array, dy: Array) -> tuple[Array, Array, Array, Array]:
         y, pull = jax.vjp(lambda *x: form(*x, jnp.asarray(segments)), q, k, v)
         return y, *pull(dy)
 
-    return [np.asarray(x, np.float64) for x in both(q, k, v, dy)]
+    return [
+        np.asarray(x, np.float64) for x in both(*(jnp.asarray(x, dtype) for x in (q, k, v, dy)))
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -89,10 +89,10 @@ def test_no_sample_sees_another(form: Any) -> None:
     q, k, v, segments, dy = inputs(4, 2, 16, (70, 100, 40), 7)
     changed = segments == 2
     changed[1] = False
-    other = [np.where(changed[..., None, None], 1e3 - 7 * x, x) for x in (q, k, v)]
+    q2, k2, v2 = (np.where(changed[..., None, None], 1e3 - 7 * x, x) for x in (q, k, v))
     other_dy = np.where(changed[..., None, None], -dy, dy)
     before = run(form, q, k, v, segments, dy)
-    after = run(form, *other, segments, other_dy)
+    after = run(form, q2, k2, v2, segments, other_dy)
     for x, y in zip(before, after, strict=True):
         np.testing.assert_array_equal(x[~changed], y[~changed])
         assert (x[changed] != y[changed]).any()
@@ -101,34 +101,35 @@ def test_no_sample_sees_another(form: Any) -> None:
 @pytest.mark.parametrize("form", FORMS, ids=["blocks", "splash"])
 def test_sixteen_bit_inputs(form: Any) -> None:
     """Products of bf16 in float32: an error of bf16's rounding, no more."""
-    given = inputs(4, 2, 16, (40, 90), 3)
-    rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in given[:3]]
-    wanted = naive(*rounded, *given[3:])
-    for got, want in zip(run(form, *given, jnp.bfloat16), wanted, strict=True):
+    q, k, v, segments, dy = inputs(4, 2, 16, (40, 90), 3)
+    q16, k16, v16 = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (q, k, v))
+    wanted = naive(q16, k16, v16, segments, dy)
+    found = run(form, q, k, v, segments, dy, jnp.bfloat16)
+    for got, want in zip(found, wanted, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-2 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 4}, {"data": 2, "tensor": 4}], ids=str)
-def test_each_device_has_its_rows_and_heads(mesh: dict[str, int]) -> None:
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 4}, {"data": 2, "tensor": 4}], ids=str)
+def test_each_device_has_its_rows_and_heads(sizes: dict[str, int]) -> None:
     q, k, v, segments, _ = inputs(8, 4, 16, (20, 30), 0)
-    mesh = make_mesh(**mesh)
+    mesh = make_mesh(**sizes)
     place = lambda *axes: NamedSharding(mesh, P(*axes))
     rows = ("data", "fsdp")
-    put = [
+    put: Any = [
         jax.device_put(jnp.asarray(x, jnp.float32), place(rows, None, "tensor")) for x in (q, k, v)
     ]
     ids = jax.device_put(segments, place(rows))
-    program = jax.jit(lambda *x: attention.attend(*x, mesh)).lower(*put, ids).compile()
-    assert not re.search(r"all-|collective-|reduce-scatter", program.as_text())
-    want = attention.attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, None)
+    program = jax.jit(lambda *x: attend(*x, mesh)).lower(*put, ids).compile()
+    assert not re.search(r"all-|collective-|reduce-scatter", str(program.as_text()))
+    want = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, None)
     np.testing.assert_allclose(program(*put, ids), want, atol=1e-6)
 
 
 def test_key_heads_that_do_not_divide_are_on_every_device() -> None:
     q, k, v, segments, _ = inputs(8, 2, 16, (20, 30), 0)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    got = attention.attend(*arrays, segments, make_mesh(data=2, tensor=4))
-    np.testing.assert_allclose(got, attention.attend(*arrays, segments, None), atol=1e-6)
+    got = attend(*arrays, segments, make_mesh(data=2, tensor=4))
+    np.testing.assert_allclose(got, attend(*arrays, segments, None), atol=1e-6)
 
 
 def test_nothing_is_kept_for_the_backward_pass_but_what_the_scores_come_from() -> None:

@@ -33,7 +33,7 @@ def made(
     return closing(RunLogger(folder, steps, done, work, log_every))
 
 
-def records(folder: Path) -> list[dict]:
+def records(folder: Path) -> list[dict[str, Any]]:
     text = (folder / "log.jsonl").read_text("utf-8")
     strict = lambda name: pytest.fail(f"{name} is no JSON")
     return [json.loads(line, parse_constant=strict) for line in text.splitlines()]
@@ -66,9 +66,11 @@ def test_going_on_replaces_what_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     purged, writer = [], tensorboardX.SummaryWriter
-    note = lambda folder, purge_step: (
-        purged.append(purge_step) or writer(folder, purge_step=purge_step)
-    )
+
+    def note(folder: str, purge_step: int) -> Any:
+        purged.append(purge_step)
+        return writer(folder, purge_step=purge_step)
+
     monkeypatch.setattr(tensorboardX, "SummaryWriter", note)
     with made(tmp_path) as told:
         for step in (1, 2, 3):
@@ -92,7 +94,7 @@ def test_log_every_keeps_what_matters(tmp_path: Path) -> None:
 def test_speed_counts_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 12.0, 20.0])
     monkeypatch.setattr(run_logger, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(run_logger.speed, "peak", lambda kind: 1e12)
+    monkeypatch.setattr(speed, "peak", lambda kind: 1e12)
     monkeypatch.setattr(RunLogger, "_show", lambda self, record: None)
     with made(tmp_path, work=3e9) as told:
         told.step(1, METRICS)  # compiles
@@ -122,9 +124,9 @@ def test_lines_where_nothing_can_be_overwritten(
 
 def test_one_line_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    screen.isatty = lambda: True
+    monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(run_logger.speed, "peak", lambda kind: 1e30)
+    monkeypatch.setattr(speed, "peak", lambda kind: 1e30)
     monkeypatch.setattr(run_logger, "REFRESH", 0)
     with made(tmp_path, steps=3) as told:
         told.step(1, METRICS)
