@@ -134,9 +134,8 @@ def test_seeds(long: Network, alone: list[list[int]]) -> None:
 @pytest.mark.parametrize("chunk", [7, 16, 30, 64])
 def test_a_prompt_in_chunks(long: Network, alone: list[list[int]], chunk: int) -> None:
     """Chunks that divide it or not, with steps of a neighbour and a stale slot between them."""
-    state, _ = answer(
-        long.params, start(long.params), 1, text(5, 60), new=6
-    )  # leaves a longer text
+    longer = text(5, 60)
+    state, _ = answer(long.params, start(long.params), 1, longer, new=6)
     state, _ = prefill(long.params, state, 0, PROMPTS[1], new=40)
     ids = PROMPTS[0]
     how: Any = {"prompt_length": len(ids), "settings": settings(SAMPLINGS[0]), "max_new_tokens": 10}
