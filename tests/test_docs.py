@@ -80,12 +80,12 @@ def options() -> Callable[[str], set[str]]:
 
 
 @pytest.mark.parametrize("page", report.PAGES)
-def test_numbers_are_those_of_the_results(page):
+def test_numbers_are_those_of_the_results(page: Path) -> None:
     assert report.written(page) == text(ROOT / page)
     assert set(report.MARKED.findall(text(ROOT / "docs/benchmarks.md"))) == set(report.SHOWN)
 
 
-def test_both_readmes_say_the_same():
+def test_both_readmes_say_the_same() -> None:
     """The same commands, code and output, and as many headings, tables' rows and links."""
     english, chinese = (ROOT / "README.md", ROOT / "README.zh.md")
     bare = lambda page: [re.sub(r" +# .*", "", block) for _, block in blocks(page)]
@@ -100,7 +100,7 @@ def test_both_readmes_say_the_same():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_have_the_options_they_are_shown_with(page, options):
+def test_commands_have_the_options_they_are_shown_with(page: Path, options: str) -> None:
     for part in code(page):
         for match in COMMAND.finditer(part):
             word = match[1] or MODULES.get(match[2])
@@ -112,7 +112,7 @@ def test_commands_have_the_options_they_are_shown_with(page, options):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_options_exist(page, options):
+def test_options_exist(page: Path, options: str) -> None:
     """Those that are named without a command, too."""
     known = ELSEWHERE.union(*map(options, cli.PROGRAMS))
     for part in SPAN.findall(FENCED.sub("", text(page))):
@@ -120,7 +120,7 @@ def test_options_exist(page, options):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_names_exist(page):
+def test_names_exist(page: Path) -> None:
     shown = re.findall(r"^::: ([\w.]+)", text(page), re.MULTILINE)
     for found in {*shown, *(n for part in code(page) for n in DOTTED.findall(part))}:
         if not found.endswith((".json", ".md", ".py", ".yaml", ".yml")):
@@ -140,7 +140,7 @@ def resolve(dotted: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the guides' code runs: with the data that it names."""
     folder = tmp_path_factory.mktemp("guides")
     turns = [{"from": "user", "value": "你好"}, {"from": "assistant", "value": "你好！"}]
@@ -151,7 +151,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.timeout(300)  # one of them trains
 @pytest.mark.parametrize("guide", RUN)
-def test_python_runs(guide, folder, monkeypatch, capsys):
+def test_python_runs(
+    guide: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In order, the blocks of a page share their names; every model is the bundled one.
 
     It is on one device where the page does not say: fewer programs, and sooner compiled.
@@ -175,7 +177,7 @@ def run_python(page: Path) -> int:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_code_is_well_formed(page):
+def test_code_is_well_formed(page: Path) -> None:
     for language, block in blocks(page):
         if language == "python":
             ast.parse(block)
@@ -184,7 +186,7 @@ def test_code_is_well_formed(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_somewhere(page):
+def test_links_lead_somewhere(page: Path) -> None:
     for link in LINK.findall(text(page)):
         if link.startswith(("http:", "https:")):
             continue
@@ -199,7 +201,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_site_builds(tmp_path):
+def test_the_site_builds(tmp_path: Path) -> None:
     """Strictly: dead links and anchors, pages that are in no menu, names without a docstring."""
     mkdocs = shutil.which("mkdocs")
     if mkdocs is None:
@@ -209,7 +211,7 @@ def test_the_site_builds(tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
 
 
-def test_one_version():
+def test_one_version() -> None:
     version = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["version"]
     assert f"\nversion: {version}\n" in text(ROOT / "CITATION.cff")
     assert f"\n## {version}\n" in text(ROOT / "CHANGELOG.md")
