@@ -40,6 +40,7 @@ ELSEWHERE = set(  # options of other programs that the guides name
     "--apply_chat_template --uniform-bucket-level-access --enable-hierarchical-namespace "
     "--logdir --check".split()
 )
+Options = Callable[[str], set[str]]  # the fixture
 RUN = ("README.md", "README.zh.md", "generate", "tokenizer", "sharding", "training", "adapters")
 
 
@@ -65,7 +66,7 @@ def code(page: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def options() -> Callable[[str], set[str]]:
+def options() -> Options:
     """The options of a command, as its --help has them."""
     known: dict[str, set[str]] = {}
 
@@ -80,7 +81,7 @@ def options() -> Callable[[str], set[str]]:
 
 
 @pytest.mark.parametrize("page", report.PAGES)
-def test_numbers_are_those_of_the_results(page: Path) -> None:
+def test_numbers_are_those_of_the_results(page: str) -> None:
     assert report.written(page) == text(ROOT / page)
     assert set(report.MARKED.findall(text(ROOT / "docs/benchmarks.md"))) == set(report.SHOWN)
 
@@ -100,7 +101,7 @@ def test_both_readmes_say_the_same() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_have_the_options_they_are_shown_with(page: Path, options: str) -> None:
+def test_commands_have_the_options_they_are_shown_with(page: Path, options: Options) -> None:
     for part in code(page):
         for match in COMMAND.finditer(part):
             word = match[1] or MODULES.get(match[2])
@@ -112,7 +113,7 @@ def test_commands_have_the_options_they_are_shown_with(page: Path, options: str)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_options_exist(page: Path, options: str) -> None:
+def test_options_exist(page: Path, options: Options) -> None:
     """Those that are named without a command, too."""
     known = ELSEWHERE.union(*map(options, cli.PROGRAMS))
     for part in SPAN.findall(FENCED.sub("", text(page))):
@@ -152,7 +153,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(300)  # one of them trains
 @pytest.mark.parametrize("guide", RUN)
 def test_python_runs(
-    guide: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    guide: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In order, the blocks of a page share their names; every model is the bundled one.
 
