@@ -108,6 +108,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        self._service.lanes.close()
         if self._service.model is not None:
             self._service.model.engine.stop()
             self._service.model.grammars.close()

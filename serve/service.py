@@ -9,8 +9,9 @@ from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.engine.engine import Engine
 from serve.engine.metrics import Metrics
+from serve.lanes import Lanes
 from serve.settings import ServeConfig
-from serve.text.grammar import Grammars
+from serve.text.grammar import GUARDS, Grammars
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Service:
 
     def __init__(self, settings: ServeConfig):
         self.settings, self.metrics = settings, Metrics()
+        self.lanes = Lanes(settings.queue + settings.slots, GUARDS)
         self.model: Model | None = None  # until it is loaded and warm
         self.adapted: dict[str, Model] = {}  # the same with its adapters, by their names
         self.draining = False

@@ -79,4 +79,5 @@ def _described(service: Service, found: Model) -> dict[str, object]:
 
 async def description(request: Request) -> Response:
     """The API in OpenAPI's words."""
-    return JSONResponse(openapi.document())
+    content = await asyncio.to_thread(openapi.document)
+    return Response(content, media_type="application/json")
