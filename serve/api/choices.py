@@ -55,8 +55,8 @@ def sampling_of(model: Model, fields: SamplingFields, logprobs: int | None) -> S
 
 def _biases(model: Model, given: dict[str, float]) -> dict[int, float]:
     for name in given:
-        number = int(name) if name.isascii() and name.isdigit() and len(name) <= 10 else -1
-        if str(number) != name or number >= model.config.vocab:
+        written = name.isascii() and name.isdigit() and len(name) <= 10 and str(int(name)) == name
+        if not written or int(name) >= model.config.vocab:
             raise _no_id(model, "logit_bias", shown(name))
     return {int(name): bias for name, bias in given.items()}
 
