@@ -1,5 +1,7 @@
 """A server's life: bind, load, serve, drain."""
 
+import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -73,6 +75,8 @@ def _load(service: Service) -> None:
         runner = loading.runner(params, settings)
         device = runner if settings.coordinator is None else multihost.Leader(runner, settings)
         loading.start(service, params, device)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time
     except Exception as error:
         service.failure = str(error) or type(error).__name__
         log.exception("the model cannot be loaded")
@@ -105,6 +109,11 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.draining = True
         super().handle_exit(sig, frame)
+
+    async def main_loop(self) -> None:
+        watching = asyncio.create_task(self._service.lag.watch())
+        await super().main_loop()
+        watching.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

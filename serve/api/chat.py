@@ -13,6 +13,7 @@ from serve.api import endpoint, formats, logprobs, prompting
 from serve.api.choices import Choice, choices_of
 from serve.api.prompting import Tools
 from serve.api.schemas import ChatRequest, FunctionName, ToolName
+from serve.api.window import check_messages
 from serve.http.errors import ApiError
 from serve.service import Model
 from serve.text.answer import Part, Token
@@ -31,6 +32,7 @@ def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[
     blamed = "functions" if fields.functions else "tools"
     tools = dataclasses.replace(tools_of(fields), field=blamed)
     messages = [message.model_dump(exclude_none=True) for message in fields.messages]
+    check_messages(model, messages)
     body = formats.grammar_of(fields.response_format)
     try:
         prompt = prompting.chat(model, messages, tools, fields.thinking, body)

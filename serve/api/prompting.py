@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,6 @@ def chat(
     Raises ValueError for messages that the checkpoint's form of prompts cannot hold, Unusable for
     functions whose parameters cannot be enforced.
     """
-    check_texts(model, _kept(model, messages), "messages")
     messages = [
         {**message, "role": "system"} if message["role"] == "developer" else message
         for message in messages
@@ -73,12 +72,6 @@ def chat(
     if not add_generation_prompt:
         raise ValueError("add_generation_prompt=false needs a chat template; this model has none")
     return _original(model, messages, tools, body)
-
-
-def _kept(model: Model, messages: Sequence[Message]) -> Iterator[str]:
-    """Texts that every form of a prompt holds whole: v1 forgets turns, templates old thoughts."""
-    kept = messages if model.tokenizer.chat_template is not None else messages[-1:]
-    yield from (m["content"] for m in kept if m["role"] != "assistant" and m.get("content"))
 
 
 def completion(model: Model, text: str | list[int], rules: Rules | None = None) -> Prompt:

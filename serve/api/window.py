@@ -1,7 +1,8 @@
 """Prompts that cannot fit, refused with what to do; if possible before they are tokenised."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.http.errors import ApiError
@@ -13,6 +14,13 @@ def check_texts(model: Model, texts: Iterable[str], param: str) -> None:
     least = sum(_least(model.tokenizer, text) for text in texts)
     if least >= model.length:
         raise too_long(model, f"{least} tokens or more", 1, param)
+
+
+def check_messages(model: Model, messages: Sequence[Mapping[str, Any]]) -> None:
+    """The same of messages that a prompt holds whole: v1 forgets turns, templates thoughts."""
+    kept = messages if model.tokenizer.chat_template is not None else messages[-1:]
+    said = [m["content"] for m in kept if m["role"] != "assistant" and m.get("content")]
+    check_texts(model, said, "messages")
 
 
 def _least(tokenizer: Tokenizer, text: str) -> int:

@@ -16,7 +16,7 @@ MAX_VALUES = 2**19  # numbers, strings and the like; 524,288 ids
 MAX_STRINGS = 2**17  # of them, names included
 MAX_CONTAINERS = 2**16  # lists and objects
 MAX_DEPTH = 100  # of lists and objects in one another
-MAX_DIGITS = 64  # characters of a number
+MAX_DIGITS = 40  # characters of a number
 
 _NUMBER = re.compile(rb"[-+.0-9eE]{%d}" % (MAX_DIGITS + 1))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}

@@ -42,7 +42,7 @@ def pieces(value: Any) -> Iterator[str]:
 def _items(items: Iterator[Any]) -> Iterator[str]:
     before = "["
     while part := list(islice(items, _ITEMS)):
-        if all(isinstance(item, int | float) or item is None for item in part):
+        if all(map(_small, part)):
             yield before + _plain(part)[1:-1]
         else:
             for item in part:
@@ -53,8 +53,11 @@ def _items(items: Iterator[Any]) -> Iterator[str]:
     yield "[]" if before == "[" else "]"
 
 
-def _plain(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+def _small(item: Any) -> bool:
+    return isinstance(item, int | float | None) or (isinstance(item, str) and len(item) < 256)
+
+
+_plain = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 class Rendered(Response):

@@ -64,7 +64,7 @@ BOMBS = {
     ),
     "a long number": (ChatRequest, filled(ASKED + '"seed": ', "1", "}", "")),
     "a long fraction": (ChatRequest, filled(ASKED + '"top_p": 0.', "1", "}", "")),
-    "long numbers": (DetokenizeRequest, filled('{"tokens": [', "1" * 64, "]}")),
+    "long numbers": (DetokenizeRequest, filled('{"tokens": [', "1" * 40, "]}")),
     "depth": (ChatRequest, b"[" * MOST),
     "objects in objects": (ChatRequest, b'{"a":' * (MOST // 5)),
     "quotes": (ChatRequest, b'"' * MOST),
@@ -112,7 +112,7 @@ def refused(content):
         (b"[NaN]", "NaN is no number"),
         (b"[-Infinity]", "-Infinity is no number"),
         (b"[1e999]", "1e999 is no number"),
-        (b"[%s]" % (b"1" * 65), "more than 64 characters"),
+        (b"[%s]" % (b"1" * 41), "more than 40 characters"),
         (rb'["\ud800"]', "not JSON in UTF-8"),
         (rb'["\uDC00\uD800"]', "not JSON in UTF-8"),
         (b'["\xff"]', "not JSON in UTF-8"),
@@ -136,7 +136,7 @@ def test_what_is_not_taken_as_json(content, message):
         rb'["\\\"[[[{{{,,,\\", "\"", {"\\": []}]',
         rb'["\ud83d\ude00", "\\ud800"]',
         "\ufeff{}".encode(),
-        b"[%s, 1.5, -0, 1e-3]" % (b"1" * 64),
+        b"[%s, 1.5, -0, 1e-3]" % (b"1" * 40),
     ],
 )
 def test_what_is(content):
