@@ -12,7 +12,7 @@ from types import FrameType
 import jax
 import uvicorn
 
-from serve import loading
+from serve import cache_length, loading
 from serve.api import app
 from serve.engine import multihost
 from serve.http.keys import Keys
@@ -24,7 +24,8 @@ log = logging.getLogger("serve")
 
 
 def serve(settings: ServeConfig) -> None:
-    """Serve until SIGTERM or Ctrl-C; raises OSError where the port is taken."""
+    """Serve until SIGTERM or Ctrl-C; raises OSError where the port is taken,
+    ValueError where memory cannot hold what is asked for."""
     logging.basicConfig(
         stream=sys.stderr,
         force=True,
@@ -37,6 +38,7 @@ def serve(settings: ServeConfig) -> None:
     if settings.coordinator is not None and jax.process_index() > 0:
         multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
         return
+    cache_length.check(settings)
     listener = bind(settings)
     service = Service(settings)
     host, port = listener.getsockname()[:2]
