@@ -70,12 +70,14 @@ def test_memory_that_is_free(tmp_path, monkeypatch):
     assert memory.free(jax.devices())[0] > 10**8
 
 
-def test_what_it_took_and_why(babbler, serving, monkeypatch, caplog):
+def test_what_it_took_and_why(babbler, scripted, monkeypatch, caplog):
     """In the log, at /v1/models, and in the error for what is longer."""
     caplog.set_level(logging.INFO)
-    token = cache_length.bytes_of_token(babbler, dataclasses.replace(SETTINGS, slots=2))
+    settings = dataclasses.replace(SETTINGS, slots=2)
+    token = cache_length.bytes_of_token(babbler, settings)
     monkeypatch.setattr(memory, "free", lambda devices: (300 * token, "cpu"))
-    with serving(slots=2, max_length=None) as running:
+    assert loading.runner(babbler, settings).length == 128
+    with scripted(slots=2, length=128, max_length=None) as running:
         (model,) = httpx.get(running.url + "/v1/models").json()["data"]
         ask = {"model": "tiny", "prompt": [5] * 128}
         error = fault(httpx.post(running.url + "/v1/completions", json=ask), 400)
