@@ -19,7 +19,7 @@ from benchmarks.support.server import Server, started
 
 OPTIONS = ("--model", "demo", "--slots", "16", "--max-length", "1024")
 LIMIT = 0.1  # seconds
-_WINDOW = 10  # seconds that the metric looks back
+_WINDOW = 10.0  # seconds that the metric looks back
 
 
 def measure() -> bool:

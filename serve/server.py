@@ -77,7 +77,6 @@ def _load(service: Service) -> None:
         runner = loading.runner(params, settings)
         device = runner if settings.coordinator is None else multihost.Leader(runner, settings)
         loading.start(service, params, device)
-        gc.collect()
         gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time
     except Exception as error:
         service.failure = str(error) or type(error).__name__

@@ -12,7 +12,7 @@ from serve.http.errors import ApiError, invalid, shown
 
 Fields = TypeVar("Fields", bound=BaseModel)
 
-MAX_VALUES = 2**19  # numbers, strings and the like; 524,288 ids
+MAX_VALUES = 2**18  # numbers, strings and the like: 262,144 ids
 MAX_STRINGS = 2**17  # of them, names included
 MAX_CONTAINERS = 2**16  # lists and objects
 MAX_DEPTH = 100  # of lists and objects in one another
