@@ -9,9 +9,9 @@ from jax.sharding import NamedSharding
 from qwen_jax import memory
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
+from qwen_jax.files import strict_json
 from qwen_jax.nn import sharding
 from qwen_jax.nn.model import Qwen
-from qwen_jax.storage import native
 from serve.settings import ServeConfig
 
 # Of what is free beside the weights, the part that caches may take by default; programs need the
@@ -63,7 +63,7 @@ def check(settings: ServeConfig) -> None:
     if settings.max_length is None:
         return
     folder = native_folder() if settings.model == "demo" else Path(settings.model)
-    config = Config.from_hf(native.read_json(folder / "config.json"))
+    config = Config.from_hf(strict_json.read(folder / "config.json"))
     free, platform = memory.free(jax.local_devices())
     dtype = settings.cache_dtype or ("float32" if platform == "cpu" else "bfloat16")
     parts = 1 if platform == "cpu" else jax.device_count()
@@ -75,7 +75,7 @@ def bytes_of_token(params: Qwen, settings: ServeConfig) -> int:
     """What a token of every slot takes on one device; CPUs share their memory."""
     config, mesh = params.config, sharding.mesh_of(params)
     on_cpu = next(iter(params.embed.devices())).platform == "cpu"
-    dtype = params.assets.cache_dtype or (jnp.float32 if on_cpu else params.embed.dtype)
+    dtype = settings.cache_dtype or (jnp.float32 if on_cpu else params.embed.dtype)
     whole = settings.slots * memory.cache(config, dtype)
     if mesh is None or on_cpu:
         return whole

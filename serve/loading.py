@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from qwen_jax import load
 from qwen_jax.adapters import attach, peft
+from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text import chatml
@@ -27,13 +28,14 @@ log = logging.getLogger("serve")
 
 def parameters(settings: ServeConfig) -> Qwen:
     """The checkpoint on a mesh over all devices, or on the only one."""
-    split = jax.device_count() > 1 or settings.data * settings.fsdp > 1
-    mesh = make_mesh(settings.data, settings.fsdp) if split else None
+    sizes = (settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+    split = jax.device_count() > 1 or sizes != (1, 1, None)
+    mesh = make_mesh(*sizes) if split else None
     added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
-    params = load(settings.model, mesh, settings.dtype, settings.cache_dtype)
+    params = load(settings.model, mesh, settings.dtype)
     if added:
         params = attach.add_all(params, added)
-    if params.assets.tokenizer is None:
+    if tokenizer_of(params) is None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
     return params
 
@@ -45,12 +47,19 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         length = int(multihost_utils.process_allgather(np.array(length)).min())
     why = cache_length.reason(settings, params.config, length)
     log.info("%d slots of %d tokens: %s", settings.slots, length, why)
-    return ModelRunner(params, settings.slots, length, settings.chunk, settings.step_tokens)
+    return ModelRunner(
+        params,
+        settings.slots,
+        length,
+        settings.chunk,
+        settings.step_tokens,
+        settings.cache_dtype,
+    )
 
 
 def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     """Compile everything, then let requests in."""
-    settings, assets = service.settings, params.assets
+    settings, defaults, tokenizer = service.settings, defaults_of(params), text_tokenizer(params)
     compilations = Compilations()
     before, began = compilations.count, time.monotonic()
     device.warm()
@@ -63,23 +72,21 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         "Programs compiled since the warm-up; each held everybody up",
         lambda: compilations.count - settled,
     )
-    ends = [end[0] for end in assets.defaults.eos_ids if len(end) == 1]
-    if chatml.IM_END in assets.tokenizer.specials:
-        ends.append(assets.tokenizer.specials[chatml.IM_END])
+    ends = [end[0] for end in defaults.eos_ids if len(end) == 1]
+    if chatml.IM_END in tokenizer.specials:
+        ends.append(tokenizer.specials[chatml.IM_END])
     schedule = Scheduler(
         settings.slots, settings.chunk, settings.queue, settings.step_tokens, settings.prefix_reuse
     )
     engine = Engine(device, schedule, service.metrics)
-    grammars = Grammars(
-        assets.tokenizer, params.config.vocab, ends or [assets.tokenizer.end_of_text]
-    )
+    grammars = Grammars(tokenizer, params.config.vocab, ends or [tokenizer.end_of_text])
     engine.start()
     model = Model(
         name=settings.served_name,
         adapter=0,
         config=params.config,
-        tokenizer=assets.tokenizer,
-        defaults=assets.defaults,
+        tokenizer=tokenizer,
+        defaults=defaults,
         length=device.length,
         engine=engine,
         grammars=grammars,

@@ -12,6 +12,7 @@ from types import FrameType
 import jax
 import uvicorn
 
+from qwen_jax import distributed
 from serve import cache_length, loading
 from serve.api import app
 from serve.engine import multihost
@@ -34,8 +35,8 @@ def serve(settings: ServeConfig) -> None:
     )
     logging.getLogger("serve").setLevel(logging.INFO)
     keys = Keys.read(settings.api_keys)
-    multihost.join(settings)
-    if settings.coordinator is not None and jax.process_index() > 0:
+    distributed.join(settings.coordinator, settings.processes, settings.process)
+    if jax.distributed.is_initialized() and jax.process_index() > 0:
         multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
         return
     cache_length.check(settings)
@@ -75,7 +76,7 @@ def _load(service: Service) -> None:
         settings = service.settings
         params = loading.parameters(settings)
         runner = loading.runner(params, settings)
-        device = runner if settings.coordinator is None else multihost.Leader(runner, settings)
+        device = runner if jax.process_count() == 1 else multihost.Leader(runner, settings)
         loading.start(service, params, device)
         gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time
     except Exception as error:

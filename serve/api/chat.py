@@ -19,7 +19,7 @@ from serve.service import Model
 from serve.text.answer import Part, Token
 from serve.text.calls import new_id
 from serve.text.grammar import Unusable
-from serve.text.message import Message
+from serve.text.message import Gathered, Message
 
 
 async def complete(request: Request) -> Response:
@@ -85,11 +85,11 @@ class Reply:
 
     async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> Callable[[], dict[str, Any]]:
         """What makes one object with everything; that may take long."""
-        messages = [Message() for _ in self._choices]
+        gathered = [Gathered() for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
-            messages[index].add(part.message)
+            gathered[index].add(part.message)
         return lambda: {
             **self._head,
             "object": "chat.completion",
@@ -100,7 +100,7 @@ class Reply:
                     "logprobs": self._logprobs(tokens[index]),
                     "finish_reason": self._finish(index),
                 }
-                for index, message in enumerate(messages)
+                for index, message in enumerate(each.message() for each in gathered)
             ],
             "usage": endpoint.usage(self._choices),
         }

@@ -70,17 +70,17 @@ class Reply:
 
     async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> Callable[[], dict[str, Any]]:
         """What makes one object with everything; that may take long."""
-        texts = [""] * len(self._choices)
+        texts: list[list[str]] = [[] for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
-            texts[index] += part.message.content
+            texts[index].append(part.message.content)
         return lambda: {
             **self._head,
             "choices": [
                 self._choice(
                     index,
-                    self._echo(choice) + text,
+                    self._echo(choice) + "".join(text),
                     self._whole_logprobs(choice, tokens[index]),
                     choice.finish,
                 )

@@ -1,17 +1,15 @@
 """Prompts that cannot fit, refused with what to do; if possible before they are tokenised."""
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qwen_jax.text.tokenizer import Tokenizer
 from serve.http.errors import ApiError
 from serve.service import Model
 
 
 def check_texts(model: Model, texts: Iterable[str], param: str) -> None:
     """Raises a 400 where texts have more tokens than fit, however they are tokenised."""
-    least = sum(_least(model.tokenizer, text) for text in texts)
+    least = sum(map(model.tokenizer.least_tokens, texts))
     if least >= model.length:
         raise too_long(model, f"{least} tokens or more", 1, param)
 
@@ -21,16 +19,6 @@ def check_messages(model: Model, messages: Sequence[Mapping[str, Any]]) -> None:
     kept = messages if model.tokenizer.chat_template is not None else messages[-1:]
     said = [m["content"] for m in kept if m["role"] != "assistant" and m.get("content")]
     check_texts(model, said, "messages")
-
-
-def _least(tokenizer: Tokenizer, text: str) -> int:
-    """Stands in for Tokenizer.least_tokens; NFC makes a text three times shorter at most."""
-    return len(text.encode("utf-8", "replace")) // (3 * _longest(tokenizer))
-
-
-@functools.cache
-def _longest(tokenizer: Tokenizer) -> int:
-    return max(map(len, tokenizer._bytes.values()))
 
 
 def too_long(model: Model, size: str, wanted: int, param: str) -> ApiError:

@@ -107,8 +107,9 @@ def test_answers_are_those_of_generate(warm, babbler):
     while schedule.busy:
         turn = schedule.next()
         schedule.take(turn, warm.read(turn.operations, warm.run(turn.operations)))
+    endless = with_defaults(babbler, eos_ids=())
     for request, ids, sampling in zip(requests, texts, samplings, strict=True):
-        (alone,) = complete(babbler, [ids], sampling, max_new_tokens=12, seed=5, eos_ids=())
+        (alone,) = complete(endless, [ids], sampling, max_new_tokens=12, seed=5)
         assert request.answer == alone.tokens
 
 
