@@ -47,7 +47,7 @@ def test_keywords_are_spelled_with_their_types(function):
 
 
 def test_what_lies_beside_the_arrays_has_a_type():
-    assert typing.get_type_hints(Qwen)["assets"] == Assets | None
+    assert typing.get_type_hints(Qwen, localns={"Assets": Assets})["assets"] == Assets | None
 
 
 def test_nothing_is_imported_before_it_is_used():

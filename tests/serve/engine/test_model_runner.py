@@ -14,6 +14,7 @@ from serve import loading
 from serve.engine.model_runner import ModelRunner
 from serve.engine.operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
 from serve.engine.scheduler import Request, Scheduler
+from tests.qwen_jax.memorised_model import with_defaults
 from tests.serve.conftest import SETTINGS
 
 WISH = SamplingArrays.of(Sampling(temperature=0.5, logprobs=3, stop_ids=((1, 2),)), ((3,),), 9)
