@@ -61,11 +61,8 @@ def load(
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
-    if folder == "demo":
-        folder = native_folder()
-    folder = Path(folder)
-    manifest = Manifest.read(folder)
-    config, assets = _read_assets(folder, manifest, cache_dtype)
+    manifest, config, assets = examine(folder, cache_dtype)
+    folder = assets.folder
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
         attach.check(added, config, assets.model_type)
@@ -88,6 +85,13 @@ def load(
     params = jax.tree.unflatten(structure, [arrays.pop(name) for name in where])
     params = dataclasses.replace(params, assets=assets)
     return params if added is None else attach.add(params, added)
+
+
+def examine(folder: str | Path, cache_dtype: Any = None) -> tuple[Manifest, Config, Assets]:
+    """All of a checkpoint but its arrays; raises what `load` does before it reads them."""
+    folder = native_folder() if folder == "demo" else Path(folder)
+    manifest = Manifest.read(folder)
+    return manifest, *_read_assets(folder, manifest, cache_dtype)
 
 
 def _read_assets(folder: Path, manifest: Manifest, cache_dtype: Any) -> tuple[Config, Assets]:

@@ -5,9 +5,11 @@ import logging
 import time
 
 import jax
+from jax.sharding import Mesh
 
 from qwen_jax import load
 from qwen_jax.adapters import attach, peft
+from qwen_jax.checkpoint import examine
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text import chatml
@@ -24,12 +26,29 @@ _USUAL_LENGTH = 2048  # tokens of a slot, where the settings do not say
 log = logging.getLogger("serve")
 
 
+def check(settings: ServeConfig) -> None:
+    """Raise what `parameters` would, as far as it shows before an array is read."""
+    manifest, config, assets = examine(settings.model, settings.cache_dtype)
+    if assets.tokenizer is None:
+        raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
+    for name, folder in settings.adapters.items():
+        try:
+            attach.check(peft.read(folder), config, manifest.model_type)
+        except ValueError as error:
+            raise ValueError(f"adapter {name!r}: {error}") from None
+    _mesh(settings)
+
+
+def _mesh(settings: ServeConfig) -> Mesh | None:
+    """Over all devices; None is the only one."""
+    split = jax.device_count() > 1 or settings.data * settings.fsdp > 1
+    return make_mesh(settings.data, settings.fsdp) if split else None
+
+
 def parameters(settings: ServeConfig) -> Qwen:
     """The checkpoint on a mesh over all devices, or on the only one."""
-    split = jax.device_count() > 1 or settings.data * settings.fsdp > 1
-    mesh = make_mesh(settings.data, settings.fsdp) if split else None
     added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
-    params = load(settings.model, mesh, settings.dtype, settings.cache_dtype)
+    params = load(settings.model, _mesh(settings), settings.dtype, settings.cache_dtype)
     if added:
         params = attach.add_all(params, added)
     if params.assets.tokenizer is None:

@@ -1,10 +1,16 @@
 """A server's life: bind, load, serve, drain."""
 
+import asyncio
 import logging
+import os
 import signal
 import socket
+import ssl
 import sys
 import threading
+import time
+import traceback
+from pathlib import Path
 from types import FrameType
 
 import jax
@@ -14,15 +20,22 @@ from serve import loading
 from serve.api import app
 from serve.engine import multihost
 from serve.http.keys import Keys
-from serve.http.protocol import MAX_HEAD, limited
+from serve.http.listener import Listener, limit
+from serve.http.protocol import Protocol
 from serve.service import Service
 from serve.settings import ServeConfig
+
+_GRACE_SECONDS = 2.0  # after the time to drain
+_LAG_SECONDS = 0.02  # between two looks at the event loop
 
 log = logging.getLogger("serve")
 
 
 def serve(settings: ServeConfig) -> None:
-    """Serve until SIGTERM or Ctrl-C; raises OSError where the port is taken."""
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises OSError or ValueError for what is wrong with the settings, the model or the port.
+    """
     logging.basicConfig(
         stream=sys.stderr,
         force=True,
@@ -30,23 +43,55 @@ def serve(settings: ServeConfig) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     logging.getLogger("serve").setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what is no HTTP is no news
     keys = Keys.read(settings.api_keys)
     multihost.join(settings)
-    if settings.coordinator is not None and jax.process_index() > 0:
-        multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
-        return
+    try:
+        loading.check(settings)
+        if settings.coordinator is not None and jax.process_index() > 0:
+            multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
+            return
+        service = Service(settings)
+        server = Server(service, keys)
+    except (OSError, ValueError) as error:
+        raise ValueError(one_line(error)) from None
     listener = bind(settings)
-    service = Service(settings)
     host, port = listener.getsockname()[:2]
-    scheme = "https" if settings.tls_certificate else "http"
-    log.info("listening on %s://%s:%d", scheme, host, port)
-    threading.Thread(target=_load, args=(service,), daemon=True).start()
-    signal.signal(signal.SIGTERM, _nothing)  # uvicorn raises it again when all is done
-    Server(service, keys).run(sockets=[listener])
+    log.info("listening on %s://%s:%d", "https" if server.tls else "http", host, port)
+    # from now on; uvicorn takes its place, and raises it again when all is done
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    loader = threading.Thread(target=_load, args=(service,), daemon=True)
+    loader.start()
+    threading.Thread(target=_force_end, args=(service,), daemon=True).start()
+    server.run(sockets=[listener])
+    if service.failure:
+        raise ValueError(f"the model cannot be loaded: {service.failure}")
+    if loader.is_alive():  # compiles what nobody will use, and Python would wait for it
+        _leave(0)
 
 
-def _nothing(number: int, frame: FrameType | None) -> None:
-    pass
+def _force_end(service: Service) -> None:
+    """End the process in time, whatever a thread still computes."""
+    while not service.draining:
+        time.sleep(0.1)
+    time.sleep(max(1.0, service.settings.drain_seconds) + _GRACE_SECONDS)
+    log.error("the process ends, though not all of its threads have")
+    _leave(1 if service.failure else 0)
+
+
+def _leave(code: int) -> None:
+    logging.shutdown()
+    os._exit(code)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, and for what nobody foresaw its kind and its place too."""
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    said = " ".join([first.strip(), "; ".join(line.strip() for line in rest)]).strip()[:1000]
+    if isinstance(error, MemoryError | OSError | ValueError | jax.errors.JaxRuntimeError):
+        return said
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def bind(settings: ServeConfig) -> socket.socket:
@@ -67,6 +112,7 @@ def bind(settings: ServeConfig) -> socket.socket:
 
 
 def _load(service: Service) -> None:
+    """In a thread of its own; if it fails the server ends."""
     try:
         settings = service.settings
         params = loading.parameters(settings)
@@ -74,33 +120,48 @@ def _load(service: Service) -> None:
         device = runner if settings.coordinator is None else multihost.Leader(runner, settings)
         loading.start(service, params, device)
     except Exception as error:
-        service.failure = str(error) or type(error).__name__
-        log.exception("the model cannot be loaded")
+        service.failure = one_line(error)
         signal.raise_signal(signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
     """uvicorn, which on SIGTERM takes nothing new and lets answers under way come to their end."""
 
+    servers: list[Listener]  # type: ignore[assignment]
+
     def __init__(self, service: Service, keys: Keys):
         settings = service.settings
         self._service = service
-        certificate, key = settings.tls_certificate, settings.tls_key
+        self.tls = certificate(settings)
+        self._most = limit(settings.max_connections, settings.slots + settings.queue)
         config = uvicorn.Config(
             app.build(service, keys),
-            http=limited(settings.header_seconds),
+            http=Protocol,
             loop="uvloop",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=MAX_HEAD,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-            ssl_certfile=certificate and str(certificate),
-            ssl_keyfile=key and str(key),
         )
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        seconds = self._service.settings.header_seconds
+        made = lambda seat: Protocol(self.config, self.server_state, self._service, seat)
+        self.servers = [
+            Listener(listening, made, self._most, self.tls, seconds) for listening in sockets or ()
+        ]
+        self._measuring = asyncio.ensure_future(self._measure_lag())
+        self.started = True
+
+    async def _measure_lag(self) -> None:
+        """How late the event loop is for an appointment; whoever holds it up makes all wait."""
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(_LAG_SECONDS)
+            self._service.metrics.loop_lag.observe(time.monotonic() - began - _LAG_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.draining = True
@@ -108,6 +169,22 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        self._measuring.cancel()
         if self._service.model is not None:
             self._service.model.engine.stop()
             self._service.model.grammars.close()
+
+
+def certificate(settings: ServeConfig) -> ssl.SSLContext | None:
+    """What TLS needs, where there is TLS; raises ValueError."""
+    if settings.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, lambda: "")
+    except OSError as error:  # SSLError too
+        raise ValueError(
+            f"{settings.tls_certificate} and {settings.tls_key} are no certificate and its key "
+            f"without a password, in PEM: {error}"
+        ) from None
+    return context
