@@ -56,10 +56,10 @@ def serve(settings: ServeConfig) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(one_line(error)) from None
     listener = bind(settings)
+    # from now on, before uvicorn listens to it too, and after it, when it is raised again
+    signal.signal(signal.SIGTERM, server.handle_exit)
     host, port = listener.getsockname()[:2]
     log.info("listening on %s://%s:%d", "https" if server.tls else "http", host, port)
-    # from now on; uvicorn takes its place, and raises it again when all is done
-    signal.signal(signal.SIGTERM, server.handle_exit)
     loader = threading.Thread(target=_load, args=(service,), daemon=True)
     loader.start()
     threading.Thread(target=_force_end, args=(service,), daemon=True).start()

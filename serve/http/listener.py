@@ -45,7 +45,8 @@ class Seat:
 
     def wait(self) -> None:
         """For a request, or its end."""
-        self._listener.waiting[self] = None
+        if self in self._listener.seats:  # and has not left
+            self._listener.waiting[self] = None
 
     def answer(self) -> None:
         """The request is all there."""
