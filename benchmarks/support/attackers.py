@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -176,8 +176,10 @@ KINDS: list[tuple[Callable[[Attack], Awaitable[None]], int, float]] = [
 ]
 
 
-async def everything(host: str, port: int, seconds: float) -> dict[str, dict[str, int]]:
-    """All kinds at once; how each ended."""
+async def everything(
+    host: str, port: int, seconds: float, but: Collection[str] = ()
+) -> dict[str, dict[str, int]]:
+    """All kinds at once, but for some; how each ended."""
     attacks = {kind.__name__: Attack(host, port) for kind, _, _ in KINDS}
 
     async def repeat(kind: Callable[[Attack], Awaitable[None]], pause: float) -> None:
@@ -188,6 +190,8 @@ async def everything(host: str, port: int, seconds: float) -> dict[str, dict[str
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
             for kind, many, pause in KINDS:
+                if kind.__name__ in but:
+                    continue
                 for _ in range(many):
                     group.create_task(repeat(kind, pause))
     return {name: dict(attack.outcomes.most_common()) for name, attack in attacks.items()}
@@ -196,4 +200,5 @@ async def everything(host: str, port: int, seconds: float) -> dict[str, dict[str
 if __name__ == "__main__":
     import sys
 
-    print(json.dumps(asyncio.run(everything("127.0.0.1", int(sys.argv[1]), float(sys.argv[2])))))
+    port, seconds, *but = sys.argv[1:]
+    print(json.dumps(asyncio.run(everything("127.0.0.1", int(port), float(seconds), but))))

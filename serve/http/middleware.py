@@ -119,6 +119,8 @@ class Middleware:
 
 def _unreadable(headers: dict[bytes, bytes]) -> ApiError | None:
     """Why a body is not read; a page of any origin can send forms and plain text, but not JSON."""
+    if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
+        return None  # there is none
     kind = headers.get(b"content-type", b"").decode("latin1")
     if kind.partition(";")[0].strip().lower() != "application/json":
         return ApiError(
