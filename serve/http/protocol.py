@@ -127,11 +127,15 @@ class Protocol(H11Protocol):
                     message = {"type": "http.response.body"}
             await send(message)
 
-        if self._seat.crowded and scope["path"] not in PROBES:
-            refusal = busy("the server has too many connections", 503)
-            await refusal.response()(scope, receive, answer)
-        else:
-            await self._application(scope, receive, answer)
+        try:
+            if self._seat.crowded and scope["path"] not in PROBES:
+                refusal = busy("the server has too many connections", 503)
+                await refusal.response()(scope, receive, answer)
+            else:
+                await self._application(scope, receive, answer)
+        except asyncio.CancelledError:  # the server ends, and the time for answers is over
+            self.cycle.disconnected = True
+            self.transport.abort()
 
     async def _linger(self, receive: Receive) -> None:
         self._seat.wait()

@@ -112,7 +112,7 @@ def test_draining_ends_in_time(scripted):
         assert time.monotonic() - began < 6
 
 
-def test_sigterm_under_attack(scripted):
+def test_sigterm_under_attack(scripted, caplog):
     """Neither silence, half of a head or a body, nor an answer that nobody reads holds it up."""
     how = {"header_seconds": 60, "body_seconds": 60, "write_seconds": 60, "idle_seconds": 60}
     with scripted("la " * 60, seconds=0.2, drain_seconds=1, step_tokens=1, **how) as running:
@@ -130,3 +130,4 @@ def test_sigterm_under_attack(scripted):
             time.sleep(0.05)
         for connection in held:
             connection.close()
+    assert not [record for record in caplog.records if record.exc_info]
