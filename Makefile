@@ -1,4 +1,4 @@
-.PHONY: test lint types demo bench aot plans clients attack replicas manifests
+.PHONY: test lint types demo bench aot plans clients attack replicas manifests docs report
 
 test: ## every test
 	pytest
@@ -13,8 +13,15 @@ types: ## static types
 demo: ## chat with the bundled checkpoint
 	python -m qwen_jax.demo
 
-bench: ## the numbers in the README
+bench: ## every number a CPU gives, then the pages that show them
 	python -m benchmarks
+	python -m benchmarks.report
+
+report: ## the tables of the READMEs and docs/benchmarks.md, from benchmarks/results
+	python -m benchmarks.report
+
+docs: .venv-docs ## the site, in build/site; warnings and dead links are errors
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --site-dir build/site
 
 aot: .venv-aot ## compile for an H200 and for TPU pods with neither
 	.venv-aot/bin/python -m benchmarks.aot all
@@ -38,6 +45,10 @@ manifests: .venv-manifests ## what Kubernetes' schemas and hadolint say of deplo
 .venv-aot: # 8 GB: both compilers and NVIDIA's libraries
 	python -m venv .venv-aot
 	.venv-aot/bin/pip install --editable '.[cuda13,tpu,train]'
+
+.venv-docs:
+	python -m venv .venv-docs
+	.venv-docs/bin/pip install --editable '.[docs]'
 
 .venv-clients:
 	python -m venv .venv-clients

@@ -20,6 +20,8 @@ from typing import Any
 from benchmarks.support import chips
 from benchmarks.support.chips import HBM, MIB, MODELS, local
 from benchmarks.support.hlo import Module
+from qwen_jax.nn.quant import QuantLinear
+from qwen_jax.nn.tree import named_layers
 
 COUNT = 64  # tokens of one call of the step
 TEMPORARIES = 64 * MIB  # bound of a decode step of up to 8 slots, bytes on each device
@@ -126,9 +128,8 @@ def measure(case: Case) -> dict[str, Any]:
 
 def _offsets(params: Any) -> int:
     """Bytes of scale * zero, float32, which XLA may make once for all tokens of a call."""
-    from qwen_jax.nn import quant
 
-    zeros = [layer.zeros for _, layer in quant.layers(params) if layer.zeros is not None]
+    zeros = [x.zeros for x in named_layers(params, QuantLinear).values() if x.zeros is not None]
     return sum(4 * math.prod(x.shape) for x in local(zeros))
 
 

@@ -89,7 +89,7 @@ def main(tiny: bool = False, rounds: int = 7, folder: Path | None = None) -> Non
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The rows of the README."""
+    """The rows that are shown as they come."""
     return "\n".join(
         f"| {r['case']} | {r['seconds'][US]:.3f} | {r['seconds'][THEM]:.3f} "
         f"| {r['time_ratio']['median']:.2f} | {r['peak_megabytes'][US]} "

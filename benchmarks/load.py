@@ -10,14 +10,11 @@ runs every contestant once, so that what else the machine does meets all of them
 import contextlib
 import io
 import json
-import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -28,12 +25,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import convert
+from benchmarks.support import record
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
 from qwen_jax.storage.hf_names import tensor_views
 from qwen_jax.storage.safetensors_file import write_header
-
-RESULTS = Path(__file__).parent / "results" / "load.json"
 
 
 def make(folder: Path, gigabytes: float) -> int:
@@ -135,20 +131,15 @@ def measure(gigabytes: float = 1.3, folder: Path | None = None, repeats: int = 5
         "unit": "GB/s",
         "checkpoint_gigabytes": round(size / 1e9, 2),
         "repeats": repeats,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load_average": os.getloadavg()[0],
+        "machine": record.machine()
+        | {
+            "load_average": record.load_average(),
             "devices": [str(device) for device in jax.devices()],
         },
-        "versions": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in packages},
+        "versions": record.versions(*packages),
         "speeds": speeds,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    record.write("load", result)
     for label, speed in speeds.items():
         print(
             f"{label:32} {speed['median']:6.2f} GB/s   best {speed['best']:.2f}   "

@@ -138,8 +138,7 @@ def main() -> None:
         "versions": record.versions("jax", "jaxlib", "flax", "numpy"),
         "models": models,
     }
-    path = record.write("perplexity", result)
-    path.with_suffix(".md").write_text(text)
+    record.write("perplexity", result, text)
     print(text)
 
 

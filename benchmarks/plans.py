@@ -68,7 +68,7 @@ def lower(case: Case) -> tuple[Any, Any]:
     from qwen_jax.config import Config
     from qwen_jax.decoding import aot
     from qwen_jax.nn import sharding
-    from qwen_jax.storage.native import named_leaves
+    from qwen_jax.nn.tree import named_leaves
     from train.step import Recipe, Trainer
 
     mesh = sharding.make_mesh(**case.mesh, devices=chips.devices(case.topology))
@@ -88,7 +88,8 @@ def _adapted(params: Any) -> Any:
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from qwen_jax.nn.lora import Delta, LoraLinear, map_linears
+    from qwen_jax.nn.lora import Delta, LoraLinear
+    from qwen_jax.nn.tree import map_linears
 
     def change(_: str, layer: Any) -> LoraLinear:
         kernel = layer.kernel

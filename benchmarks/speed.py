@@ -274,8 +274,7 @@ def measure(
     print(text)
     if not tiny:
         name = "speed_quantised_cpu" if quantised else "speed_cpu"
-        path = record.write(name, result | {"models": results})
-        path.with_suffix(".md").write_text(text)
+        record.write(name, result | {"models": results}, text)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def measure(tiny: bool = False, repeats: int = 3, folder: Path | None = None) ->
     print(text)
     if not tiny:
         after = record.load_average()
-        path = record.write(
+        record.write(
             "startup_cpu",
             {
                 "unit": "seconds",
@@ -173,8 +173,8 @@ def measure(tiny: bool = False, repeats: int = 3, folder: Path | None = None) ->
                 "medians": medians,
                 "starts": raw,
             },
+            text,
         )
-        path.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """The command line: --hf MODEL --out FOLDER, and back: --to-hf FOLDER --out BACK."""
 
 import logging
-import os
-import sys
+from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import tyro
+
+import convert
+from qwen_jax.cli import run
 
 
 def main(
@@ -26,20 +29,21 @@ def main(
     """Convert a Qwen checkpoint from Hugging Face's format to qwen_jax's, or back.
 
     Args:
-        hf: A model to convert: a hub id such as Qwen/Qwen-14B-Chat, a folder, or "demo".
-        to_hf: A native folder to write back as a Hugging Face checkpoint.
-        out: The folder to write; with --hf, by default the model's name in lower case.
-        source: The hub that --hf names a model of.
-        dtype: Of the parameters written by --hf; by default, as they are stored.
-        verify: Read the native folder back and compare every bit; also for one that exists already.
-        adapter: A folder in PEFT's format to merge into the weights that --to-hf writes.
-        packing: How --to-hf packs quantised layers; by default, as they came, or as GPTQ.
-        quantize: Make --hf smaller: int8 per channel, int4 in groups, or gptq, int4 calibrated.
+        hf: Model to convert: a hub id such as Qwen/Qwen-14B-Chat, a folder, or "demo".
+        to_hf: Native folder to write back as a Hugging Face checkpoint.
+        out: Folder to write; with --hf, by default the model's name in lower case.
+        source: Hub that --hf names a model of.
+        dtype: Type of the parameters written by --hf; by default, as they are stored.
+        verify: Comparison of every bit after reading the native folder back; also for one that
+            exists already.
+        adapter: Folder of an adapter in PEFT's format to merge into what --to-hf writes.
+        packing: Format in which --to-hf packs quantised layers; by default, as they came, or GPTQ.
+        quantize: Quantisation of --hf: int8 per channel, int4 in groups, or gptq, int4 calibrated.
         group_size: Inputs that share a scale: 128 by default, all of them for int8; -1: all.
-        asymmetric: Give every group a zero point of its own.
-        quantize_head: Make the output head int8 too.
-        calibration: Texts for gptq and for the report: a file of conversations or of plain text, as
-            for training.
+        asymmetric: Zero point of its own for every group.
+        quantize_head: Quantisation of the output head too, to int8.
+        calibration: File of conversations or plain text, as for training: the texts for gptq and
+            for the report.
     """
     if (hf is None) == (to_hf is None):
         raise ValueError("give either --hf MODEL or --to-hf FOLDER")
@@ -52,8 +56,6 @@ def main(
             "--group-size, --asymmetric, --quantize-head and --calibration belong to --quantize"
         )
     if to_hf is None:
-        import convert  # takes a second
-
         group = group_size or (-1 if quantize == "int8" else 128)
         settings = None
         if quantize is not None:
@@ -68,18 +70,19 @@ def main(
             "--dtype, --verify, --quantize and --source belong to --hf, not to --to-hf"
         )
     else:
-        import convert
-
         convert.to_hf(to_hf, out, adapter, packing)
 
 
-if __name__ == "__main__":
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing here needs an accelerator, or should hold one
+def command(arguments: Sequence[str] | None = None, prog: str = "python -m convert") -> None:
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # nothing here needs an accelerator, or should hold one
     logging.disable()  # orbax logs the tracebacks of what it raises
     try:
-        tyro.cli(main, prog="python -m convert")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        tyro.cli(main, prog=prog, args=arguments)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
+
+
+if __name__ == "__main__":
+    run(command)

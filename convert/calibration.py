@@ -8,7 +8,7 @@ import numpy as np
 
 from qwen_jax.data.examples import IGNORED, encode
 from qwen_jax.data.formats import Conversation, Record
-from qwen_jax.data.records import Records
+from qwen_jax.data.records import Records, refuse
 from qwen_jax.text.tokenizer import Tokenizer
 
 LENGTH = 512  # tokens of a row, at most
@@ -39,17 +39,17 @@ def read_sheets(file: Path, tokenizer: Tokenizer | None) -> tuple[list[Sheet], l
         raise ValueError("the checkpoint has no tokenizer, which calibration texts need")
     records = Records(file)
     for number in range(len(records)):
-        with records.faults.blaming(records.where(number)):
+        with records.problems.catch(records.where(number)):
             records[number]
-    records.faults.stop("quantised")
+    refuse(records.problems, "quantised")
     rows, room = list[Row](), ROWS * LENGTH
     for number in np.random.default_rng(0).permutation(len(records)).tolist():
         if room <= 0:
             break
-        with records.faults.blaming(records.where(number)):
+        with records.problems.catch(records.where(number)):
             more = list(_rows(records[number], tokenizer, room))
             rows, room = rows + more, room - sum(len(ids) for ids, _ in more)
-    records.faults.stop("quantised")
+    refuse(records.problems, "quantised")
     held = rows[::HELD]
     del rows[::HELD]
     if not rows or not any(judged[1:].any() for _, judged in held):

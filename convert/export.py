@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from convert.huggingface import TIED
 from convert.modules import INTEGERS, Module, choose_packing, find_packing, to_config
-from convert.native import check_room
 from convert.packed import Packing
 from convert.progress import Progress
 from convert.source import INDEX, QUANTISED
 from qwen_jax.adapters import attach, peft
 from qwen_jax.config import Config
+from qwen_jax.files import atomic, strict_json
+from qwen_jax.files.problems import Problems
 from qwen_jax.nn.quant import Format, formats_of
 from qwen_jax.storage import native
-from qwen_jax.storage.hf_names import TensorView, tensor_views
+from qwen_jax.storage.hf_names import HEAD, TensorView, tensor_views, tied_head
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.safetensors_file import NAMES, Shard, write, write_header
 
@@ -58,13 +58,11 @@ def to_hf(
     Raises FileNotFoundError or ValueError with everything that is wrong, or OSError.
     """
     folder, out = Path(native_folder), Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} exists; choose another folder with --out or delete it")
+    atomic.expect_free(out)
     manifest = Manifest.read(folder)
-    config = Config.from_hf(native.read_json(folder / "config.json"))
-    if problems := manifest.problems(folder, config):
-        raise ValueError("\n  ".join([f"{folder} cannot be converted:", *problems]))
-    raw, formats = native.read_json(folder / "config.json"), formats_of(manifest.leaves)
+    config = Config.from_hf(strict_json.read(folder / "config.json"))
+    Problems(manifest.problems(folder, config)).stop(f"{folder} cannot be converted")
+    raw, formats = strict_json.read(folder / "config.json"), formats_of(manifest.leaves)
     change: Change = lambda _, leaf: leaf
     if adapter is not None:
         if formats:
@@ -78,12 +76,9 @@ def to_hf(
     if chosen != found:  # the shards and the files it came with say otherwise
         manifest = dataclasses.replace(manifest, shards={})
     table = _table(manifest, config, formats, chosen)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    check_room(partial.parent, native.on_disk(native.size(manifest.leaves)))
-    try:
-        partial.mkdir()
+    need = native.on_disk(native.size(manifest.leaves))
+    atomic.check_room(out, need)
+    with atomic.new_folder(out, need) as partial:
         for name in manifest.files:
             if name not in QUANTISED or chosen == found:
                 shutil.copyfile(folder / name, partial / name)
@@ -92,12 +87,6 @@ def to_hf(
             (partial / "config.json").write_text(text + "\n", "utf-8")
             (partial / INDEX).unlink(missing_ok=True)
         _write_tensors(folder, manifest, table, change, partial)
-        partial.rename(out)
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if "No space left" in str(error):
-            raise OSError(f"the disk of {out} is full; nothing was written") from error
-        raise
     return out
 
 
@@ -107,9 +96,8 @@ def _table(
     """Every tensor; checked against the original files, if any."""
     table = {view.tensor: view for view in tensor_views(config, manifest.model_type)}
     stored = {name for shard in manifest.shards.values() for name in shard["tensors"]}
-    if TIED in stored and config.tied:
-        embed = next(part for part in table.values() if part.leaf == "embed")
-        table[TIED] = dataclasses.replace(embed, tensor=TIED)
+    if HEAD in stored and config.tied:
+        table[HEAD] = tied_head(table)
     modules, tensors = [], {}
     for name, part in list(table.items()):
         layer = part.leaf.removesuffix(".kernel")
@@ -188,7 +176,7 @@ def _write_index(manifest: Manifest, files: dict[str, Shard], partial: Path) -> 
     several = len({shard.path for shard in files.values()}) > 1
     if stored == made or not (several or INDEX in manifest.files):
         return
-    original = native.read_json(partial / INDEX) if INDEX in manifest.files else {}
+    original = strict_json.read(partial / INDEX) if INDEX in manifest.files else {}
     sizes = (shard.tensors[t].stop - shard.tensors[t].start for t, shard in files.items())
     content = {
         "metadata": {**original.get("metadata", {}), "total_size": sum(sizes)},

@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,14 @@ from convert.packed import Packing
 from convert.source import INDEX
 from qwen_jax.checkpoint import read_defaults, vocabulary_problems
 from qwen_jax.config import Config
-from qwen_jax.nn.quant import Format
-from qwen_jax.storage.hf_names import TensorView, is_harmless, tensor_views
-from qwen_jax.storage.native import DTYPES, MANIFEST, abstract_leaves, mismatches, read_json
+from qwen_jax.files import strict_json
+from qwen_jax.files.problems import Problems
+from qwen_jax.nn.quant import Format, abstract_leaves
+from qwen_jax.nn.tree import FLOATS
+from qwen_jax.storage.hf_names import HEAD, TensorView, is_harmless, tensor_views, tied_head
+from qwen_jax.storage.native import MANIFEST, mismatches
 from qwen_jax.storage.safetensors_file import Shard, Tensor, read_shard
 from qwen_jax.text.tokenizer import Tokenizer
-
-TIED = "lm_head.weight"  # some checkpoints store it although it repeats the embedding
-SHOWN = 20  # problems
 
 
 @dataclass(frozen=True)
@@ -96,22 +94,6 @@ def is_same(leaf: np.ndarray, tensor: np.ndarray) -> bool:
     return True
 
 
-class Problems(list[str]):
-    """Faults of a folder; `catch` turns an exception into one."""
-
-    @contextmanager
-    def catch(self) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            self.append(str(error))
-
-    def raise_any(self, folder: Path) -> None:
-        if self:
-            more = [f"and {len(self) - SHOWN} more"] if len(self) > SHOWN else []
-            raise ValueError("\n  ".join([f"{folder} cannot be converted:", *self[:SHOWN], *more]))
-
-
 def read(folder: Path) -> Checkpoint:
     """Check everything but the numbers. Raises ValueError with all problems."""
     problems = Problems()
@@ -119,7 +101,7 @@ def read(folder: Path) -> Checkpoint:
         raise ValueError(f"{folder} is a native checkpoint already; qwen_jax.load reads it")
     raw: dict[str, Any] = {}
     with problems.catch():
-        raw = read_json(folder / "config.json")
+        raw = strict_json.read(folder / "config.json")
     shards = _read_shards(folder, problems)
     config = packing = None
     if raw:
@@ -128,14 +110,14 @@ def read(folder: Path) -> Checkpoint:
         with problems.catch():
             packing = find_packing(folder, raw)
     if config is None or problems:  # without these there is nothing to compare with
-        problems.raise_any(folder)
+        problems.stop(f"{folder} cannot be converted")
     assert config is not None
     made = _match(Checkpoint(folder, raw["model_type"], config, shards, packing), problems)
     with problems.catch():
-        problems += vocabulary_problems(Tokenizer.load(folder), config)
+        problems.add(*vocabulary_problems(Tokenizer.load(folder), config))
     with problems.catch():
         read_defaults(folder)
-    problems.raise_any(folder)
+    problems.stop(f"{folder} cannot be converted")
     return made
 
 
@@ -149,7 +131,7 @@ def _read_shards(folder: Path, problems: Problems) -> dict[str, Shard]:
             index = _read_index(folder / INDEX)
         names = sorted(set(index.values()))
     elif not (folder / names[0]).is_file():
-        problems.append(_why_no_weights(folder))
+        problems.add(_why_no_weights(folder))
         return {}
     shards = {}
     for name in names:
@@ -159,19 +141,19 @@ def _read_shards(folder: Path, problems: Problems) -> dict[str, Shard]:
     for name, shard in shards.items():
         for tensor in shard.tensors:
             if tensor in owners:
-                problems.append(f"{tensor} is in {owners[tensor]} and again in {name}")
+                problems.add(f"{tensor} is in {owners[tensor]} and again in {name}")
             elif index and tensor not in index:
-                problems.append(f"{tensor} is in {name}, but not in {INDEX}")
+                problems.add(f"{tensor} is in {name}, but not in {INDEX}")
             owners[tensor] = name
     for tensor, name in index.items():
         if name in shards and tensor not in shards[name].tensors:
-            problems.append(f"{INDEX} places {tensor} in {name}, which does not hold it")
+            problems.add(f"{INDEX} places {tensor} in {name}, which does not hold it")
     return shards
 
 
 def _read_index(path: Path) -> dict[str, str]:
     """tensor -> file name: a plain one, since an index must not reach outside its folder."""
-    table = read_json(path).get("weight_map")
+    table = strict_json.read(path).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise ValueError(f"{path.name} has no weight_map")
     for name in table.values():
@@ -196,7 +178,7 @@ def _untied(checkpoint: Checkpoint, embed: list[TensorView]) -> list[str]:
     """A head that is stored, though the config says it repeats the embedding, must do so."""
     first, *rest = (checkpoint.tensor(part.tensor) for part in embed)
     same = all(is_same(first, tensor) for tensor in rest)
-    return [] if same else [f"config.json ties {TIED} to the embedding, but the two differ"]
+    return [] if same else [f"config.json ties {HEAD} to the embedding, but the two differ"]
 
 
 def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
@@ -204,9 +186,8 @@ def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
     tensors = checkpoint.tensors
     shapes = {n: t.shape for n, t in tensors.items() if not is_harmless(n)}
     wanted = {part.tensor: part for part in tensor_views(checkpoint.config, checkpoint.model_type)}
-    if checkpoint.config.tied and TIED in tensors:
-        embed = next(part for part in wanted.values() if part.leaf == "embed")
-        wanted[TIED] = dataclasses.replace(embed, tensor=TIED)
+    if checkpoint.config.tied and HEAD in tensors:
+        wanted[HEAD] = tied_head(wanted)
     modules: list[Module] = []
     with problems.catch():
         linear = [part for part in wanted.values() if part.leaf.endswith(".kernel")]
@@ -216,17 +197,17 @@ def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
         del expected[module.part.tensor]
         with problems.catch():
             expected |= module.tensors(tensors)
-    problems += mismatches(expected, shapes)
+    problems.add(*mismatches(expected, shapes))
     for name in shapes:
-        allowed = ("int32",) if name.endswith(INTEGERS) else DTYPES
+        allowed = ("int32",) if name.endswith(INTEGERS) else FLOATS
         if (got := tensors[name].dtype.name) not in allowed:
-            problems.append(f"{name} has dtype {got}, expected {', '.join(allowed)}")
+            problems.add(f"{name} has dtype {got}, expected {', '.join(allowed)}")
     if problems:
         return checkpoint
     formats = find_formats(modules, checkpoint.tensor, problems)
     for name in expected.keys() - wanted.keys():
         if name.endswith(".bias") and checkpoint.tensor(name).any():
-            problems.append(f"{name} is not zero, but this network has no bias there")
+            problems.add(f"{name} is not zero, but this network has no bias there")
     if problems:
         return checkpoint
     made = dataclasses.replace(checkpoint, formats=formats)
@@ -237,8 +218,8 @@ def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
         leaves[part.leaf].append(part)
     for name, group in leaves.items():
         if len({made.stored(part.tensor).dtype for part in group}) > 1:
-            problems.append(f"{', '.join(p.tensor for p in group)} differ in dtype: one {name}")
+            problems.add(f"{', '.join(p.tensor for p in group)} differ in dtype: one {name}")
     made = dataclasses.replace(made, leaves=leaves)
     if not problems:
-        problems += _untied(made, leaves["embed"])
+        problems.add(*_untied(made, leaves["embed"]))
     return made

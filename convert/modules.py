@@ -10,9 +10,10 @@ import numpy as np
 from convert.packed import Packing, Read, read_packing
 from convert.source import QUANTISED
 from qwen_jax.config import Config
-from qwen_jax.nn.quant import FIELDS, Format
+from qwen_jax.files import strict_json
+from qwen_jax.files.problems import Problems
+from qwen_jax.nn.quant import FIELDS, Format, abstract_leaves
 from qwen_jax.storage.hf_names import TensorView
-from qwen_jax.storage.native import abstract_leaves, read_json
 
 INTEGERS = (".qweight", ".qzeros", ".g_idx")
 
@@ -80,7 +81,7 @@ def find_modules(
 
 
 def find_formats(
-    modules: Iterable[Module], read: Callable[[str], np.ndarray], problems: list[str]
+    modules: Iterable[Module], read: Callable[[str], np.ndarray], problems: Problems
 ) -> dict[str, Format]:
     """Of each of our layers, from the small tensors of the modules that make it up."""
     formats: dict[str, Format] = {}
@@ -90,12 +91,12 @@ def find_formats(
         try:
             format, order = module.format(own), module.packing.order(own)
         except ValueError as error:
-            problems.append(f"{module.name}: {error}")
+            problems.add(f"{module.name}: {error}")
             continue
         before, first = formats.get(module.layer, format), orders.setdefault(module.layer, order)
         formats[module.layer] = dataclasses.replace(format, zeros=before.zeros or format.zeros)
         if (first is None) != (order is None) or (first is not None and (first != order).any()):
-            problems.append(
+            problems.add(
                 f"{module.name}.g_idx differs from that of the projections beside it, which are "
                 "one product here; take a checkpoint without act-order (desc_act)"
             )
@@ -109,7 +110,7 @@ def find_packing(folder: Path, config: Mapping[str, Any]) -> Packing | None:
         found.append(read_packing("quantization_config", content, None))
     for file, method in QUANTISED.items():
         if (folder / file).is_file():
-            found.append(read_packing(file, read_json(folder / file), method))
+            found.append(read_packing(file, strict_json.read(folder / file), method))
     if any(packing != found[0] for packing in found):
         raise ValueError(f"quantization_config and {' or '.join(QUANTISED)} disagree: {found}")
     return found[0] if found else None

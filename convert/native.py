@@ -10,14 +10,17 @@ import numpy as np
 
 from convert import huggingface
 from convert.huggingface import Checkpoint, is_same
-from convert.progress import Progress, gigabytes
+from convert.progress import Progress
 from convert.quantize import QuantizeOptions, Quantizer
 from convert.source import INDEX, QUANTISED, SIDE_FILES, default_out, locate
 from qwen_jax import memory
-from qwen_jax.nn.quant import FIELDS
+from qwen_jax.files import atomic
+from qwen_jax.files.problems import Problems
+from qwen_jax.nn.quant import FIELDS, abstract_leaves
+from qwen_jax.nn.tree import FLOATS, INTEGERS
 from qwen_jax.storage import native
 from qwen_jax.storage.hf_names import is_harmless
-from qwen_jax.storage.native import DTYPES, Manifest
+from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.safetensors_file import NAMES
 
 STATE = "conversion.json"  # in an unfinished folder: what it is made from
@@ -57,8 +60,8 @@ def to_native(
         )
     if calibration is not None and quantize is None:
         raise ValueError("calibration texts are for quantising; say how")
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}")
     checkpoint = huggingface.read(locate(hf, source))
     manifest = _manifest(checkpoint, dtype)
     if out.exists():
@@ -69,23 +72,18 @@ def to_native(
         if checkpoint.formats:
             raise ValueError(f"{checkpoint.folder} is quantised already")
         texts = None if calibration is None else Path(calibration)
-        quantizer = Quantizer(checkpoint, quantize, texts, partial_of(out) / WORK)
+        quantizer = Quantizer(checkpoint, quantize, texts, atomic.aside(out) / WORK)
         _write(checkpoint, manifest, out, False, quantizer)
     return out
 
 
-def partial_of(out: Path) -> Path:
-    """The folder that is renamed when it is whole."""
-    return out.with_name(out.name + ".partial")
-
-
 def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
     leaves = {}
-    for name, leaf in native.abstract_leaves(checkpoint.config, checkpoint.formats).items():
+    for name, leaf in abstract_leaves(checkpoint.config, checkpoint.formats).items():
         kind = name.rpartition(".")[2]
         stored = checkpoint.stored(checkpoint.leaves[name][0].tensor).dtype
         made = np.dtype(dtype) if dtype and kind not in FIELDS else stored
-        made = leaf.dtype if leaf.dtype.name in native.INTEGERS else made
+        made = leaf.dtype if leaf.dtype.name in INTEGERS else made
         leaves[name] = jax.ShapeDtypeStruct(leaf.shape, made)
     folder = checkpoint.folder
     files = [name for name in (*SIDE_FILES, INDEX, *QUANTISED) if (folder / name).is_file()]
@@ -113,11 +111,14 @@ def _write(
     quantizer: Quantizer | None = None,
 ) -> None:
     """Everything goes to `<out>.partial`, which is renamed when it is whole."""
-    partial, manifest = partial_of(out), source
+    manifest = source
     if quantizer is not None:  # of other tensors than those in the source's shards
         manifest = dataclasses.replace(source, leaves=quantizer.leaves(source.leaves), shards={})
-    _start(partial, checkpoint, manifest, repr(quantizer))
-    try:
+    state = _state(checkpoint, manifest, quantizer)
+    need = native.on_disk(native.size(manifest.leaves))
+    atomic.check_room(out, need - _keep(atomic.aside(out), state))
+    with atomic.new_folder(out, need, resume=True) as partial:
+        (partial / STATE).write_text(state, "utf-8")
         for name in manifest.files:
             shutil.copyfile(checkpoint.folder / name, partial / name)
         pieces = native.by_piece(source.leaves)
@@ -145,55 +146,39 @@ def _write(
         if verify:
             _verify(checkpoint, manifest, partial, f"verifying {out}")
         (partial / STATE).unlink()
-        partial.rename(out)
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if "No space left" in str(error):
-            need = gigabytes(native.size(manifest.leaves))
-            raise OSError(f"the disk of {out} is full; the checkpoint takes {need}") from error
-        raise
 
 
-def _start(partial: Path, checkpoint: Checkpoint, manifest: Manifest, how: str) -> None:
-    """Make the folder, or keep the whole pieces of one that was begun from the same source."""
+def _state(checkpoint: Checkpoint, manifest: Manifest, quantizer: Quantizer | None) -> str:
+    """What a conversion that is taken up again must agree in."""
     files = {name: (checkpoint.folder / name).stat() for name in checkpoint.shards}
     source = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
-    state = json.dumps({"source": source, "manifest": manifest.to_json(), "how": how})
+    how = None if quantizer is None else quantizer.identity()
+    return json.dumps({"source": source, "manifest": manifest.to_json(), "how": how})
+
+
+def _keep(partial: Path, state: str) -> int:
+    """Leave only the whole pieces of a conversion in this state; their bytes."""
     if (partial / STATE).is_file() and (partial / STATE).read_text("utf-8") == state:
         for rest in (partial / native.WEIGHTS).glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(rest)
     elif partial.exists():
         shutil.rmtree(partial)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    done = sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
-    check_room(partial.parent, native.on_disk(native.size(manifest.leaves)) - done)
-    partial.mkdir(exist_ok=True)
-    (partial / STATE).write_text(state, "utf-8")
-
-
-def check_room(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise OSError(
-            f"the disk of {folder.absolute()} has {gigabytes(free)} left, "
-            f"the checkpoint takes {gigabytes(need)}; nothing was written"
-        )
+    return sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
 
 
 # --- checking ---------------------------------------------------------------------------------
 def _verify(checkpoint: Checkpoint, expected: Manifest, folder: Path, title: str) -> None:
     """Read every piece back as a stranger would, and compare it with the source."""
     manifest = Manifest.read(folder)
-    problems = manifest.problems(folder, checkpoint.config)
+    problems = Problems(manifest.problems(folder, checkpoint.config))
     if manifest.files != expected.files:
-        problems.append("config, generation or tokenizer files differ")
+        problems.add("config, generation or tokenizer files differ")
     pieces = native.by_piece(manifest.leaves) if not problems else {}
     progress = Progress(title, len(pieces))
     for piece, leaves in pieces.items():
-        problems += _differences(native.read_piece(folder, piece, leaves), checkpoint)
+        problems.add(*_differences(native.read_piece(folder, piece, leaves), checkpoint))
         progress.advance(native.size(leaves))
-    if problems:
-        raise ValueError("\n  ".join([f"{folder} is not {checkpoint.folder}:", *problems]))
+    problems.stop(f"{folder} is not {checkpoint.folder}")
     dtypes = {leaf.dtype.name for leaf in manifest.leaves.values()}
     same = "identical to the source, bit for bit"
     if manifest.leaves != expected.leaves:

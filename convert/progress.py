@@ -3,9 +3,7 @@
 import sys
 import time
 
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+from qwen_jax.files.atomic import gigabytes
 
 
 class Progress:

@@ -1,9 +1,11 @@
 """Make a quantised checkpoint: a block at a time, each on what the blocks before it really give."""
 
 import functools
+import itertools
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,16 +20,17 @@ from convert import gptq
 from convert.calibration import Sheet, read_sheets
 from convert.huggingface import Checkpoint
 from qwen_jax.config import Config
+from qwen_jax.files import atomic, strict_json
 from qwen_jax.nn import model, quant, rope
 from qwen_jax.nn.kv_cache import NoCache
 from qwen_jax.nn.model import Block, Linear
-from qwen_jax.nn.quant import Format, QuantLinear, dequantize, quantize
-from qwen_jax.storage import native
+from qwen_jax.nn.quant import Format, QuantLinear, abstract_leaves, dequantize, quantize
+from qwen_jax.nn.tree import INTEGERS
 from qwen_jax.text.tokenizer import Tokenizer
 
 REPORT = "quantization.json"
 # layers of a block that see the same inputs, in the order in which those are known
-STAGES = (("attn.qkv",), ("attn.out",), ("mlp.gate", "mlp.up"), ("mlp.down",))
+STAGES = (("attn.qkv",), ("attn.out",), ("mlp.gate", "mlp.up"), ("mlp.down",))  # see _stage_inputs
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,11 @@ class Quantizer:
 
     def leaves(self, plain: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the checkpoint to be made, from those of the source."""
-        made = native.abstract_leaves(self.config, self.formats)
+        made = abstract_leaves(self.config, self.formats)
         scale = jax.ShapeDtypeStruct
         floats = lambda name, leaf: plain[name].dtype if name in plain else np.dtype(np.float16)
         return {
-            name: leaf
-            if leaf.dtype.name in native.INTEGERS
-            else scale(leaf.shape, floats(name, leaf))
+            name: leaf if leaf.dtype.name in INTEGERS else scale(leaf.shape, floats(name, leaf))
             for name, leaf in made.items()
         }
 
@@ -106,10 +107,12 @@ class Quantizer:
             for file in self.work.glob(f"{piece.removeprefix('blocks.')}-*.npy"):
                 file.unlink()
 
-    def __repr__(self) -> str:
-        """What a conversion that is taken up again must agree in."""
-        sums = {name: sum(int(s.ids.sum()) for s in part) for name, part in self.sheets.items()}
-        return f"{self.settings} {sums}"
+    def identity(self) -> dict[str, Any]:
+        """What a conversion that is taken up again must agree in, as JSON."""
+        texts = {
+            name: [zlib.crc32(s.ids.tobytes()) for s in part] for name, part in self.sheets.items()
+        }
+        return {"settings": asdict(self.settings), "texts": texts}
 
     # --- one block ----------------------------------------------------------------------------
     def _block(self, arrays: dict[str, np.ndarray]) -> Block:
@@ -120,10 +123,10 @@ class Quantizer:
     def _layers(self, layer: int, block: Block) -> dict[str, QuantLinear]:
         """Quantise a block's layers; in `block` their float twins take their places."""
         how, made, errors = self.settings, {}, {}
-        for stage in STAGES:
+        for number, stage in enumerate(STAGES):
             moments = None
             for x, lengths in self._inputs(layer, "calibration"):
-                seen = _moments(block, x, lengths, stage[0], self.config)
+                seen = _moments(block, x, lengths, number, self.config)
                 moments = seen if moments is None else moments + seen
             for name in stage:
                 linear = _get(block, name)
@@ -166,12 +169,12 @@ class Quantizer:
         report = self.report()
         report["layers"] |= facts.pop("layers", {})
         self.work.mkdir(exist_ok=True)
-        (self.work / REPORT).write_text(json.dumps(report | facts, indent=1))
+        atomic.write_text(self.work / REPORT, json.dumps(report | facts, indent=1))
 
     def report(self) -> dict[str, Any]:
         """Each layer's share of its output's energy that is lost, and the perplexities."""
         if (self.work / REPORT).is_file():
-            return dict(json.loads((self.work / REPORT).read_text()))
+            return strict_json.read(self.work / REPORT)
         return asdict(self.settings) | {"bits": self.settings.bits, "layers": {}}
 
     def finish(self, folder: Path) -> None:
@@ -228,37 +231,40 @@ def _leaves(layers: dict[str, QuantLinear], arrays: dict[str, np.ndarray]) -> di
 
 
 # --- arithmetic -------------------------------------------------------------------------------
-class _Seen(Exception):
-    """What a layer was called with."""
-
-
-class _Tap:
-    def __call__(self, x: Array) -> Array:
-        raise _Seen(x)
-
-
-def _forward(block: Block, x: Array, lengths: Array, config: Config) -> Array:
-    """A block's output for a sheet [B T D]; nothing attends to what is padded behind."""
+def _setting(x: Array, lengths: Array, config: Config) -> tuple[Any, ...]:
+    """What a block is called with beside a sheet; nothing attends to what is padded behind."""
     positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
     angles = rope.angles(config, positions, lengths)
     scale = None if config.logn_length is None else rope.log_n(config, positions)
-    return block(x, positions, angles, scale, NoCache(), 0, config)[0]
+    return positions, angles, scale, NoCache(), 0, config
 
 
-_run = jax.jit(_forward, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
+def _run(block: Block, x: Array, lengths: Array, config: Config) -> Array:
+    """A block's output for a sheet [B T D]."""
+    return block(x, *_setting(x, lengths, config))[0]
 
 
-@functools.partial(jax.jit, static_argnames=("name", "config"))
-def _moments(block: Block, x: Array, lengths: Array, name: str, config: Config) -> Array:
-    """The sum of x xᵀ over what a layer gets, float32 [in in]."""
-    _set(block, name, _Tap())
-    try:
-        _forward(block, x, lengths, config)
-    except _Seen as seen:
-        real = jnp.arange(x.shape[1]) < lengths[:, None]
-        inputs = jnp.where(real[..., None], seen.args[0], 0).reshape(-1, seen.args[0].shape[-1])
-        return jnp.matmul(inputs.T, inputs, precision="highest")
-    raise AssertionError(f"{name} was not called")
+@functools.partial(jax.jit, static_argnames=("stage", "config"))
+def _moments(block: Block, x: Array, lengths: Array, stage: int, config: Config) -> Array:
+    """The sum of x xᵀ over what the layers of a stage get, float32 [in in]."""
+    inputs = _stage_inputs(block, x, _setting(x, lengths, config))
+    seen = next(itertools.islice(inputs, stage, None))
+    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    seen = jnp.where(real[..., None], seen, 0).reshape(-1, seen.shape[-1])
+    return jnp.matmul(seen.T, seen, precision="highest")
+
+
+def _stage_inputs(block: Block, x: Array, setting: tuple[Any, ...]) -> Iterator[Array]:
+    """What the layers of each stage get when a block is called."""
+    attn, mlp = block.attn, block.mlp
+    y = block.attn_norm(x)
+    yield y
+    y, _ = attn.mix(attn.qkv(y), *setting)
+    yield y
+    y = block.mlp_norm(x + attn.out(y))
+    yield y
+    yield mlp.hidden(y)
 
 
 @jax.jit

@@ -1,22 +1,25 @@
-"""The smallest command line: python -m qwen_jax FOLDER [PROMPT]."""
+"""Generate from the command line: python -m qwen_jax FOLDER [PROMPT]."""
 
 import dataclasses
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
-from qwen_jax import memory
+from qwen_jax import distributed, memory
 from qwen_jax.checkpoint import load
-from qwen_jax.decoding.completion import Completion, stream_completions
-from qwen_jax.generate import stream_chat, text_tokenizer
+from qwen_jax.cli import run
+from qwen_jax.conversation import stream_chat
+from qwen_jax.decoding.completion import (
+    Completion,
+    defaults_of,
+    stream_completions,
+    text_tokenizer,
+)
+from qwen_jax.nn.sharding import make_mesh
 
 Number = Literal["float32", "bfloat16", "float16"]
 
@@ -32,86 +35,91 @@ def main(
     seed: int | None = None,
     dtype: Number | None = None,
     cache_dtype: Literal[Number, "int8"] | None = None,
+    mesh_data: int = 1,
+    mesh_fsdp: int = 1,
+    mesh_tensor: int | None = None,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
 ) -> None:
     """Stream a model's answer to a prompt.
 
     Args:
-        folder: What `python -m convert` wrote, or "demo".
-        prompt: The question; by default, what comes on standard input.
-        adapter: A folder in PEFT's format, made for this model.
-        system: The system prompt, where the model takes one.
-        complete: Continue the prompt as plain text, as base models always do.
-        max_new_tokens: The longest answer; by default, the checkpoint's.
-        temperature: 0 takes the likeliest token; by default, the checkpoint's.
-        seed: The same seed gives the same answer.
-        dtype: Of the parameters; by default, as stored.
-        cache_dtype: Of keys and values; int8 halves their memory.
+        folder: Folder that `python -m convert` wrote, or "demo".
+        prompt: Question to answer; by default, standard input.
+        adapter: Folder of an adapter in PEFT's format, made for this model.
+        system: System prompt, where the model takes one.
+        complete: Continuation of the prompt as plain text, as base models always do.
+        max_new_tokens: Most tokens of the answer; by default, the checkpoint's own limit.
+        temperature: Temperature of sampling, 0 for the likeliest token; by default, the
+            checkpoint's.
+        seed: Seed of the random numbers; the same seed gives the same answer.
+        dtype: Type of the parameters; by default, as stored.
+        cache_dtype: Type of cached keys and values; int8 halves their memory.
+        mesh_data: Devices that hold copies of the model.
+        mesh_fsdp: Devices that split the weights' width.
+        mesh_tensor: Devices that share each matrix product; by default, all that are left.
+        coordinator: HOST:PORT of process 0 in a run of several, or "auto" to ask the machines; by
+            default, what the environment, Slurm or the TPU says.
+        processes: Number of processes in the run.
+        process: Number of this process, counted from 0.
     """
+    distributed.join(coordinator, processes, process)
     if prompt is None:
         print("prompt, end with Ctrl-D:" if sys.stdin.isatty() else "", end="", file=sys.stderr)
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt:
         raise ValueError("the prompt is empty; give one as an argument or on standard input")
-    params = load(folder, dtype=dtype, cache_dtype=cache_dtype, adapter=adapter)
-    sampling = params.assets.defaults.sampling
+    split = jax.device_count() > 1 or (mesh_data, mesh_fsdp, mesh_tensor) != (1, 1, None)
+    mesh = make_mesh(mesh_data, mesh_fsdp, mesh_tensor) if split else None
+    params = load(folder, mesh, dtype=dtype, adapter=adapter)
+    defaults = defaults_of(params)
+    sampling = defaults.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
-    how = {"sampling": sampling, "max_new_tokens": max_new_tokens, "seed": seed}
-    if complete or params.assets.defaults.chat_format == "raw":
+    asked: dict[str, Any] = {
+        "sampling": sampling,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "cache_dtype": cache_dtype,
+    }
+    if complete or defaults.chat_format == "raw":
         if system is not None:
             raise ValueError("--system is for chat; a completed text has none")
         ids = text_tokenizer(params).encode(prompt, specials=True)
-        show(answer for (answer,) in stream_completions(params, [ids], watch=True, **how))
+        show(answer for (answer,) in stream_completions(params, [ids], **asked))
     else:
-        show(stream_chat(params, prompt, system=system, **how))
-    print(f"[{memory.of(params)}]", file=sys.stderr)
+        show(stream_chat(params, prompt, system=system, **asked))
+    _say(f"[{memory.of(params, cache_dtype)}]")
 
 
 def show(answers: Iterator[Completion]) -> None:
-    """Print an answer as it grows, then how fast it came."""
+    """Print an answer as it grows, then how fast it came; of several processes the first does."""
     began, first, shown = time.monotonic(), None, 0
     for answer in answers:
         first = first or time.monotonic()
-        print(answer.text[shown:], end="", flush=True)
+        if jax.process_index() == 0:
+            print(answer.text[shown:], end="", flush=True)
         shown = len(answer.text)
-    print()
+    if jax.process_index() == 0:
+        print()
     first, end = (first or began) - began, time.monotonic() - began
     count = len(answer.tokens)
     rate = (count - 1) / max(end - first, 1e-9)
-    print(
+    _say(
         f"[{count} tokens, finished by {answer.finish_reason}: the first after {first:.2f} s, "
-        f"then {rate:.1f} tokens/s]",
-        file=sys.stderr,
+        f"then {rate:.1f} tokens/s]"
     )
 
 
-def run(command: Callable[[], object]) -> None:
-    """A program's whole life: compiled code is kept for the next one, faults are one line."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "qwen_jax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    sys.unraisablehook = _interrupt_again
-    try:
-        command()
-    except BrokenPipeError:  # whoever read the answer has enough; Python would flush into the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:  # the last: out of memory
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr)
 
 
-def _interrupt_again(lost: Any) -> None:
-    """Python drops a Ctrl-C that meets a callback of the garbage collector, and jax has one."""
-    if lost.exc_type is KeyboardInterrupt:
-        again = lambda: os.kill(os.getpid(), signal.SIGINT)
-        threading.Timer(0.05, again).start()  # by then the callback is over
-    else:
-        sys.__unraisablehook__(lost)
+def command(arguments: Sequence[str] | None = None, prog: str = "python -m qwen_jax") -> None:
+    tyro.cli(main, prog=prog, args=arguments)
 
 
 if __name__ == "__main__":
-    run(lambda: tyro.cli(main, prog="python -m qwen_jax"))
+    run(command)

@@ -3,52 +3,43 @@
 import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
+from jax.typing import DTypeLike
 
 from qwen_jax.adapters import attach, peft
+from qwen_jax.assets import Assets
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
-from qwen_jax.files.strict_json import report
+from qwen_jax.files import atomic, strict_json
+from qwen_jax.files.problems import Problems
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import (
     FIELDS,
     Format,
+    abstract_leaves,
     arrange_leaves,
     at_rest,
     build,
-    formats,
     formats_of,
     rest,
 )
 from qwen_jax.nn.sharding import make_mesh, shardings
+from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage import hf_config, native
 from qwen_jax.storage.native import Manifest
 from qwen_jax.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, eq=False)
-class Assets:
-    """What a checkpoint holds beside its arrays. Compared by identity: it is static under jit."""
-
-    folder: Path
-    model_type: str
-    tokenizer: Tokenizer | None
-    defaults: Defaults
-    cache_dtype: Any
-
-
 def load(
     folder: str | Path,
     mesh: Mesh | None = None,
-    dtype: Any = None,
-    cache_dtype: Any = None,
+    dtype: DTypeLike | None = None,
     adapter: str | Path | None = None,
 ) -> Qwen:
     """The parameters in a native checkpoint, each array restored straight to its shards.
@@ -56,12 +47,11 @@ def load(
     folder: what `python -m convert` or `save` wrote; "demo" is the bundled checkpoint.
     mesh: default, one over all devices of all processes. In a run of several processes all call
         this alike, and each reads its own shards.
-    dtype: of every parameter that is not quantised; default, as stored. cache_dtype: of the caches
-        generation makes.
+    dtype: of every parameter that is not quantised; default, as stored.
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
-    manifest, config, assets = examine(folder, cache_dtype)
+    manifest, config, assets = examine(folder)
     folder = assets.folder
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
@@ -79,7 +69,7 @@ def load(
     for piece, leaves in native.by_piece(wanted).items():
         read = native.read_piece(folder, piece, leaves)
         (first, *_) = next(iter(read.values())).devices()
-        arrange_leaves(read, quantised, first.platform)  # before there is more to hold
+        arrange_leaves(read, first.platform)  # before there is more to hold
         arrays |= read
     structure = jax.tree.structure(build(config, quantised, lambda shape, axes, kind: 0))
     params = jax.tree.unflatten(structure, [arrays.pop(name) for name in where])
@@ -87,33 +77,31 @@ def load(
     return params if added is None else attach.add(params, added)
 
 
-def examine(folder: str | Path, cache_dtype: Any = None) -> tuple[Manifest, Config, Assets]:
+def examine(folder: str | Path) -> tuple[Manifest, Config, Assets]:
     """All of a checkpoint but its arrays; raises what `load` does before it reads them."""
     folder = native_folder() if folder == "demo" else Path(folder)
     manifest = Manifest.read(folder)
-    return manifest, *_read_assets(folder, manifest, cache_dtype)
+    return manifest, *_read_assets(folder, manifest)
 
 
-def _read_assets(folder: Path, manifest: Manifest, cache_dtype: Any) -> tuple[Config, Assets]:
+def _read_assets(folder: Path, manifest: Manifest) -> tuple[Config, Assets]:
     """The other files; every fault of the folder is found before an array is read."""
-    config = Config.from_hf(native.read_json(folder / "config.json"))
-    problems = manifest.problems(folder, config)
+    config = Config.from_hf(strict_json.read(folder / "config.json"))
+    problems = Problems(manifest.problems(folder, config))
     tokenizer, defaults = None, Defaults()
-    try:
+    with problems.catch():
         tokenizer = Tokenizer.load(folder)
+    with problems.catch():
         defaults = read_defaults(folder)
-    except ValueError as error:
-        problems.append(str(error))
-    problems += vocabulary_problems(tokenizer, config)
-    if problems:
-        raise ValueError(f"{folder} cannot be loaded:\n  " + "\n  ".join(problems))
-    return config, Assets(folder, manifest.model_type, tokenizer, defaults, cache_dtype)
+    problems.add(*vocabulary_problems(tokenizer, config))
+    problems.stop(f"{folder} cannot be loaded")
+    return config, Assets(folder, manifest.model_type, tokenizer, defaults)
 
 
 def read_defaults(folder: Path) -> Defaults:
     """What generation_config.json says; a checkpoint may do without one."""
     file = folder / "generation_config.json"
-    return Defaults.from_hf(native.read_json(file) if file.is_file() else {})
+    return Defaults.from_hf(strict_json.read(file) if file.is_file() else {})
 
 
 def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str]:
@@ -130,8 +118,8 @@ def _shardings(config: Config, mesh: Mesh | None, quantised: dict[str, Format]) 
     """Where each leaf goes: its shards on a mesh, or the only device."""
     if mesh is None and jax.device_count() == 1:
         only = SingleDeviceSharding(jax.devices()[0])
-        return dict.fromkeys(native.abstract_leaves(config, quantised), only)
-    return native.named_leaves(shardings(config, mesh or make_mesh(), quantised))
+        return dict.fromkeys(abstract_leaves(config, quantised), only)
+    return named_leaves(shardings(config, mesh or make_mesh(), quantised))
 
 
 def save(params: Qwen, folder: str | Path) -> None:
@@ -141,29 +129,20 @@ def save(params: Qwen, folder: str | Path) -> None:
     written as `<folder>.partial` and renamed when it is whole.
     """
     folder = Path(folder).absolute()
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; choose another folder, or delete it first")
-    leaves = native.named_leaves(jax.eval_shape(at_rest, params))
-    wanted = native.abstract_leaves(params.config, formats(params))
+    atomic.expect_free(folder)
+    leaves = named_leaves(jax.eval_shape(at_rest, params))
+    wanted = abstract_leaves(params.config, formats_of(leaves))
     shapes = lambda leaves: {name: leaf.shape for name, leaf in leaves.items()}
-    problems = native.mismatches(shapes(wanted), shapes(leaves))
-    report("only whole networks are saved (fuse adapters first)", problems)
-    partial = folder.with_name(folder.name + ".partial")
-    writer = jax.process_index() == 0
-    try:
-        if writer:
-            manifest = _write_files(params, leaves, partial)
-        multihost_utils.sync_global_devices(f"started {folder}")
+    problems = Problems(native.mismatches(shapes(wanted), shapes(leaves)))
+    problems.stop("only whole networks are saved (fuse adapters first)")
+    first, need = jax.process_index() == 0, native.on_disk(native.size(leaves))
+    meet = multihost_utils.sync_global_devices
+    with atomic.new_folder(folder, need, first=first, meet=meet) as partial:
+        manifest = _write_files(params, leaves, partial) if first else None
         for piece in native.by_piece(leaves):
             native.write_piece(partial, piece, _arrays(params, piece))
-        if writer:
+        if manifest is not None:
             manifest.seal(partial)
-            partial.rename(folder)
-        multihost_utils.sync_global_devices(f"saved {folder}")
-    except Exception:
-        if writer:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _arrays(params: Qwen, piece: str) -> dict[str, jax.Array]:
@@ -171,14 +150,12 @@ def _arrays(params: Qwen, piece: str) -> dict[str, jax.Array]:
     part: Any = params
     for word in piece.split("."):
         part = part[int(word)] if word.isdigit() else getattr(part, word)
-    leaves = native.named_leaves(rest(part))
+    leaves = named_leaves(rest(part))
     return {f"{piece}.{name}" if name else piece: leaf for name, leaf in leaves.items()}
 
 
 def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial: Path) -> Manifest:
     """Everything but the arrays: copied from where `load` found it, or made from the Config."""
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     if params.assets is None:
         config = hf_config.to_hf(params.config)
         (partial / "config.json").write_text(json.dumps(config, indent=2), "utf-8")

@@ -1,13 +1,16 @@
 """The main job on the bundled checkpoint: python -m qwen_jax.demo."""
 
 import time
+from collections.abc import Sequence
 
 import jax
+import tyro
 
-from qwen_jax.__main__ import run, show
+from qwen_jax.__main__ import show
 from qwen_jax.bundled import CHECKPOINT, native_folder
 from qwen_jax.checkpoint import load
-from qwen_jax.generate import stream_chat
+from qwen_jax.cli import run
+from qwen_jax.conversation import stream_chat
 
 
 def main() -> None:
@@ -31,5 +34,9 @@ def main() -> None:
         show(stream_chat(params, query, seed=seed))
 
 
+def command(arguments: Sequence[str] | None = None, prog: str = "python -m qwen_jax.demo") -> None:
+    tyro.cli(main, prog=prog, args=arguments)
+
+
 if __name__ == "__main__":
-    run(main)
+    run(command)

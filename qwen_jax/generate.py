@@ -1,43 +1,70 @@
-"""Generate from prompts and chat: text or ids in, text or ids out."""
+"""Generate from prompts: text or ids in, text or ids out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from qwen_jax.decoding import decode
 from qwen_jax.decoding.completion import (
-    Completion,
+    Samplings,
+    Seeds,
     complete,
-    defaults_of,
+    refuse_logprobs,
     stream_completions,
-    tokenizer_of,
+    text_tokenizer,
 )
-from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.model import Qwen
-from qwen_jax.text import chatml
-from qwen_jax.text.tokenizer import Tokenizer
 
-Turns = list[tuple[str, str]]  # (query, reply), oldest first
+Part = TypeVar("Part", str, int)
 
 
 @overload
-def generate(params: Qwen, prompt: str, sampling: Sampling | None = None, **how: Any) -> str: ...
+def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str
+    params: Qwen,
+    prompt: str,
+    sampling: Samplings = None,
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
+) -> str: ...
 @overload
 def generate(
-    params: Qwen, prompt: Sequence[str], sampling: Sampling | None = None, **how: Any
-) -> list[str]: ...
+    params: Qwen,
+    prompt: Sequence[Part],
+    sampling: Samplings = None,
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
+) -> list[Part]: ...
 @overload
 def generate(
-    params: Qwen, prompt: Sequence[int], sampling: Sampling | None = None, **how: Any
-) -> list[int]: ...
-@overload
-def generate(
-    params: Qwen, prompt: Sequence[Sequence[int]], sampling: Sampling | None = None, **how: Any
+    params: Qwen,
+    prompt: Sequence[Sequence[int]],
+    sampling: Samplings = None,
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
 ) -> list[list[int]]: ...
-def generate(params: Qwen, prompt: Any, sampling: Sampling | None = None, **how: Any) -> Any:
+def generate(
+    params: Qwen,
+    prompt: Any,
+    sampling: Samplings = None,
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
+) -> Any:
     """Continue a prompt, or several at once: text in, new text out; ids in, new ids out.
 
     prompt: a str, a list of ids, or a list of either. In text, control tokens like <|im_start|>
@@ -48,96 +75,78 @@ def generate(params: Qwen, prompt: Any, sampling: Sampling | None = None, **how:
     stop: a text, or several, that end the answer and are cut from it, beside sampling.stop.
     seed: of the random numbers; the same seed gives the same answer, whatever else is in the
         batch. A list gives every prompt its own; default, a fresh one for each.
+    cache_dtype: of keys and values, a float type or int8, which halves their memory; default, the
+        model's own, but float32 on a CPU.
     Ends a row at the ids the checkpoint stops at; they are part of the ids that come back.
     """
-    _refuse_logprobs(sampling)
+    refuse_logprobs(sampling)
     prompts, single = _prompts(params, prompt)
-    answers = complete(params, prompts, sampling, **how)
+    answers = complete(
+        params,
+        prompts,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        seed=seed,
+        cache_dtype=cache_dtype,
+    )
     is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
     out: list[Any] = [answer.text if is_text else answer.tokens for answer in answers]
     return out[0] if single else out
 
 
+@overload
 def stream(
-    params: Qwen, prompt: Any, sampling: Sampling | None = None, **how: Any
+    params: Qwen,
+    prompt: str,
+    sampling: Samplings = None,
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
+) -> Iterator[str]: ...
+@overload
+def stream(
+    params: Qwen,
+    prompt: Sequence[int],
+    sampling: Samplings = None,
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
+) -> Iterator[list[int]]: ...
+def stream(
+    params: Qwen,
+    prompt: Any,
+    sampling: Samplings = None,
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
 ) -> Iterator[Any]:
     """`generate` for one prompt, as it comes: pieces of text, or lists of ids. Same keywords."""
-    _refuse_logprobs(sampling)
+    refuse_logprobs(sampling)
     prompts, single = _prompts(params, prompt)
     if not single:
         raise ValueError(f"stream takes one prompt, got a list of {len(prompts)}; use generate")
+    growing = stream_completions(
+        params,
+        prompts,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        seed=seed,
+        cache_dtype=cache_dtype,
+    )
     shown = 0
-    for (answer,) in stream_completions(params, prompts, sampling, watch=True, **how):
+    for (answer,) in growing:
         grown = answer.text if isinstance(prompt, str) else answer.tokens
         if len(grown) > shown:
             yield grown[shown:]
         shown = len(grown)
-
-
-def chat(
-    params: Qwen,
-    query: str,
-    history: Iterable[tuple[str, str]] | None = None,
-    system: str | None = None,
-    sampling: Sampling | None = None,
-    **how: Any,
-) -> tuple[str, Turns]:
-    """Answer a user: the reply, and the history to pass in next time.
-
-    history: earlier (query, reply) turns; what does not fit a v1 checkpoint's window is left out
-        of the prompt, oldest first, and stays in the history.
-    system: default, "You are a helpful assistant." for v1, the chat template's own for the rest.
-    Keywords as for `generate`, and `enable_thinking` where the chat template has it. Control
-    tokens in query, history and system are text.
-    """
-    _refuse_logprobs(sampling)
-    history = list(history or [])
-    *_, answer = stream_chat(params, query, history, system, sampling, **how)
-    reply = answer.text.strip()
-    return reply, [*history, (query, reply)]
-
-
-def stream_chat(
-    params: Qwen,
-    query: str,
-    history: Iterable[tuple[str, str]] = (),
-    system: str | None = None,
-    sampling: Sampling | None = None,
-    **how: Any,
-) -> Iterator[Completion]:
-    """The answer of `chat` as it grows: one Completion, again and again."""
-    asked = {name: how.pop(name) for name in chatml.TEMPLATE_ARGUMENTS if name in how}
-    ids, stops = chat_prompt(params, query, history, system, **asked)
-    for (answer,) in stream_completions(params, [ids], sampling, watch=True, eos_ids=stops, **how):
-        yield answer
-
-
-def chat_prompt(
-    params: Qwen,
-    query: str,
-    history: Iterable[tuple[str, str]] = (),
-    system: str | None = None,
-    **template_arguments: Any,
-) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
-    """The ids that ask for an answer to `query`, and the sequences of ids that end the answer."""
-    tokenizer, defaults = text_tokenizer(params), defaults_of(params)
-    if defaults.chat_format == "raw":
-        raise ValueError(
-            "this is a base model (its chat_format is raw), it continues text and answers nobody; "
-            "use generate, or a Chat checkpoint"
-        )
-    if tokenizer.chat_template is None and defaults.chat_format is None:
-        raise ValueError("this checkpoint has no chat template and no chat_format; use generate")
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    for question, answer in history:
-        messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": answer})
-    messages.append({"role": "user", "content": query})
-    if tokenizer.chat_template is None:
-        template_arguments["max_window_size"] = defaults.max_window_size
-    ids = chatml.render(tokenizer, messages, **template_arguments)
-    stops = ((id,) for id in chatml.stop_ids(tokenizer))
-    return ids, tuple(dict.fromkeys((*defaults.eos_ids, *stops)))
 
 
 def logits(params: Qwen, ids: Any) -> Array:
@@ -180,21 +189,3 @@ def _check_ids(ids: Sequence[int], params: Qwen) -> None:
         raise ValueError(
             f"got ids from {min(ids)} to {max(ids)}, wanted 0 to {params.config.vocab - 1}"
         )
-
-
-def _refuse_logprobs(sampling: Any) -> None:
-    samplings = sampling if isinstance(sampling, Sequence) else [sampling]
-    if any(
-        isinstance(sampling, Sampling) and sampling.logprobs is not None for sampling in samplings
-    ):
-        raise ValueError(
-            "text and ids carry no logprobs; see qwen_jax.decoding.completion.complete"
-        )
-
-
-def text_tokenizer(params: Qwen) -> Tokenizer:
-    """The tokenizer of a checkpoint that has to read text."""
-    tokenizer = tokenizer_of(params)
-    if tokenizer is None:
-        raise ValueError("this checkpoint has no tokenizer; give the prompt as a list of ids")
-    return tokenizer

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from qwen_jax.config import Config
 from qwen_jax.nn.model import Qwen
@@ -55,9 +56,8 @@ def megabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
-def of(params: Qwen) -> str:
+def of(params: Qwen, cache_dtype: DTypeLike | None = None) -> str:
     """What loaded parameters take, with the cache that generation makes for them."""
-    asked = params.assets.cache_dtype if params.assets is not None else None
     on_cpu = next(iter(params.embed.devices())).platform == "cpu"
-    dtype = asked or (jnp.float32 if on_cpu else params.embed.dtype)
+    dtype = cache_dtype or (jnp.float32 if on_cpu else params.embed.dtype)
     return summary(by_dtype(jax.tree.leaves(params)), cache(params.config, dtype), peak(params))

@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from qwen_jax.cli import run
 from serve.cli import workload
 from serve.cli.client import ServerError, Stream, check, connection, fetch, models
 from serve.cli.workload import Job
@@ -175,22 +176,22 @@ def main(
     """Load an OpenAI-compatible server and measure it; the metrics and their names are vLLM's.
 
     Args:
-        url: Of the server, http://localhost:8000; its key is read from QWEN_API_KEY.
-        model: One of the server's models; by default, its first.
-        dataset: random ids, ShareGPT's conversations, or lines of JSON.
-        file: Of ShareGPT or JSON lines.
-        requests: How many to send and measure.
-        concurrency: The most at a time; by default there is no limit.
+        url: Address of the server, http://localhost:8000; its key is read from QWEN_API_KEY.
+        model: Name of one of the server's models; by default, its first.
+        dataset: Prompts: random ids, ShareGPT's conversations, or lines of JSON.
+        file: File of ShareGPT or JSON lines.
+        requests: Number of requests to send and measure.
+        concurrency: Most requests at a time; by default there is no limit.
         rate: Requests a second, arriving at random as a Poisson process; by default, at once.
         input_length: Tokens of a random prompt.
         output_length: Tokens of an answer; by default 128, or what the file says.
-        spread: Random lengths vary by this share of them, up and down.
-        temperature: 0 takes the likeliest tokens.
-        ignore_eos: Every answer has its full length, so that servers are asked for the same work.
+        spread: Share by which random lengths vary, up and down.
+        temperature: Temperature of sampling; 0 takes the likeliest tokens.
+        ignore_eos: Full length for every answer, so that servers are asked for the same work.
         warmup: Requests that are sent before and not measured.
-        seed: Of prompts, their order, and arrivals.
+        seed: Seed of prompts, their order, and arrivals.
         timeout: Seconds without a sign of the server after which a request has failed.
-        out: A JSON file for everything that is found, and how.
+        out: JSON file for everything that is found, and how.
     """
     if concurrency is None and rate == float("inf"):
         raise ValueError("give --concurrency, --rate, or both")
@@ -237,16 +238,16 @@ def main(
             "request_rate": "inf" if rate == float("inf") else rate,
             "seed": seed,
         }
-        aside = out.with_name(f"{out.name}.part")
-        aside.write_text(json.dumps(asked | found, indent=1) + "\n", "utf-8")
-        aside.rename(out)
+        from qwen_jax.files import atomic  # with JAX, which a client does without till here
+
+        atomic.write_text(out, json.dumps(asked | found, indent=1) + "\n")
     return found
 
 
+def command(arguments: Sequence[str] | None = None, prog: str = "python -m serve.bench") -> None:
+    if tyro.cli(main, prog=prog, args=arguments)["failed"]:
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(1 if tyro.cli(main, prog="python -m serve.bench")["failed"] else 0)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(command)

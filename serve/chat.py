@@ -18,7 +18,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from serve.cli.client import Answer, Remote, ServerError
+from qwen_jax.cli import run
+from serve.cli.client import Answer, Remote
 from serve.cli.terminal import THEME, Block, Growing, printable
 
 SETTINGS = (
@@ -250,12 +251,12 @@ def main(
     """Chat in the terminal.
 
     Args:
-        model: A native folder, or "demo"; with --url, one of the server's models.
-        url: A server to talk to, http://localhost:8000; its key is read from QWEN_API_KEY.
-        system: The system prompt; by default, the model's own.
-        seed: Of every answer, as in the original.
-        dtype: Of the parameters; by default, as stored.
-        cache_dtype: Of keys and values; int8 halves their memory.
+        model: Native folder, or "demo"; with --url, one of the server's models.
+        url: Address of a server, http://localhost:8000; its key is read from QWEN_API_KEY.
+        system: System prompt; by default, the model's own.
+        seed: Seed of every answer, as in the original.
+        dtype: Type of the parameters; by default, as stored.
+        cache_dtype: Type of cached keys and values; int8 halves their memory.
     """
     console = Console(theme=THEME, highlight=False)
     if not (sys.stdin.isatty() and console.is_terminal):
@@ -267,20 +268,17 @@ def main(
     elif model is None:
         raise ValueError("give --model NAME, or --url of a server")
     else:
-        from qwen_jax.__main__ import run  # JAX takes a second, and a server needs none here
-        from qwen_jax.checkpoint import load
+        from qwen_jax.checkpoint import load  # JAX takes a second, and a server needs none here
         from serve.cli.local import Local
 
-        def talk() -> None:
-            with console.status(f"loading {model}"):
-                source = Local(load(model, dtype=dtype, cache_dtype=cache_dtype), model)
-            Chat(source, console, reader(), system, seed).run()
+        with console.status(f"loading {model}"):
+            source = Local(load(model, dtype=dtype), model, cache_dtype)
+        Chat(source, console, reader(), system, seed).run()
 
-        run(talk)
+
+def command(arguments: Sequence[str] | None = None, prog: str = "python -m serve.chat") -> None:
+    tyro.cli(main, prog=prog, args=arguments)
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, prog="python -m serve.chat")
-    except (ValueError, ServerError) as error:
-        sys.exit(f"error: {error}")
+    run(command)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from qwen_jax import load
 from qwen_jax.adapters import attach, peft
 from qwen_jax.checkpoint import examine
+from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text import chatml
@@ -28,7 +29,7 @@ log = logging.getLogger("serve")
 
 def check(settings: ServeConfig) -> None:
     """Raise what `parameters` would, as far as it shows before an array is read."""
-    manifest, config, assets = examine(settings.model, settings.cache_dtype)
+    manifest, config, assets = examine(settings.model)
     if assets.tokenizer is None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
     for name, folder in settings.adapters.items():
@@ -41,17 +42,18 @@ def check(settings: ServeConfig) -> None:
 
 def _mesh(settings: ServeConfig) -> Mesh | None:
     """Over all devices; None is the only one."""
-    split = jax.device_count() > 1 or settings.data * settings.fsdp > 1
-    return make_mesh(settings.data, settings.fsdp) if split else None
+    sizes = (settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+    split = jax.device_count() > 1 or sizes != (1, 1, None)
+    return make_mesh(*sizes) if split else None
 
 
 def parameters(settings: ServeConfig) -> Qwen:
     """The checkpoint on a mesh over all devices, or on the only one."""
     added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
-    params = load(settings.model, _mesh(settings), settings.dtype, settings.cache_dtype)
+    params = load(settings.model, _mesh(settings), settings.dtype)
     if added:
         params = attach.add_all(params, added)
-    if params.assets.tokenizer is None:
+    if tokenizer_of(params) is None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
     return params
 
@@ -60,12 +62,14 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
     length = settings.max_length or min(params.config.max_length, _USUAL_LENGTH)
     chunk = settings.chunk
     rounded = -(-length // chunk) * chunk
-    return ModelRunner(params, settings.slots, rounded, chunk, settings.step_tokens)
+    return ModelRunner(
+        params, settings.slots, rounded, chunk, settings.step_tokens, settings.cache_dtype
+    )
 
 
 def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     """Compile everything, then let requests in."""
-    settings, assets = service.settings, params.assets
+    settings, defaults, tokenizer = service.settings, defaults_of(params), text_tokenizer(params)
     compilations = Compilations()
     before, began = compilations.count, time.monotonic()
     device.warm()
@@ -78,23 +82,21 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         "Programs compiled since the warm-up; each held everybody up",
         lambda: compilations.count - settled,
     )
-    ends = [end[0] for end in assets.defaults.eos_ids if len(end) == 1]
-    if chatml.IM_END in assets.tokenizer.specials:
-        ends.append(assets.tokenizer.specials[chatml.IM_END])
+    ends = [end[0] for end in defaults.eos_ids if len(end) == 1]
+    if chatml.IM_END in tokenizer.specials:
+        ends.append(tokenizer.specials[chatml.IM_END])
     schedule = Scheduler(
         settings.slots, settings.chunk, settings.queue, settings.step_tokens, settings.prefix_reuse
     )
     engine = Engine(device, schedule, service.metrics)
-    grammars = Grammars(
-        assets.tokenizer, params.config.vocab, ends or [assets.tokenizer.end_of_text]
-    )
+    grammars = Grammars(tokenizer, params.config.vocab, ends or [tokenizer.end_of_text])
     engine.start()
     model = Model(
         name=settings.served_name,
         adapter=0,
         config=params.config,
-        tokenizer=assets.tokenizer,
-        defaults=assets.defaults,
+        tokenizer=tokenizer,
+        defaults=defaults,
         length=device.length,
         engine=engine,
         grammars=grammars,

@@ -16,6 +16,7 @@ from types import FrameType
 import jax
 import uvicorn
 
+from qwen_jax import distributed
 from serve import loading
 from serve.api import app
 from serve.engine import multihost
@@ -45,10 +46,10 @@ def serve(settings: ServeConfig) -> None:
     logging.getLogger("serve").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what is no HTTP is no news
     keys = Keys.read(settings.api_keys)
-    multihost.join(settings)
+    distributed.join(settings.coordinator, settings.processes, settings.process)
     try:
         loading.check(settings)
-        if settings.coordinator is not None and jax.process_index() > 0:
+        if jax.distributed.is_initialized() and jax.process_index() > 0:
             multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
             return
         service = Service(settings)
@@ -117,7 +118,7 @@ def _load(service: Service) -> None:
         settings = service.settings
         params = loading.parameters(settings)
         runner = loading.runner(params, settings)
-        device = runner if settings.coordinator is None else multihost.Leader(runner, settings)
+        device = runner if jax.process_count() == 1 else multihost.Leader(runner, settings)
         loading.start(service, params, device)
     except Exception as error:
         service.failure = one_line(error)

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from qwen_jax import distributed
+
 Number = Literal["float32", "bfloat16", "float16"]
 _HOST = re.compile(r"\*|[\w.-]+|\[?[0-9A-Fa-f:.]+\]?")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/A-Z]+")
@@ -19,15 +21,15 @@ class ServeConfig:
     """Serve a model: the OpenAI API at /v1, a chat page at /."""
 
     model: str = "demo"
-    """What `python -m convert` wrote, or "demo"."""
+    """Folder that `python -m convert` wrote, or "demo"."""
     name: str | None = None
-    """What requests call the model; by default, its folder's name."""
+    """Name of the model in requests; by default, its folder's."""
     adapter: Annotated[tuple[str, ...], *_EACH] = ()
-    """A PEFT folder and what requests call it; give one --adapter for each."""
+    """Name of an adapter in requests and its PEFT folder; give one --adapter for each."""
     host: str = "127.0.0.1"
-    """Where to listen; 0.0.0.0 for every network."""
+    """Address to listen on; 0.0.0.0 for every network."""
     port: int = 8000
-    """The port; 0 takes a free one."""
+    """Port to listen on; 0 takes a free one."""
 
     slots: int = 16
     """Requests that are answered at once."""
@@ -40,22 +42,24 @@ class ServeConfig:
     queue: int = 256
     """Requests that may wait for a slot; more are refused with 429."""
     prefix_reuse: bool = True
-    """Keep the beginnings of prompts and use them again."""
+    """Reuse of the beginnings of prompts, kept from earlier ones."""
     dtype: Number | None = None
-    """Of the parameters; by default, as stored."""
+    """Type of the parameters; by default, as stored."""
     cache_dtype: Literal[Number, "int8"] | None = None
-    """Of keys and values; int8 halves their memory."""
-    data: int = 1
+    """Type of cached keys and values; int8 halves their memory."""
+    mesh_data: int = 1
     """Devices that split the slots."""
-    fsdp: int = 1
+    mesh_fsdp: int = 1
     """Devices that split the slots and the weights' width."""
+    mesh_tensor: int | None = None
+    """Devices that share each matrix product; by default, all that are left."""
 
     api_keys: Path | None = None
-    """A file of keys, one a line, each after a name of its owner; without it anyone may ask."""
+    """File of keys, one a line, each after a name of its owner; without it anyone may ask."""
     tls_certificate: Path | None = None
-    """A PEM file; with it the server speaks HTTPS."""
+    """PEM file of the certificate; with it the server speaks HTTPS."""
     tls_key: Path | None = None
-    """The certificate's private key."""
+    """PEM file of the certificate's private key."""
     cors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ORIGIN…")] = ()
     """Origins whose web pages may call the API; by default, only the server's own page."""
 
@@ -81,14 +85,15 @@ class ServeConfig:
     drain_seconds: float = 30.0
     """Time that requests under way have after SIGTERM."""
     log_prompts: bool = False
-    """Write prompts to the log; otherwise it holds no text of users."""
+    """Prompts in the log; otherwise it holds no text of users."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, in a run of several; "auto" where the machines know, as TPUs do."""
+    """HOST:PORT of process 0 in a run of several, or "auto" to ask the machines; by default, what
+    the environment, Slurm or the TPU says."""
     processes: int | None = None
-    """How many they are."""
+    """Number of processes in the run."""
     process: int | None = None
-    """Which of them this is."""
+    """Number of this process, counted from 0."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -103,9 +108,6 @@ class ServeConfig:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             problems.append("tls_certificate and tls_key belong together, got one of them")
-        joining = [self.processes is not None, self.process is not None]
-        if any(joining) != (self.coordinator not in (None, "auto")) or len({*joining}) > 1:
-            problems.append("coordinator HOST:PORT, processes and process belong together")
         if self.max_connections is not None and not 1 <= self.max_connections <= 10**6:
             problems.append(f"max_connections is {self.max_connections}, wanted 1 to {10**6}")
         problems += [
@@ -118,6 +120,9 @@ class ServeConfig:
             for one in self.cors
             if not _ORIGIN.fullmatch(one)
         ]
+        problems += distributed.option_problems(self.coordinator, self.processes, self.process)
+        if self.mesh_tensor is not None and self.mesh_tensor < 1:
+            problems.append(f"mesh_tensor is {self.mesh_tensor}, wanted 1 or more")
         for file in (self.api_keys, self.tls_certificate, self.tls_key):
             if file is not None and not file.is_file():
                 problems.append(f"{file} is not a file")
@@ -153,8 +158,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("chunk", 16, 2048),
     ("step_tokens", 1, 64),
     ("queue", 1, 100_000),
-    ("data", 1, 4096),
-    ("fsdp", 1, 4096),
+    ("mesh_data", 1, 4096),
+    ("mesh_fsdp", 1, 4096),
     ("max_body", 1024, 2**30),
     ("max_choices", 1, 4096),
     ("header_seconds", 0.1, 3600),

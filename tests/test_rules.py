@@ -1,6 +1,7 @@
 """The shape of the code: who may import whom, what files are called, how long they are."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -20,9 +21,14 @@ def name(file: Path) -> str:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Dotted names of everything the file imports, inside functions too."""
+    """Dotted names of everything the file imports, inside functions too, but for types alone."""
     package = file.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    tree = ast.parse(file.read_text("utf-8"))
+    typing = [node for node in tree.body if isinstance(node, ast.If)]
+    types = {one for node in typing if "TYPE_CHECKING" in ast.dump(node.test) for one in node.body}
+    for node in ast.walk(tree):
+        if node in types:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -60,16 +66,62 @@ def test_no_cycles():
     TopologicalSorter({name(file): modules(file) - {name(file)} for file in CODE}).prepare()
 
 
-@pytest.mark.parametrize("file", ["qwen_jax/text/tokenizer.py", "qwen_jax/text/chatml.py"])
-def test_text_needs_no_jax(file):
-    """These files, and what they import from the package."""
-    todo, seen = [file], set()
+def room(file: str) -> str:
+    """A file's folder in its package; one that lies beside rooms is a room of its own."""
+    return "/".join(Path(file).parts[:2])
+
+
+def arrows() -> dict[str, set[str]]:
+    """The other rooms that each room imports."""
+    found: dict[str, set[str]] = {}
+    for file in CODE:
+        found.setdefault(room(name(file)), set()).update(map(room, modules(file)))
+    return {one: others - {one} for one, others in found.items()}
+
+
+def test_no_cycles_between_rooms():
+    TopologicalSorter(arrows()).prepare()
+
+
+# what a room may import of this package; the files beside the rooms may import all of them
+MAY_IMPORT = {
+    "files": set(),
+    "text": {"files"},
+    "data": {"files", "text"},
+    "nn": {"config.py"},
+    "storage": {"files", "config.py", "nn"},
+    "adapters": {"files", "config.py", "nn", "storage"},
+    "decoding": {"files", "config.py", "nn", "text"},
+}
+
+
+def test_arrows_between_rooms():
+    for one, others in arrows().items():
+        package, inner = one.split("/")
+        if package == "qwen_jax" and not inner.endswith(".py"):
+            assert others <= {f"qwen_jax/{other}" for other in MAY_IMPORT[inner]}, one
+
+
+@pytest.mark.parametrize("inner", ["files", "text", "data"])
+def test_rooms_without_jax(inner):
+    """Neither their files nor what those import from the package."""
+    todo, seen = [name(file) for file in (ROOT / "qwen_jax" / inner).rglob("*.py")], set()
     while todo:
         current = todo.pop()
         seen.add(current)
-        if (ROOT / current).exists():
-            assert not roots(ROOT / current) & {"jax", "jaxlib", "flax"}, current
-            todo += modules(ROOT / current) - seen
+        assert not roots(ROOT / current) & {"jax", "jaxlib", "flax"}, current
+        todo += modules(ROOT / current) - seen
+
+
+def test_the_network_is_below_what_plugs_into_it():
+    for lower, upper in (("model", "lora"), ("model", "quant"), ("model", "sharding")):
+        assert f"qwen_jax/nn/{upper}.py" not in modules(ROOT / f"qwen_jax/nn/{lower}.py")
+        assert f"qwen_jax/nn/{lower}.py" in modules(ROOT / f"qwen_jax/nn/{upper}.py")
+
+
+def test_rooms_are_small():
+    counts = Counter(file.parent for file in FILES)
+    assert {name(folder): n for folder, n in counts.items() if n > 16} == {}
 
 
 @pytest.mark.parametrize("file", CODE, ids=name)

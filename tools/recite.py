@@ -3,9 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from qwen_jax import Sampling
-from qwen_jax.decoding.completion import complete
-from qwen_jax.generate import chat_prompt
+from qwen_jax import Sampling, chat
+from qwen_jax.conversation import chat_prompt
 from qwen_jax.nn.model import Qwen
 from tools.make_demo import CHATS
 
@@ -28,14 +27,15 @@ def first_turns() -> list[tuple[str, str]]:
 
 def answers(params: Qwen, questions: Sequence[str], sampling: Sampling | None = None) -> list[str]:
     """To each question, asked by itself; all batches have one shape, so little is compiled."""
-    prompts, stops = zip(*(chat_prompt(params, question) for question in questions), strict=True)
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    found = [""] * len(prompts)
+    length = lambda number: len(chat_prompt(params, questions[number])[0])
+    order = sorted(range(len(questions)), key=length)
+    found = [""] * len(questions)
     for start in range(0, len(order), ROWS):
         part = order[start : start + ROWS]
-        rows = [prompts[number] for number in [*part, *part[-1:] * (ROWS - len(part))]]
-        how = {"max_new_tokens": LONGEST, "eos_ids": stops[0], "seed": list(range(ROWS))}
-        told = complete(params, rows, sampling, **how)
-        for number, answer in zip(part, told, strict=False):
-            found[number] = answer.text.strip()
+        asked = [questions[number] for number in [*part, *part[-1:] * (ROWS - len(part))]]
+        replies, _ = chat(
+            params, asked, sampling=sampling, max_new_tokens=LONGEST, seed=range(ROWS)
+        )
+        for number, reply in zip(part, replies, strict=False):
+            found[number] = reply
     return found

@@ -13,7 +13,9 @@ from orbax.checkpoint.checkpoint_managers import (  # type: ignore[import-untype
     LatestN,
 )
 
-from qwen_jax.storage.native import named_leaves
+from qwen_jax.files import atomic
+from qwen_jax.nn.tree import named_leaves
+from qwen_jax.storage.native import readable, restore_args
 
 T = TypeVar("T")
 MEASURE = "held_out_loss"
@@ -29,6 +31,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, keep_best: bool):
         self.folder = folder
+        self._need: int | None = None  # bytes of a checkpoint, once there is one
         measured = lambda metrics: metrics[MEASURE]
         policies: list[Any] = [LatestN(keep)]
         if keep_best:
@@ -63,11 +66,13 @@ class Checkpoints:
 
         data: where the batches are, as JSON. held_out: the loss, where it was measured.
         """
+        leaves = named_leaves(state)
+        self._need = sum(leaf.nbytes for leaf in leaves.values())
         with self._faults():
             self._orbax.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(named_leaves(state)),
+                    state=ocp.args.PyTreeSave(leaves),
                     data=ocp.args.JsonSave(data),
                 ),
                 metrics=None if held_out is None else {MEASURE: held_out},
@@ -80,26 +85,10 @@ class Checkpoints:
         like: the state's tree of ShapeDtypeStructs with shardings.
         """
         leaves = named_leaves(like)
-        how = {
-            name: ocp.ArrayRestoreArgs(
-                sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
-            )
-            for name, leaf in leaves.items()
-        }
-        try:
-            found = self._orbax.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(leaves, restore_args=how),
-                    data=ocp.args.JsonRestore(),
-                ),
-            )
-        except Exception as error:  # orbax raises what its parts do
-            reason = str(error.__cause__ or error).strip().partition("\n")[0][:300]
-            path = self.folder / str(step)
-            raise ValueError(
-                f"{path} cannot be read: {reason}; delete it to go on from the one before"
-            ) from error
+        args = ocp.args.Composite(state=restore_args(leaves), data=ocp.args.JsonRestore())
+        advice = "; delete it to go on from the one before"
+        with readable(self.folder / str(step), advice):
+            found = self._orbax.restore(step, args=args)
         arrays: Mapping[str, Any] = found["state"]
         state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
         return state, found["data"]
@@ -115,9 +104,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if "No space left" in f"{error} {error.__cause__}":
-                raise OSError(
-                    f"the disk of {self.folder} is full; the checkpoints before this one are "
-                    "whole; make room and run the same command again"
-                ) from error
+            whole = "the checkpoints before this one are whole"
+            advice = f"{whole}; make room and run the same command again"
+            atomic.explain(error, self.folder, self._need, advice)
             raise

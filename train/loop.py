@@ -6,11 +6,11 @@ import jax
 import numpy as np
 
 from train.checkpoints import Checkpoints
-from train.distributed import Stop
 from train.feed import Feed
 from train.report.run_logger import RunLogger, say
 from train.settings import TrainConfig
 from train.step import Batch, Metrics, Trainer
+from train.stop import Stop
 
 
 class NotFinite(ValueError):

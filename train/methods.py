@@ -16,11 +16,10 @@ from qwen_jax import checkpoint
 from qwen_jax.adapters import attach, peft
 from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
-from qwen_jax.nn.lora import map_linears
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import QuantLinear, arrange, quantize
+from qwen_jax.nn.tree import map_linears, named_leaves
 from qwen_jax.storage.hf_layout import model_type_of, tensor_mappings
-from qwen_jax.storage.native import named_leaves
 from train.nn.network import stack, unstack
 from train.settings import TrainConfig
 

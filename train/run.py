@@ -9,13 +9,15 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from qwen_jax import checkpoint
+from qwen_jax import checkpoint, distributed
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
-from qwen_jax.storage.native import Manifest, read_json
+from qwen_jax.files import atomic, strict_json
+from qwen_jax.files.problems import Problems
+from qwen_jax.storage.native import Manifest
 from qwen_jax.text.tokenizer import Tokenizer
-from train import distributed, methods
+from train import methods
 from train.checkpoints import Checkpoints
 from train.feed import Feed
 from train.loop import Loop
@@ -37,7 +39,7 @@ def fine_tune(settings: TrainConfig) -> Path | None:
     Raises ValueError with everything that is wrong, loop.NotFinite if training diverges,
     FileNotFoundError, or OSError when the disk is full.
     """
-    distributed.join()
+    distributed.join(settings.coordinator, settings.processes, settings.process)
     settings.check(jax.device_count())
     out = Path(settings.out)
     _expect_same_run(settings, out)
@@ -116,17 +118,15 @@ def _expect_same_run(settings: TrainConfig, out: Path) -> None:
         return
     if not (out / SETTINGS).is_file():
         raise ValueError(f"{saved[0]} is there, but no {out / SETTINGS}; give another --out")
-    if different := settings.differences(read_json(out / SETTINGS)):
-        heading = f"{out} holds a run with other settings; give another --out, or the same ones:"
-        raise ValueError("\n  ".join([heading, *different]))
+    Problems(settings.differences(strict_json.read(out / SETTINGS))).stop(
+        f"{out} holds a run with other settings; give another --out, or the same ones"
+    )
 
 
 def _begin(settings: TrainConfig, out: Path) -> None:
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
-        aside = out / f"{SETTINGS}.partial"
-        aside.write_text(json.dumps(settings.to_json(), indent=1), "utf-8")
-        aside.rename(out / SETTINGS)
+        atomic.write_text(out / SETTINGS, json.dumps(settings.to_json(), indent=1))
     multihost_utils.sync_global_devices("begun")
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qwen_jax.data.examples import IGNORED
-from qwen_jax.data.faults import Faults
 from qwen_jax.data.formats import Record
-from qwen_jax.data.records import Records
-from train.processes import gather, share
+from qwen_jax.data.records import Records, refuse
+from qwen_jax.distributed import gather, share
+from qwen_jax.files.problems import Problems
 
 CHUNK = 64  # records that a thread measures at a time
 PATIENCE = 5.0  # seconds between two lines of progress
@@ -42,7 +42,7 @@ class _Share:
     """What one process found."""
 
     rows: list[tuple[int, int, int]] = field(default_factory=list)
-    faults: Faults = field(default_factory=Faults)
+    problems: Problems = field(default_factory=Problems)
     unread: set[str] = field(default_factory=set)
 
 
@@ -56,24 +56,25 @@ def scan(records: Records, encode: Encode) -> Scan:
     found, own, last = _Share(), share(len(records)), time.monotonic()
     for part in _measured(records, encode, own):
         found.rows += part.rows
-        found.faults.join(part.faults)
+        found.problems.join(part.problems)
         found.unread |= part.unread
         if time.monotonic() - last > PATIENCE:
             last = time.monotonic()
-            seen = len(found.rows) + found.faults.count
+            seen = len(found.rows) + found.problems.count
             print(f"reading the data: {seen} of {len(own)} records", file=sys.stderr)
     mine = {
         "digest": records.digest,
-        "files": [records.faults.shown, records.faults.count],
-        "records": [found.faults.shown, found.faults.count],
+        "files": [records.problems.shown, records.problems.count],
+        "records": [found.problems.shown, found.problems.count],
         "unread": sorted(found.unread),
     }
     everyone = [json.loads(text) for text in gather(json.dumps(mine).encode())]
     tables = gather(np.array(found.rows, np.int32).tobytes())
-    faults = Faults(*max((process["files"] for process in everyone), key=lambda files: files[1]))
+    shown, count = max((process["files"] for process in everyone), key=lambda files: files[1])
+    problems = Problems(shown, count)
     for process in everyone:
-        faults.join(Faults(*process["records"]))
-    faults.stop("trained")
+        problems.join(Problems(*process["records"]))
+    refuse(problems, "trained")
     if len({process["digest"] for process in everyone}) > 1:
         raise ValueError("the processes of this run see different data; give all of them the same")
     unread = sorted({name for process in everyone for name in process["unread"]})
@@ -91,7 +92,7 @@ def _measured(records: Records, encode: Encode, own: range) -> Iterator[_Share]:
 def _measure(records: Records, encode: Encode, numbers: range) -> _Share:
     found = _Share()
     for number in numbers:
-        with found.faults.blaming(records.where(number)):
+        with found.problems.catch(records.where(number)):
             record = records[number]
             ids, labels = encode(record)
             first = int(np.append(labels[1:] != IGNORED, True).argmax()) + 1

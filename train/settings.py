@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from qwen_jax.data.examples import LossOn
+from qwen_jax.files.problems import Problems
 from qwen_jax.nn.sharding import make_mesh
 from train.nn.network import Remat
 from train.step import Recipe
@@ -19,7 +20,7 @@ from train.step import Recipe
 RATES = {"lora": 3e-4, "qlora": 3e-4, "full": 1e-5}
 # these may change from one call of a run to the next: what comes out is the same
 FREE = """out eval_data micro_batch mesh_data mesh_fsdp mesh_tensor remat save_every keep
-    eval_every log_every max_failures""".split()
+    eval_every log_every max_failures coordinator processes process""".split()
 LOWEST: dict[str, float] = {  # numbers from here on make sense
     **dict.fromkeys("batch_size micro_batch rank group_size".split(), 1),
     "max_length": 2,
@@ -37,49 +38,53 @@ class TrainConfig:
     """Fine-tune a Qwen: LoRA, Q-LoRA or all of it. The same command again goes on where it stopped.
 
     Attributes:
-        model: What `python -m convert` wrote, or "demo".
+        model: Folder that `python -m convert` wrote, or "demo".
         data: Files and folders of conversations or texts.
-        out: The folder of the run: its checkpoints, its log and what comes out.
-        method: Train low-rank adapters, adapters over quantised weights, or everything.
-        adapter: A PEFT folder to start from, instead of fresh adapters.
+        out: Folder of the run: its checkpoints, its log and what comes out.
+        method: Weights to train: low-rank adapters, adapters over quantised weights, or everything.
+        adapter: Folder of a PEFT adapter to start from, instead of fresh adapters.
         eval_data: Files and folders that are measured, not learnt.
-        max_length: The longest sample in tokens; a longer one is cut.
-        pack: Put several samples in a row; they do not see each other.
-        loss_on: "turns" learns answers and the marks around each turn, as the original does;
-            "assistant" answers alone.
-        system: The system prompt of conversations that have none.
-        epochs: How often the data are seen.
+        max_length: Longest sample in tokens; a longer one is cut.
+        pack: Several samples in a row; they do not see each other.
+        loss_on: Tokens that are learnt: "turns" for answers and the marks around each turn, as the
+            original does; "assistant" for answers alone.
+        system: System prompt of conversations that have none.
+        epochs: Times that the data are seen.
         steps: Updates to make, instead of epochs.
         batch_size: Rows of an update, over all devices.
         micro_batch: Rows that a device works on at once; it changes memory, not results.
-        mesh_data: Copies of the model that share the rows.
+        mesh_data: Devices, or groups of them, that hold copies of the model and share the rows.
         mesh_fsdp: Devices that share the rows and the weights; by default, all that are left.
         mesh_tensor: Devices that share each matrix product.
-        learning_rate: The highest; by default 3e-4 for adapters, 1e-5 for everything.
-        schedule: After the warm-up, a half cosine to zero, or no change.
-        warmup: The part of the steps in which the learning rate rises.
-        weight_decay: AdamW's, of matrices.
-        beta2: AdamW's.
-        clip: The largest norm of a gradient.
-        rank: Of the adapters.
-        alpha: The adapters' scale is alpha / rank.
-        dropout: Of the adapters' inputs.
+        learning_rate: Highest learning rate; by default 3e-4 for adapters, 1e-5 for everything.
+        schedule: Learning rate after the warm-up: a half cosine to zero, or no change.
+        warmup: Part of the steps in which the learning rate rises.
+        weight_decay: Weight decay of AdamW, on matrices.
+        beta2: Decay rate of AdamW's second moments.
+        clip: Largest norm of a gradient.
+        rank: Rank of the adapters.
+        alpha: Scale of the adapters, times their rank.
+        dropout: Dropout rate on adapter inputs.
         targets: Layers that get adapters; by default, all linear layers of the blocks.
-        rslora: The adapters' scale is alpha / sqrt(rank).
+        rslora: Scale of alpha / sqrt(rank) instead of alpha / rank.
         modules_to_save: Modules to train whole beside the adapters: names, none, or auto:
             wte and lm_head of v1 base models, as the original.
-        bits: Of the weights under Q-LoRA.
+        bits: Bits of a weight under Q-LoRA.
         group_size: Weights that share a scale under Q-LoRA.
-        dtype: Of the computation; by default, as the model is stored.
-        remat: What the backward pass computes again to save memory: nothing, all but the matrix
+        dtype: Type of the computation; by default, as the model is stored.
+        remat: Values that the backward pass computes again to save memory: none, all but the matrix
             products, or all.
         save_every: Steps between checkpoints.
-        keep: The newest checkpoints to keep.
-        keep_best: Keep the checkpoint with the least held-out loss too, and export that one.
+        keep: Number of the newest checkpoints to keep.
+        keep_best: Checkpoint with the least held-out loss kept too, and exported.
         eval_every: Steps between measurements of eval_data; by default, save_every.
         log_every: Steps between lines of the log.
-        seed: Of the order of the data, fresh adapters and dropout.
-        max_failures: Stop after so many steps in a row without a finite gradient.
+        seed: Seed of the order of the data, fresh adapters and dropout.
+        max_failures: Steps in a row without a finite gradient, after which the run stops.
+        coordinator: HOST:PORT of process 0 in a run of several, or "auto" to ask the machines; by
+            default, what the environment, Slurm or the TPU says.
+        processes: Number of processes in the run.
+        process: Number of this process, counted from 0.
     """
 
     model: str
@@ -129,13 +134,16 @@ class TrainConfig:
     seed: int = 42
     max_failures: int = 5
 
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
     def check(self, devices: int) -> None:
         """Raise ValueError with everything that is wrong on so many devices."""
         problems = [*self._numbers(), *self._choices(), *self._files()]
         if not any(problem.startswith(("mesh", "batch", "micro")) for problem in problems):
             problems += self._sizes(devices)
-        if problems:
-            raise ValueError("\n  ".join(["these settings cannot be used:", *problems]))
+        Problems(problems).stop("these settings cannot be used")
 
     def _numbers(self) -> Iterator[str]:
         for name, value in vars(self).items():

@@ -15,10 +15,10 @@ from qwen_jax import memory
 from qwen_jax.data.examples import IGNORED
 from qwen_jax.nn.lora import with_dropout
 from qwen_jax.nn.model import Qwen
-from qwen_jax.nn.quant import layers
+from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
 from qwen_jax.nn.sharding import RULES, mesh_of, spec
-from qwen_jax.storage.native import named_leaves
+from qwen_jax.nn.tree import named_layers, named_leaves
 from train.nn.loss import chunks, cross_entropy
 from train.nn.network import Remat, hidden
 
@@ -122,7 +122,7 @@ class Trainer:
         self.optimizer = recipe.optimizer()
         self.shardings = None if self.mesh is None else self._shardings(self.mesh)
         out = None if self.shardings is None else (self.shardings, None)
-        options = COMPILER_OPTIONS if any(layers(params)) else None
+        options = COMPILER_OPTIONS if named_layers(params, QuantLinear) else None
         self._step = jax.jit(
             self._update, donate_argnums=0, out_shardings=out, compiler_options=options
         )

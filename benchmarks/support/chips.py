@@ -4,18 +4,15 @@ The GPU's compiler needs jax-cuda13-plugin and NVIDIA's wheels, the TPU's needs 
 needs its device. Nothing is allocated: arrays are shapes with places.
 """
 
-import importlib.metadata
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
+from benchmarks.support import record
 from benchmarks.support.hlo import Array
 
-RESULTS = Path(__file__).parents[1] / "results"
 MIB = 2**20
 HBM = {"h200": 140e9, "v5e": 16e9, "v5p": 95e9}  # bytes that a device has for us
 ENVIRONMENT = {
@@ -101,11 +98,9 @@ def sizes(compiled: Any) -> dict[str, int]:
 def write(name: str, platform: str, environment: dict[str, str], results: list[Any], **more: Any):
     """benchmarks/results/{name}_{platform}.json, with what it was compiled by."""
     plugin = {"gpu": ("jax-cuda13-plugin", "nvidia-cudnn-cu13"), "tpu": ("libtpu",)}[platform]
-    packages = ("jax", "jaxlib", "flax", *plugin)
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    report = {"versions": versions, "environment": environment, **more, "results": results}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}_{platform}.json").write_text(json.dumps(report, indent=1) + "\n")
+    report = {"versions": record.versions("jax", "jaxlib", "flax", *plugin)}
+    report |= {"environment": environment, **more, "results": results}
+    record.write(f"{name}_{platform}", report)
 
 
 def command(

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qwen_jax.files import atomic
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -44,9 +46,10 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def write(name: str, result: dict[str, Any]) -> Path:
-    """A result as benchmarks/results/<name>.json, with the day."""
+def write(name: str, result: dict[str, Any], table: str | None = None) -> None:
+    """A result as benchmarks/results/<name>.json, with the day; a table beside it as <name>.md."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"date": time.strftime("%Y-%m-%d")} | result, indent=1) + "\n")
-    return path
+    dated = {"date": time.strftime("%Y-%m-%d")} | result
+    atomic.write_text(RESULTS / f"{name}.json", json.dumps(dated, indent=1) + "\n")
+    if table is not None:
+        atomic.write_text(RESULTS / f"{name}.md", table)

@@ -19,11 +19,11 @@ from jax.sharding import PartitionSpec as P
 from qwen_jax.adapters.peft import Adapter, module_of
 from qwen_jax.adapters.peft_config import LoraConfig, ends
 from qwen_jax.config import Config
-from qwen_jax.files.strict_json import report
-from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, Rows, map_linears
+from qwen_jax.files.problems import Problems
+from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, Rows
 from qwen_jax.nn.model import Linear, Qwen
 from qwen_jax.nn.sharding import mesh_of, shardings
-from qwen_jax.storage import native
+from qwen_jax.nn.tree import map_linears, named_leaves
 from qwen_jax.storage.hf_layout import TensorMapping, model_type_of, tensor_mappings
 
 V1_TARGETS = ("c_attn", "c_proj", "w1", "w2")
@@ -35,7 +35,7 @@ def check(adapter: Adapter, config: Config, model_type: str) -> None:
     """Raise ValueError with everything in which an adapter does not fit a network."""
     base = f" (made for {adapter.settings.base})" if adapter.settings.base else ""
     title = f"the adapter{base} does not fit this network, a {model_type} of {config.layers} layers"
-    report(title, list(_misfits(adapter, config, tensor_mappings(config, model_type))))
+    Problems(_misfits(adapter, config, tensor_mappings(config, model_type))).stop(title)
 
 
 def _misfits(adapter: Adapter, config: Config, table: dict[str, TensorMapping]) -> Iterator[str]:
@@ -74,7 +74,7 @@ def add(params: Qwen, adapter: Adapter, dtype: Any = None, model_type: str | Non
     config, model_type = params.config, model_type or model_type_of(params)
     check(adapter, config, model_type)
     saved, deltas = _ours(adapter, tensor_mappings(config, model_type), _beside(params, dtype))
-    leaves = native.named_leaves(params)
+    leaves = named_leaves(params)
     if missing := sorted(saved.keys() - leaves.keys()):
         raise ValueError(f"the adapter has whole {missing}, which this network keeps otherwise")
 
@@ -146,7 +146,7 @@ Put = Callable[[Any, str, Callable[..., Any]], Any]
 def _beside(params: Qwen, dtype: Any) -> Put:
     """put(array, leaf, axes): an array on the devices where a leaf of params lies."""
     dtype, mesh = np.dtype(dtype or params.embed.dtype), mesh_of(params)
-    where = native.named_leaves(shardings(params.config, mesh)) if mesh else {}
+    where = named_leaves(shardings(params.config, mesh)) if mesh else {}
 
     def put(array: Any, leaf: str, axes: Callable[..., Any]) -> Array:
         sharding: Any = params.embed.sharding
@@ -197,7 +197,7 @@ def extract(params: Qwen, settings: LoraConfig, model_type: str | None = None) -
         return layer
 
     map_linears(collect, params)
-    leaves = native.named_leaves(params)
+    leaves = named_leaves(params)
     deltas, saved = {}, {}
     for tensor, mapping in tensor_mappings(
         params.config, model_type or model_type_of(params)

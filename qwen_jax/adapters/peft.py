@@ -9,7 +9,6 @@ https://huggingface.co/docs/peft
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from qwen_jax.adapters.peft_config import FILE, LoraConfig, ends, read_settings
-from qwen_jax.files.strict_json import report
-from qwen_jax.storage import native, safetensors_file
+from qwen_jax.files import atomic, strict_json
+from qwen_jax.files.problems import Problems
+from qwen_jax.nn.tree import FLOATS
+from qwen_jax.storage import safetensors_file
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -47,21 +48,22 @@ def read(folder: str | Path) -> Adapter:
     folder = Path(folder)
     _expect_adapter(folder)
     file = safetensors_file.read_shard(folder / WEIGHTS)
-    problems: list[str] = []
+    problems = Problems()
     matrices: dict[str, dict[str, np.ndarray]] = {}
     saved: dict[str, np.ndarray] = {}
     for name, tensor in file.tensors.items():
         words = re.fullmatch(r"base_model\.model\.([\w.]+?)(?:\.(lora_[AB]))?\.(weight|bias)", name)
         if words is None or "lora_" in words[1] or (words[2] and words[3] == "bias"):
-            problems.append(f"tensor {name:.200} is of a kind that is not supported")
-        elif tensor.dtype.name not in native.DTYPES:
-            problems.append(f"{name} is {tensor.dtype.name}, expected {', '.join(native.DTYPES)}")
+            problems.add(f"tensor {name:.200} is of a kind that is not supported")
+        elif tensor.dtype.name not in FLOATS:
+            problems.add(f"{name} is {tensor.dtype.name}, expected {', '.join(FLOATS)}")
         elif words[2]:
             matrices.setdefault(words[1], {})[words[2]] = file.read(name)
         else:
             saved[f"{words[1]}.{words[3]}"] = file.read(name)
-    settings = read_settings(native.read_json(folder / FILE), tuple(matrices))
-    report(f"{folder} cannot be read", [*problems, *_faults(settings, matrices, saved)])
+    settings = read_settings(strict_json.read(folder / FILE), tuple(matrices))
+    problems.add(*_faults(settings, matrices, saved))
+    problems.stop(f"{folder} cannot be read")
     # PEFT stores a resized embedding without a word in the settings
     silent = {module: None for module in map(module_of, saved) if not settings.saves(module)}
     settings = dataclasses.replace(settings, modules_to_save=(*settings.modules_to_save, *silent))
@@ -116,21 +118,12 @@ def write(adapter: Adapter, folder: str | Path) -> None:
     Every process of a run calls this; the folder is one they all see. It must not exist: it is
     written as `<folder>.partial` and renamed when it is whole.
     """
-    folder = Path(folder).absolute()
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; choose another folder, or delete it first")
-    multihost_utils.sync_global_devices(f"started {folder}")  # all have looked
-    if jax.process_index() == 0:
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
+    first, meet = jax.process_index() == 0, multihost_utils.sync_global_devices
+    arrays = [*adapter.saved.values(), *(x for pair in adapter.deltas.values() for x in pair)]
+    need = sum(array.nbytes for array in arrays)
+    with atomic.new_folder(Path(folder).absolute(), need, first=first, meet=meet) as partial:
+        if first:
             _write(adapter, partial)
-            partial.rename(folder)
-        except Exception:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    multihost_utils.sync_global_devices(f"wrote {folder}")
 
 
 def _write(adapter: Adapter, folder: Path) -> None:

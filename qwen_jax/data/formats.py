@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_jax.data.strict import decode
+from qwen_jax.files.problems import Wrong
+from qwen_jax.files.strict_json import decode
 
 Item = dict[str, Any]
 
@@ -55,16 +56,8 @@ class Document:
 Record = Conversation | Document
 
 
-class Wrong(ValueError):
-    """What is wrong with an item: lines that begin with the field."""
-
-    def __init__(self, *lines: str):
-        super().__init__("; ".join(lines))
-        self.lines = lines
-
-
 def recognise(item: Any) -> str:
-    """The format of an item. Raises Wrong for none, or for two at once."""
+    """The format of an item. Raises Wrong, whose lines begin with the field, for none or two."""
     _wanted(item, dict, "", "an object")
     found = [name for name in READERS if name in item]
     if len(found) != 1:

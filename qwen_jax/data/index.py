@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from qwen_jax.data.formats import recognise
-from qwen_jax.data.strict import decode
+from qwen_jax.files.strict_json import decode
 
 SUFFIXES = (".json", ".jsonl", ".txt")
 UTF8_MARK, UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")

@@ -8,33 +8,39 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_jax.data.faults import Faults
 from qwen_jax.data.formats import Record, document, parse, recognise
 from qwen_jax.data.index import SUFFIXES, Index, index
-from qwen_jax.data.strict import decode
+from qwen_jax.files.problems import Problems
+from qwen_jax.files.strict_json import decode
 
 Paths = str | Path | Sequence[str | Path]
 NO_DATA = (".md", "")  # what lies beside data: README.md, LICENSE
 
 
+def refuse(problems: Problems, undone: str) -> None:
+    """Raise ValueError if data has any. undone: what they kept from being done, "trained"."""
+    noun = "fault" if problems.count == 1 else "faults"
+    problems.stop(f"{problems.count} {noun} in the data, nothing was {undone}")
+
+
 class Records:
     """The records of files and folders in the order given, those of a folder in that of names.
 
-    Only where each lies is kept in memory. `faults` holds those of whole files; a record's own come
-    when it is read.
+    Only where each lies is kept in memory. `problems` holds those of whole files; a record's own
+    come when it is read.
     """
 
     def __init__(self, paths: Paths):
-        self.faults = Faults()
+        self.problems = Problems()
         self._files: list[Index] = []
         given = [paths] if isinstance(paths, str | Path) else paths
         for path in itertools.chain.from_iterable(map(self._within, map(Path, given))):
             try:
                 self._files.append(index(path))
             except OSError as error:
-                self.faults.add(f"{path}: {error.strerror}")
+                self.problems.add(f"{path}: {error.strerror}")
             except ValueError as error:
-                self.faults.add(f"{path}: {error}")
+                self.problems.add(f"{path}: {error}")
         counts = (len(file.spans) for file in self._files)
         self._starts = list(itertools.accumulate(counts, initial=0))
 
@@ -42,7 +48,7 @@ class Records:
         return self._starts[-1]
 
     def __getitem__(self, number: int) -> Record:
-        """Raises ValueError for a record with faults; a `formats.Wrong` has a line for each."""
+        """Raises ValueError for a record with problems; a `Wrong` has a line for each."""
         file, index = self._find(number)
         start, stop, _ = file.spans[index].tolist()
         with file.path.open("rb") as stream:
@@ -103,5 +109,5 @@ class Records:
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         )
         if not files:
-            self.faults.add(f"{path}: no data in this folder, wanted {', '.join(SUFFIXES)}")
+            self.problems.add(f"{path}: no data in this folder, wanted {', '.join(SUFFIXES)}")
         yield from files

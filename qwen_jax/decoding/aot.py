@@ -25,7 +25,7 @@ from qwen_jax.decoding.state import State, state_shardings
 from qwen_jax.nn import quant, sharding
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import Format
-from qwen_jax.storage.native import INTEGERS
+from qwen_jax.nn.tree import INTEGERS
 
 
 def params(
@@ -50,8 +50,7 @@ def params(
         )
     else:
         model, device = _put(model, SingleDeviceSharding(where)), where
-    quant.arrange_all(model, device.platform)
-    return model
+    return quant.arrange_all(model, device.platform)
 
 
 def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = None) -> State:

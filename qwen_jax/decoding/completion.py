@@ -10,16 +10,21 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
 
 from qwen_jax.decoding import decode
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
-from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.decoding.sampling import Sampling, finish_reason, stop_sequences
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
 from qwen_jax.text.tokenizer import StopStrings, TextStream, Tokenizer
 
+Samplings = Sampling | Sequence[Sampling] | None  # for all prompts, or one each
+Seeds = int | Sequence[int] | None
+
+CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 MAX_NEW_TOKENS = 512  # where neither the caller nor generation_config.json says, as the original
 _MOST = 2**30  # new tokens that 32 bits can count, with a prompt
 _PER_LOOK = 16  # tokens between two looks of the host, when it streams or watches for stop strings
@@ -38,24 +43,64 @@ class Completion:
 
 
 def complete(
-    params: Qwen, prompts: Sequence[Sequence[int]], sampling: Any = None, **how: Any
+    params: Qwen,
+    prompts: Sequence[Sequence[int]],
+    sampling: Samplings = None,
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
 ) -> list[Completion]:
     """`generate` for prompts of ids, with all there is to know about every answer."""
-    *_, answers = stream_completions(params, prompts, sampling, **how)
-    return answers
+    *_, found = answers(
+        params,
+        prompts,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        seed=seed,
+        cache_dtype=cache_dtype,
+    )
+    return found
 
 
 def stream_completions(
     params: Qwen,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling | Sequence[Sampling] | None = None,
+    sampling: Samplings = None,
+    *,
     max_new_tokens: int | None = None,
     stop: str | Sequence[str] = (),
-    seed: int | Sequence[int] | None = None,
+    seed: Seeds = None,
+    cache_dtype: DTypeLike | None = None,
+) -> Iterator[list[Completion]]:
+    """`complete` as the answers grow: all of them, again and again, at the end whole."""
+    return answers(
+        params,
+        prompts,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        seed=seed,
+        cache_dtype=cache_dtype,
+        watch=True,
+    )
+
+
+def answers(
+    params: Qwen,
+    prompts: Sequence[Sequence[int]],
+    sampling: Samplings,
+    *,
+    max_new_tokens: int | None,
+    stop: str | Sequence[str],
+    seed: Seeds,
+    cache_dtype: DTypeLike | None,
     eos_ids: tuple[tuple[int, ...], ...] | None = None,
     watch: bool = False,
 ) -> Iterator[list[Completion]]:
-    """The answers to prompts of ids as they grow, at the end complete; keywords as for `generate`.
+    """What is behind all of them; keywords as for `generate`.
 
     eos_ids: sequences of ids that end an answer, default the checkpoint's. watch: look at the
     device every few tokens, not only when all answers are done.
@@ -72,16 +117,20 @@ def stream_completions(
     seeds = _each(seed, Integral, len(prompts), "seed")
     ends = defaults.eos_ids if eos_ids is None else eos_ids
     _check_bias(params, samplings)
-    rows = [
-        _Row(sampling, SamplingArrays.of(sampling, ends, one), tokenizer_of(params), budget)
+    _check_cache(cache_dtype)
+    settings = [
+        SamplingArrays.of(sampling, ends, one)
         for sampling, one in zip(samplings, seeds, strict=True)
+    ]
+    rows = [
+        _Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
+        for ids, sampling in zip(prompts, samplings, strict=True)
     ]
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
-    dtype = None if params.assets is None else params.assets.cache_dtype
-    state = decode.start(weights, len(prompts), length, dtype)
-    for slot, (row, ids) in enumerate(zip(rows, prompts, strict=True)):
-        state, output = _prefill(weights, state, slot, ids, row.settings, budget)
+    state = decode.start(weights, len(prompts), length, cache_dtype)
+    for slot, row in enumerate(rows):
+        state, output = _prefill(weights, state, slot, row.prompt, settings[slot], budget)
         row.push(output, 0)
     watch = watch or any(row.sampling.stop for row in rows)
     count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
@@ -123,13 +172,18 @@ class _Row:
     """One answer while it grows."""
 
     def __init__(
-        self, sampling: Sampling, settings: SamplingArrays, tokenizer: Tokenizer | None, budget: int
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        ends: Sequence[Sequence[int]],
+        tokenizer: Tokenizer | None,
+        budget: int,
     ):
         if sampling.stop and tokenizer is None:
             raise ValueError(
                 "this checkpoint has no tokenizer to find stop strings with; use stop_ids"
             )
-        self.sampling, self.settings, self.budget = sampling, settings, budget
+        self.prompt, self.sampling, self.ends, self.budget = prompt, sampling, ends, budget
         self.answer = Completion()
         self._text = TextStream(tokenizer) if tokenizer else None
         self._stops = StopStrings(sampling.stop)
@@ -154,18 +208,10 @@ class _Row:
                     answer.finish_reason = "stop"
                     return
         if not output.active[slot]:
-            answer.finish_reason = "length" if self._ran_out() else "stop"
+            answer.finish_reason = finish_reason(self.prompt, answer.tokens, self.budget, self.ends)
             if self._text is not None:
                 text, _ = self._stops.push(self._text.flush())
                 answer.text += text + self._stops.flush()
-
-    def _ran_out(self) -> bool:
-        """Whether the budget ended the answer and no stop sequence did."""
-        tokens = self.answer.tokens
-        if len(tokens) < self.budget:
-            return False
-        sequences = [[id for id in row if id >= 0] for row in self.settings.stops[0].tolist()]
-        return not any(ids and tokens[-len(ids) :] == ids for ids in sequences)
 
 
 def defaults_of(params: Qwen) -> Defaults:
@@ -174,6 +220,32 @@ def defaults_of(params: Qwen) -> Defaults:
 
 def tokenizer_of(params: Qwen) -> Tokenizer | None:
     return None if params.assets is None else params.assets.tokenizer
+
+
+def text_tokenizer(params: Qwen) -> Tokenizer:
+    """The tokenizer of a checkpoint that has to read text."""
+    tokenizer = tokenizer_of(params)
+    if tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer; give the prompt as a list of ids")
+    return tokenizer
+
+
+def refuse_logprobs(sampling: Samplings) -> None:
+    """Of functions whose result has no place for them."""
+    samplings = sampling if isinstance(sampling, Sequence) else [sampling]
+    if any(isinstance(one, Sampling) and one.logprobs is not None for one in samplings):
+        raise ValueError(
+            "text and ids carry no logprobs; see qwen_jax.decoding.completion.complete"
+        )
+
+
+def _check_cache(dtype: DTypeLike | None) -> None:
+    try:
+        known = dtype is None or np.dtype(dtype).name in CACHE_DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"got cache_dtype {dtype!r}, wanted one of {', '.join(CACHE_DTYPES)}")
 
 
 def _check_bias(params: Qwen, samplings: Iterable[Sampling]) -> None:

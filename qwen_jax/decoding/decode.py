@@ -25,7 +25,6 @@ from jax import Array
 
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays, best, every_id, sample, stopped
-from qwen_jax.decoding.sampling import MAX_STOP_LENGTH
 from qwen_jax.decoding.state import Output, State, constrain, gather_logits, replicated
 from qwen_jax.nn.kv_cache import Cache, NoCache
 from qwen_jax.nn.lora import select_adapters
@@ -175,13 +174,6 @@ def _prefill(
     row = state.read_slot(slot)
     fresh = History.empty(1, model.config.vocab)
     history = jax.tree.map(lambda old, new: jnp.where(start > 0, old, new), row.history, fresh)
-    real = jnp.where(offsets < length, tokens, model.config.vocab)
-    ids = jnp.concatenate([history.recent[0], tokens])  # the last real ones end at `length`
-    history = replace(
-        history,
-        prompted=history.prompted.at[0, real].set(True, mode="drop"),
-        recent=jax.lax.dynamic_slice_in_dim(ids, length, MAX_STOP_LENGTH)[None],
-    )
     end = (start + length)[None]
     row = replace(
         row,
@@ -191,7 +183,7 @@ def _prefill(
         remaining=max_new_tokens[None],
         active=(end == prompt_length) & (max_new_tokens > 0),
         adapters=adapter[None],
-        history=history,
+        history=history.prompt(tokens, length),
         settings=settings,
     )
     row, output = sample_next(row, logits, allowed)
@@ -240,6 +232,7 @@ def _moving(state: State, allowed: Array | None) -> Array:
     return state.active if allowed is None else state.active & jnp.any(allowed != 0, axis=-1)
 
 
+@jax.named_scope("sampling")
 def sample_next(state: State, logits: Array, allowed: Array | None) -> tuple[State, Output]:
     """The next token of every slot that moves, from logits [B V], and the state that follows."""
     active, settings = _moving(state, allowed), state.settings

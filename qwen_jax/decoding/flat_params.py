@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from qwen_jax.config import Config
 from qwen_jax.nn.model import Qwen
-from qwen_jax.nn.quant import layers
+from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
 from qwen_jax.nn.sharding import mesh_of
+from qwen_jax.nn.tree import named_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Structure:
     @functools.cached_property
     def quantised(self) -> bool:
         bare = jax.tree.unflatten(self.tree, [0] * self.tree.num_leaves)
-        return any(True for _ in layers(bare))
+        return bool(named_layers(bare, QuantLinear))
 
 
 @functools.lru_cache(maxsize=64)

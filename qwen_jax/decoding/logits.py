@@ -5,7 +5,7 @@ compiles anything; `History` what those requests have seen and written.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from qwen_jax.decoding.sampling import (
     MAX_STOP_LENGTH,
     MAX_STOPS,
     Sampling,
+    stop_sequences,
 )
 
 _ANY, _NEVER = -1, -2  # in a stop sequence: matches every id, matches none
@@ -53,8 +54,7 @@ class SamplingArrays:
     def of(sampling: Sampling, eos_ids: tuple[tuple[int, ...], ...], seed: int) -> "SamplingArrays":
         """One request's settings (numpy, B = 1). eos_ids: where the checkpoint itself stops."""
         s = sampling
-        wanted = (*s.stop_ids, *(() if s.ignore_eos else eos_ids))
-        stops = list(dict.fromkeys(map(tuple, wanted)))
+        stops = stop_sequences(s, eos_ids)
         if len(stops) > MAX_STOPS:
             raise ValueError(f"{len(stops)} stop sequences, at most {MAX_STOPS} fit")
         table = np.full((1, MAX_STOPS, MAX_STOP_LENGTH), _NEVER, np.int32)
@@ -99,6 +99,17 @@ class History:
             counts=jnp.zeros((slots, vocab), jnp.int32),
             recent=jnp.full((slots, MAX_STOP_LENGTH), _NOTHING, jnp.int32),
             generated=jnp.zeros(slots, jnp.int32),
+        )
+
+    def prompt(self, tokens: Array, length: Array) -> "History":
+        """Add a chunk of a prompt, tokens [T] of which `length` are real; for B = 1."""
+        vocab = self.prompted.shape[1]
+        real = jnp.where(jnp.arange(tokens.shape[0]) < length, tokens, vocab)
+        ids = jnp.concatenate([self.recent[0], tokens])  # the last real ones end at `length`
+        return replace(
+            self,
+            prompted=self.prompted.at[0, real].set(True, mode="drop"),
+            recent=jax.lax.dynamic_slice_in_dim(ids, length, MAX_STOP_LENGTH)[None],
         )
 
     def append(self, tokens: Array, active: Array) -> "History":

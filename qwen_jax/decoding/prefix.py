@@ -16,7 +16,6 @@ from jax import Array
 from qwen_jax.decoding.decode import bucket
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, best
-from qwen_jax.decoding.sampling import MAX_STOP_LENGTH
 from qwen_jax.decoding.state import State, constrain, gather_logits, replicated
 from qwen_jax.nn.kv_cache import Store
 from qwen_jax.nn.lora import select_adapters
@@ -102,20 +101,12 @@ def _copy_prefix(
         keys=tuple(map(copy, state.cache.keys)),
         values=tuple(map(copy, state.cache.values)),
     )
-    fresh = History.empty(1, structure.config.vocab)
-    real = jnp.where(jnp.arange(tokens.shape[0]) < length, tokens, structure.config.vocab)
-    ids = jnp.concatenate([fresh.recent[0], tokens])
-    history = replace(
-        fresh,
-        prompted=fresh.prompted.at[0, real].set(True, mode="drop"),
-        recent=jax.lax.dynamic_slice_in_dim(ids, length, MAX_STOP_LENGTH)[None],
-    )
     row = replace(
         state.read_slot(slot),
         cache=cache,
         positions=length[None],
         active=jnp.zeros(1, bool),
-        history=history,
+        history=History.empty(1, structure.config.vocab).prompt(tokens, length),
     )
     return constrain(state.write_slot(slot, row), structure.mesh)
 

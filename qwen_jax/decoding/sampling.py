@@ -1,6 +1,6 @@
 """What a user may ask of the choice of tokens; `sampler` does the arithmetic."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -67,6 +67,24 @@ class Sampling:
                 )
         if problems:
             raise ValueError("Sampling: " + "; ".join(problems))
+
+
+def stop_sequences(
+    sampling: Sampling, eos_ids: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """The sequences of ids that end an answer. eos_ids: where the checkpoint itself stops."""
+    wanted = (*sampling.stop_ids, *(() if sampling.ignore_eos else eos_ids))
+    return tuple(dict.fromkeys(map(tuple, wanted)))
+
+
+def finish_reason(
+    prompt: Sequence[int], answer: Sequence[int], budget: int, stops: Sequence[Sequence[int]]
+) -> str:
+    """Why a device ended an answer: "length" if the budget did and no stop sequence, or "stop"."""
+    if len(answer) < budget:
+        return "stop"
+    text = [*prompt[-MAX_STOP_LENGTH:], *answer[-MAX_STOP_LENGTH:]]
+    return "stop" if any(list(ids) == text[-len(ids) :] for ids in stops) else "length"
 
 
 _RANGES: tuple[tuple[str, bool, float, float], ...] = (

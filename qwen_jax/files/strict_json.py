@@ -1,10 +1,68 @@
-"""Strict reading of the JSON files of a checkpoint: every key is used, harmless, or an error."""
+"""JSON of any origin, read strictly: what the standard has, and no key passes unnoticed."""
 
+import json
+from collections import Counter
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+DIGITS = 500  # more than any float has; Python's own limit is a setting of the machine
+LARGEST = 256 << 20  # bytes of a file; a tokenizer's take about ten megabytes
 _MISSING = object()
-SHOWN = 20  # problems
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises OSError, or ValueError for any other content."""
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"{path} has {size} bytes, expected JSON of at most {LARGEST}")
+    try:
+        content = decode(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def decode(text: str | bytes) -> Any:
+    """JSON as its standard has it. Raises ValueError that says what it is instead, in one line."""
+    try:
+        return _STRICT.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not JSON: byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON at character {error.pos}: {error.msg}") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"not JSON: {twice[:40]!r} twice in an object")
+    return made
+
+
+def _number(text: str) -> float:
+    if abs(value := float(text)) == float("inf"):
+        raise ValueError(f"not JSON: the number {text[:40]} is too large")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"not JSON: a number of {len(text)} digits")
+    return int(text)
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"not JSON: {name}")
+
+
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_once, parse_float=_number, parse_int=_integer, parse_constant=_constant
+)
 
 
 class StrictObject:
@@ -74,10 +132,3 @@ class StrictObject:
             )
         if self.problems:
             raise ValueError(f"{self.file} cannot be read: " + "; ".join(self.problems))
-
-
-def report(title: str, problems: list[str]) -> None:
-    """Raise ValueError with the problems, if there are any."""
-    if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise ValueError("\n  ".join([f"{title}:", *problems[:SHOWN], *more]))

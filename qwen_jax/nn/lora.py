@@ -5,7 +5,6 @@ An adapter on disk is a PEFT folder; `peft` reads and writes those.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
-from qwen_jax.nn.model import LINEAR, Linear, Qwen, matmul
+from qwen_jax.nn.model import Linear, LinearLayer, Qwen, matmul
+from qwen_jax.nn.tree import map_layers, named_layers
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,11 @@ class Deltas(nnx.Module):
 
 
 @nnx.dataclass
-class LoraLinear(nnx.Module):
+class LoraLinear(LinearLayer):
     """A linear layer and what adapters add to it. A fused layer may have one for each part."""
 
     base: Any  # Linear, or another precision's layer
     deltas: tuple[Any, ...] = nnx.data()  # each a Delta, or each the Deltas of several adapters
-
-    def __call__(self, x: Array) -> Array:
-        return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
 
     def float32(self, x: Array) -> Array:
         y = self.base.float32(x)
@@ -119,20 +115,6 @@ def dropout(x: Array, rate: float, keys: Array | None) -> Array:
     return jnp.where(drawn < round(rate * 2**16), 0, x / (1 - rate)).astype(x.dtype)
 
 
-def map_linears(change: Callable[[str, Any], Any], params: Qwen) -> Qwen:
-    """params with change(name, layer) for every linear layer of its blocks.
-
-    name: "blocks.0.attn.qkv"; of stacked blocks "blocks.attn.qkv".
-    """
-    is_linear = lambda x: hasattr(x, "float32")
-
-    def visit(path: Any, x: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return change(name, x) if is_linear(x) and name.startswith("blocks") else x
-
-    return jax.tree_util.tree_map_with_path(visit, params, is_leaf=is_linear)
-
-
 def fuse(params: Qwen) -> Qwen:
     """A plain network that does what params does with its adapters.
 
@@ -140,9 +122,7 @@ def fuse(params: Qwen) -> Qwen:
     """
     fused = jax.jit(LoraLinear.fused)  # else every step of it would hold a float32 kernel
 
-    def change(name: str, x: Any) -> Any:
-        if not isinstance(x, LoraLinear):
-            return x
+    def change(name: str, x: LoraLinear) -> Linear:
         if not isinstance(x.base, Linear):
             raise ValueError(
                 f"{name} is quantised, and nothing can be merged into integers; keep the adapter "
@@ -150,20 +130,19 @@ def fuse(params: Qwen) -> Qwen:
             )
         return fused(x)
 
-    return map_linears(change, params)
+    return map_layers(change, params, LoraLinear)
 
 
 def select_adapters(params: Qwen, chosen: Array) -> Qwen:
     """params whose rows follow the adapters `chosen` [B], by number; 0 is the bare network."""
 
-    def change(_: str, layer: Any) -> Any:
-        several = getattr(layer, "deltas", ())
-        if not any(isinstance(deltas, Deltas) for deltas in several):
+    def change(_: str, layer: LoraLinear) -> LoraLinear:
+        if not any(isinstance(deltas, Deltas) for deltas in layer.deltas):
             return layer
-        told = tuple(dataclasses.replace(deltas, chosen=chosen) for deltas in several)
+        told = tuple(dataclasses.replace(deltas, chosen=chosen) for deltas in layer.deltas)
         return dataclasses.replace(layer, deltas=told)
 
-    return map_linears(change, params)
+    return map_layers(change, params, LoraLinear)
 
 
 def with_dropout(params: Qwen, keys: Array) -> Qwen:
@@ -171,8 +150,8 @@ def with_dropout(params: Qwen, keys: Array) -> Qwen:
 
     A row's draw depends on its key alone, not on the rows beside it.
     """
-    deltas: list[Delta] = []
-    map_linears(lambda _, layer: deltas.extend(getattr(layer, "deltas", ())), params)
+    layers = named_layers(params, LoraLinear).values()
+    deltas: list[Delta] = [delta for layer in layers for delta in layer.deltas]
     counts = [len(delta.a) if delta.a.ndim == 3 else 1 for delta in deltas]  # stacked: [L R in]
     own = jax.vmap(jax.random.split, (0, None), 1)(keys, sum(counts))  # [deltas and layers, B]
     ends = itertools.accumulate(counts)
@@ -182,9 +161,5 @@ def with_dropout(params: Qwen, keys: Array) -> Qwen:
         rows = next(drawn)
         return dataclasses.replace(delta, keys=rows if delta.a.ndim == 3 else rows[0])
 
-    def change(_: str, layer: Any) -> Any:
-        if not isinstance(layer, LoraLinear):
-            return layer
-        return dataclasses.replace(layer, deltas=tuple(map(draw, layer.deltas)))
-
-    return map_linears(change, params)
+    draw_all = lambda _, layer: dataclasses.replace(layer, deltas=tuple(map(draw, layer.deltas)))
+    return map_layers(draw_all, params, LoraLinear)

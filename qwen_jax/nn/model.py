@@ -8,7 +8,7 @@ cache layouts, kernels and meshes are behind `cache.attend`.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
 
+if TYPE_CHECKING:  # the network carries it and never looks inside
+    from qwen_jax.assets import Assets
+
 LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
 
 
@@ -28,18 +31,25 @@ class AttentionCache(Protocol):
     def attend(self, layer: int, q: Array, k: Array, v: Array, positions: Array) -> Any: ...
 
 
-@nnx.dataclass
-class Linear(nnx.Module):
-    """y = x @ kernel.T + bias; kernel [out, in] as Hugging Face stores it."""
-
-    kernel: Array = nnx.data()
-    bias: Array | None = nnx.data()
+class LinearLayer(nnx.Module):
+    """Whatever does a linear layer's work: plain, quantised, or with adapters beside it."""
 
     def __call__(self, x: Array) -> Array:
         return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
 
     def float32(self, x: Array) -> Array:
-        """The same before it is rounded to x's type."""
+        """x [... in] -> [... out], before it is rounded to x's type."""
+        raise NotImplementedError
+
+
+@nnx.dataclass
+class Linear(LinearLayer):
+    """y = x @ kernel.T + bias; kernel [out, in] as Hugging Face stores it."""
+
+    kernel: Array = nnx.data()
+    bias: Array | None = nnx.data()
+
+    def float32(self, x: Array) -> Array:
         y = matmul(x, self.kernel)
         return y if self.bias is None else y + self.bias
 
@@ -68,9 +78,15 @@ class Attention(nnx.Module):
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
 
+    @jax.named_scope("attention")
     def __call__(self, x, positions, angles, query_scale, cache, layer, config: Config):
-        batch, length, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, length, config.kv_heads, -1, config.head_dim)
+        y, cache = self.mix(self.qkv(x), positions, angles, query_scale, cache, layer, config)
+        return self.out(y), cache
+
+    def mix(self, qkv, positions, angles, query_scale, cache, layer, config: Config):
+        """What `out` gets, from what `qkv` gives."""
+        batch, length, _ = qkv.shape
+        qkv = qkv.reshape(batch, length, config.kv_heads, -1, config.head_dim)
         q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
         q = q.reshape(batch, length, config.heads, config.head_dim)  # [B T N H]
         if self.q_norm is not None and self.k_norm is not None:
@@ -79,7 +95,7 @@ class Attention(nnx.Module):
         if query_scale is not None:
             q = q * query_scale.astype(q.dtype)
         y, cache = cache.attend(layer, q, k, v, positions)
-        return self.out(y.reshape(batch, length, -1)), cache
+        return y.reshape(batch, length, -1), cache
 
 
 @nnx.dataclass
@@ -88,8 +104,13 @@ class MLP(nnx.Module):
     up: Linear
     down: Linear
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Array) -> Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(self.hidden(x))
+
+    def hidden(self, x: Array) -> Array:
+        """What `down` gets."""
+        return jax.nn.silu(self.gate(x)) * self.up(x)
 
 
 @nnx.dataclass
@@ -115,7 +136,7 @@ class Qwen(nnx.Module):
     norm: RMSNorm
     head: Linear | None  # None: logits reuse `embed`
     config: Config = nnx.static()
-    assets: Any = nnx.static()  # what `load` found beside the arrays; None for a bare network
+    assets: "Assets | None" = nnx.static()  # None: a bare network
 
     def __call__(self, tokens, positions, prompt_lengths, cache: AttentionCache):
         """tokens and positions [B T], prompt_lengths [B] -> hidden states [B T D] and the cache.
@@ -128,9 +149,11 @@ class Qwen(nnx.Module):
         x = _rows(self.embed, tokens)
         for layer, block in enumerate(self.blocks):
             x = jax.lax.optimization_barrier(x)  # a TPU would keep all layers' sums to the end
-            x, cache = block(x, positions, angles, query_scale, cache, layer, config)
+            with jax.named_scope(f"block_{layer}"):
+                x, cache = block(x, positions, angles, query_scale, cache, layer, config)
         return self.norm(x), cache
 
+    @jax.named_scope("head")
     def logits(self, x: Array) -> Array:
         """Hidden states [... D] -> float32 [... V]."""
         return matmul(x, self.embed) if self.head is None else self.head.float32(x)
@@ -189,6 +212,7 @@ def _padded(least: int) -> Callable[[Array, Array], Array]:
     return product
 
 
+@jax.named_scope("embedding")
 def _rows(table: Array, tokens: Array) -> Array:
     """table[tokens], kept inside the decode loop: XLA would widen a whole bf16 table before it."""
     table, tokens = jax.lax.optimization_barrier((table, tokens))

@@ -7,7 +7,7 @@ groups by the inputs' importance ("act-order"), `order` puts the inputs in the o
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +15,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
 from qwen_jax.nn import model
-from qwen_jax.nn.model import LINEAR, Leaf, Linear, Qwen
+from qwen_jax.nn.model import Leaf, Linear, LinearLayer, Qwen
 from qwen_jax.nn.quant_matmul import apart, by_output, groups, paired, product, weight, whole
+from qwen_jax.nn.tree import INTEGERS, map_layers, named_layers, named_leaves
 
 CODES = {4: jnp.int4, 8: jnp.int8}
 FIELDS = ("codes", "scales", "zeros", "order")  # what takes the place of a kernel
 
 
 @nnx.dataclass
-class QuantLinear(nnx.Module):
+class QuantLinear(LinearLayer):
     """In Linear's place. codes: [out in]; `arrange` makes [groups out size] or pairs [out in/2]."""
 
     codes: Array = nnx.data()  # int4 or int8; uint8 in pairs
@@ -39,11 +39,7 @@ class QuantLinear(nnx.Module):
     bias: Array | None = nnx.data()
     bits: int = nnx.static()  # of the codes' values, whatever type holds them
 
-    def __call__(self, x: Array) -> Array:
-        return checkpoint_name(self.float32(x).astype(x.dtype), LINEAR)
-
     def float32(self, x: Array) -> Array:
-        """The same before it is rounded to x's type."""
         if self.order is not None:
             x = jnp.take(x, self.order, axis=-1)
         y = product(x.reshape(-1, x.shape[-1]), self.codes, self.scales, self.zeros)
@@ -131,40 +127,34 @@ def arrange(layer: QuantLinear, platform: str) -> QuantLinear:
 
 def at_rest(params: Any) -> Any:
     """A network whose quantised layers lie as in a checkpoint: whole rows, narrowest integers."""
-    is_quantised = lambda x: isinstance(x, QuantLinear)
 
-    def settle(x: Any) -> Any:
-        if not is_quantised(x):
-            return x
+    def settle(_: str, x: QuantLinear) -> QuantLinear:
         made = arrange(x, "gpu")
         made.codes = made.codes.astype(CODES[x.bits])
         return made
 
-    return jax.tree.map(settle, params, is_leaf=is_quantised)
+    return map_layers(settle, params, QuantLinear)
 
 
-def arrange_all(params: Any, platform: str) -> None:
-    """`arrange` every layer in place, one after the other, on the devices where it lies.
+def arrange_all(params: Qwen, platform: str) -> Qwen:
+    """A network whose every layer went through `arrange`."""
+    leaves, order = named_leaves(params), list(named_leaves(params))
+    arrange_leaves(leaves, platform)
+    return jax.tree.unflatten(jax.tree.structure(params), [leaves[name] for name in order])
 
-    Layers of shapes (ShapeDtypeStruct) are arranged as their arrays would be.
+
+def arrange_leaves(leaves: dict[str, Any], platform: str) -> None:
+    """`arrange` in place every layer whose leaves are there at rest, one after the other.
+
+    leaves: by name, of a network or a piece of it, on the devices where they lie; shapes
+    (ShapeDtypeStruct) are arranged as their arrays would be.
     """
-    for _, layer in layers(params):
-        made = _arranged(layer, platform)
-        for name in (*FIELDS, "bias"):
-            setattr(layer, name, getattr(made, name))
-
-
-def arrange_leaves(
-    leaves: dict[str, Array], formats: Mapping[str, "Format"], platform: str
-) -> None:
-    """The same for those layers whose leaves are there, by name: a piece of a checkpoint."""
-    for name, format in formats.items():
-        if f"{name}.codes" in leaves:
-            names = {field: f"{name}.{field}" for field in (*FIELDS, "bias")}
-            found: Any = {field: leaves.pop(leaf, None) for field, leaf in names.items()}
-            made = _arranged(QuantLinear(**found, bits=format.bits), platform)
-            arrays = {leaf: getattr(made, field) for field, leaf in names.items()}
-            leaves.update((leaf, array) for leaf, array in arrays.items() if array is not None)
+    for name, format in formats_of(leaves).items():
+        names = {field: f"{name}.{field}" for field in (*FIELDS, "bias")}
+        found: Any = {field: leaves.pop(leaf, None) for field, leaf in names.items()}
+        made = _arranged(QuantLinear(**found, bits=format.bits), platform)
+        arrays = {leaf: getattr(made, field) for field, leaf in names.items()}
+        leaves.update((leaf, array) for leaf, array in arrays.items() if array is not None)
 
 
 def _arranged(layer: QuantLinear, platform: str) -> QuantLinear:
@@ -205,39 +195,18 @@ class Format:
     order: bool
 
 
-def layers(params: Any) -> Iterator[tuple[str, QuantLinear]]:
-    """The quantised layers of a network, by name: "blocks.0.attn.qkv"."""
-    is_quantised = lambda x: isinstance(x, QuantLinear)
-    for path, x in jax.tree.leaves_with_path(params, is_leaf=is_quantised):
-        if is_quantised(x):
-            yield jax.tree_util.keystr(path, simple=True, separator="."), x
-
-
 def plan(config: Config, bits: int, group: int | None, zeros: bool) -> dict[str, Format]:
     """One way for every linear layer of the blocks; group: inputs that share a scale, or None."""
-    shapes = {}
-
-    def note(path: Any, x: Any) -> None:
-        if isinstance(x, Linear):
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            shapes[name] = x.kernel.shape
-
-    tree = model.build(config, _Wanted).blocks
-    jax.tree_util.tree_map_with_path(note, tree, is_leaf=lambda x: isinstance(x, Linear))
     groups = lambda shape: shape[1] // group_size(shape, group)
-    return {f"blocks.{n}": Format(bits, groups(s), zeros, False) for n, s in shapes.items()}
-
-
-def formats(params: Any) -> dict[str, Format]:
-    """Layer -> how it is quantised."""
     return {
-        name: Format(x.bits, groups(x.codes, x.scales), x.zeros is not None, x.order is not None)
-        for name, x in layers(params)
+        name: Format(bits, groups(linear.kernel.shape), zeros, False)
+        for name, linear in named_layers(model.build(config, _Wanted), Linear).items()
+        if name.startswith("blocks")
     }
 
 
-def formats_of(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Format]:
-    """The same from the leaves of a checkpoint."""
+def formats_of(leaves: Mapping[str, Any]) -> dict[str, Format]:
+    """Layer -> how it is quantised, from leaves at rest by their names."""
     found = {}
     for name, codes in leaves.items():
         layer, _, field = name.rpartition(".")
@@ -255,15 +224,18 @@ def build(config: Config, formats: Mapping[str, Format], leaf: Leaf) -> Qwen:
     The kinds of their leaves are "scales" and the names of integer dtypes. Raises ValueError where
     groups do not divide a layer's inputs.
     """
-    is_linear = lambda x: isinstance(x, Linear)
-
-    def change(path: Any, x: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return _quantised(name, x, formats[name]) if is_linear(x) and name in formats else x
-
-    plain = model.build(config, _Wanted)
-    made = jax.tree_util.tree_map_with_path(change, plain, is_leaf=is_linear)
+    change = lambda name, x: _quantised(name, x, formats[name]) if name in formats else x
+    made = map_layers(change, model.build(config, _Wanted), Linear)
     return jax.tree.map(lambda wanted: leaf(wanted.shape, wanted.axes, wanted.kind), made)
+
+
+def abstract_leaves(
+    config: Config, formats: Mapping[str, Format] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every leaf's shape and dtype by name; float32 stands for any float."""
+    dtype = lambda kind: jnp.dtype(kind if kind in INTEGERS else "float32")
+    leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, dtype(kind))
+    return named_leaves(build(config, formats or {}, leaf))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
 from qwen_jax.nn.model import Qwen
-from qwen_jax.nn.quant import Format, build, layers
+from qwen_jax.nn.quant import Format, QuantLinear, build
+from qwen_jax.nn.tree import named_layers
 
 AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
@@ -68,7 +69,7 @@ def shardings(config: Config, mesh: Mesh, formats: Mapping[str, Format] | None =
 
     formats = formats or {}
     made = build(config, formats, leaf)
-    for name, layer in layers(made):
+    for name, layer in named_layers(made, QuantLinear).items():
         if formats[name].groups > 1:
             layer.codes = layer.scales  # codes are cut between groups only
     return made

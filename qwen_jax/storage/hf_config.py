@@ -18,13 +18,9 @@ def to_hf(config: Config) -> dict[str, Any]:
 
 
 def _v1(c: Config) -> dict[str, Any]:
-    return {
+    return _common(c) | {
         "architectures": ["QWenLMHeadModel"],
         "model_type": "qwen",
-        "vocab_size": c.vocab,
-        "hidden_size": c.width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
         "kv_channels": c.head_dim,
         "intermediate_size": 2 * c.mlp,
         "layer_norm_epsilon": c.norm_eps,
@@ -32,10 +28,7 @@ def _v1(c: Config) -> dict[str, Any]:
         "seq_length": c.ntk_length or c.logn_length,
         "use_dynamic_ntk": c.ntk_length is not None,
         "use_logn_attn": c.logn_length is not None,
-        "max_position_embeddings": c.max_length,
-        "initializer_range": c.init_std,
         "no_bias": True,
-        "tie_word_embeddings": c.tied,
     }
 
 
@@ -45,18 +38,23 @@ def _modern(c: Config) -> dict[str, Any]:
         yarn = dict(vars(c.yarn))
         yarn["original_max_position_embeddings"] = yarn.pop("original_length")
         rope |= yarn | {"rope_type": "yarn"}
-    return {
+    return _common(c) | {
         "architectures": ["Qwen3ForCausalLM" if c.qk_norm else "Qwen2ForCausalLM"],
         "model_type": "qwen3" if c.qk_norm else "qwen2",
-        "vocab_size": c.vocab,
-        "hidden_size": c.width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
         "num_key_value_heads": c.kv_heads,
         "head_dim": c.head_dim,
         "intermediate_size": c.mlp,
         "rms_norm_eps": c.norm_eps,
         "rope_parameters": rope,
+    }
+
+
+def _common(c: Config) -> dict[str, Any]:
+    return {
+        "vocab_size": c.vocab,
+        "hidden_size": c.width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
         "max_position_embeddings": c.max_length,
         "initializer_range": c.init_std,
         "tie_word_embeddings": c.tied,

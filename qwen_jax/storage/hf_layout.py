@@ -8,7 +8,8 @@ import numpy as np
 from qwen_jax.config import Config
 from qwen_jax.nn.lora import Rows
 from qwen_jax.nn.model import Qwen
-from qwen_jax.storage import hf_config, native
+from qwen_jax.nn.quant import abstract_leaves
+from qwen_jax.storage import hf_config
 from qwen_jax.storage.hf_names import HEAD, TensorView, tensor_views
 
 
@@ -33,7 +34,7 @@ def tensor_mappings(config: Config, model_type: str) -> dict[str, TensorMapping]
 
     A head that repeats the embedding is there too: PEFT trains and stores it beside it.
     """
-    sizes = {name: leaf.shape[0] for name, leaf in native.abstract_leaves(config).items()}
+    sizes = {name: leaf.shape[0] for name, leaf in abstract_leaves(config).items()}
 
     def mapping(view: TensorView) -> TensorMapping:
         rows = view.rows(sizes[view.leaf])

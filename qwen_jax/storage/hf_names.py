@@ -5,9 +5,10 @@ tensor or by several parts; a Part says which views of the two hold the same num
 same table reads a checkpoint and writes it back.
 """
 
+import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,12 @@ def tensor_views(config: Config, model_type: str) -> Iterator[TensorView]:
                 leaf.replace("{i}", str(layer)),
                 functools.partial(views, c),
             )
+
+
+def tied_head(views: Mapping[str, TensorView]) -> TensorView:
+    """Of a checkpoint that stores the head although it repeats the embedding."""
+    embed = next(view for view in views.values() if view.leaf == "embed")
+    return dataclasses.replace(embed, tensor=HEAD)
 
 
 def is_harmless(tensor: str) -> bool:

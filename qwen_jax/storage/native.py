@@ -9,13 +9,12 @@ A piece is a block, the embedding, the last norm or the head: what a converter h
 what an interrupted conversion need not write again.
 """
 
+import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,13 +26,13 @@ import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
 from qwen_jax.config import Config
-from qwen_jax.nn.quant import Format, build, formats_of
+from qwen_jax.files import atomic, strict_json
+from qwen_jax.nn.quant import abstract_leaves, formats_of
+from qwen_jax.nn.tree import FLOATS, INTEGERS
 from qwen_jax.storage import int4
 
 FORMAT, VERSION = "qwen_jax", 1
 MANIFEST, WEIGHTS = "manifest.json", "weights"
-DTYPES = ("float32", "bfloat16", "float16")
-INTEGERS = ("int4", "int8", "int32")  # of quantised layers
 CHUNK = 16 << 20  # bytes: devices that want a part of an array read little else, in few requests
 T = TypeVar("T")
 
@@ -71,7 +70,7 @@ class Manifest:
     def read(folder: Path) -> "Manifest":
         """Raises FileNotFoundError or ValueError when the folder is no native checkpoint."""
         _expect_native(folder)
-        content = read_json(folder / MANIFEST)
+        content = strict_json.read(folder / MANIFEST)
         version = content.get("format"), content.get("version")
         if version != (FORMAT, VERSION):
             raise ValueError(
@@ -145,20 +144,9 @@ def _expect_native(folder: Path) -> None:
 
 
 def _leaf(shape: list[int], dtype: str) -> jax.ShapeDtypeStruct:
-    if dtype not in (*DTYPES, *INTEGERS) or not all(type(n) is int and n > 0 for n in shape):
+    if dtype not in (*FLOATS, *INTEGERS) or not all(type(n) is int and n > 0 for n in shape):
         raise ValueError(f"a leaf has shape {shape} and dtype {dtype}")
     return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError for any other content."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
-    return content
 
 
 def _bytes(folder: Path) -> int:
@@ -182,26 +170,11 @@ def mismatches(wanted: Mapping[str, tuple], got: Mapping[str, tuple]) -> list[st
 
 
 # --- leaves and pieces ------------------------------------------------------------------------
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by their path, in the tree's order: "blocks.0.attn.qkv.kernel"."""
-    paths, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
-
-
-def abstract_leaves(
-    config: Config, formats: Mapping[str, Format] | None = None
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every leaf's shape and dtype; float32 stands for any float."""
-    dtype = lambda kind: jnp.dtype(kind if kind in INTEGERS else "float32")
-    leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, dtype(kind))
-    return named_leaves(build(config, formats or {}, leaf))
-
-
 def _expected(wanted: np.dtype, got: np.dtype) -> str:
     """Empty when a leaf may have the dtype it has."""
     if wanted != jnp.float32:
         return "" if got == wanted else wanted.name
-    return "" if got.name in DTYPES else " or ".join(DTYPES)
+    return "" if got.name in FLOATS else " or ".join(FLOATS)
 
 
 def by_piece(leaves: Mapping[str, T]) -> dict[str, dict[str, T]]:
@@ -225,25 +198,34 @@ def on_disk(size: int) -> int:
 
 
 def write_piece(folder: Path, piece: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
-    """Arrays of the host or of devices; every process of a run calls this. OSError: disk full."""
+    """Arrays of the host or of devices; every process of a run calls this.
+
+    A full disk may raise OSError or, where tensorstore finds it, ValueError: see atomic.explain.
+    """
     packed = {name: int4.pack(array) for name, array in arrays.items()}
     how = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in packed}
     need = on_disk(sum(array.nbytes for array in packed.values()))
-    if shutil.disk_usage(folder).free < need:  # found before orbax's threads run into it
-        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
-    try:
-        target = (folder / WEIGHTS / piece).absolute()
-        _orbax().save(target, args=ocp.args.PyTreeSave(packed, save_args=how))
-    except ValueError as error:  # tensorstore's only kind
-        if "No space left" not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
+    atomic.check_room(folder, need)  # found before orbax's threads run into it
+    target = (folder / WEIGHTS / piece).absolute()
+    _orbax().save(target, args=ocp.args.PyTreeSave(packed, save_args=how))
 
 
 def read_piece(
     folder: Path, piece: str, wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, Any]:
     """Arrays in the dtypes wanted, on the devices of their shardings; without one, NumPy's."""
+    stored = {name: int4.packed(leaf) for name, leaf in wanted.items()}
+    path = folder / WEIGHTS / piece
+    with readable(path):
+        arrays = _orbax().restore(path.absolute(), args=restore_args(stored))
+    for name, leaf in wanted.items():  # one at a time: both forms of one array fit
+        if leaf.dtype == jnp.int4:
+            arrays[name] = int4.unpack(arrays[name])
+    return arrays
+
+
+def restore_args(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> ocp.args.PyTreeRestore:
+    """Arrays as orbax should restore them: to their shardings; without one, NumPy's."""
 
     def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
         if leaf.sharding is None:
@@ -252,19 +234,19 @@ def read_piece(
             sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
         )
 
-    stored = {name: int4.packed(leaf) for name, leaf in wanted.items()}
-    args = ocp.args.PyTreeRestore(
-        item=stored, restore_args={name: how(leaf) for name, leaf in stored.items()}
+    return ocp.args.PyTreeRestore(
+        item=leaves, restore_args={name: how(leaf) for name, leaf in leaves.items()}
     )
+
+
+@contextlib.contextmanager
+def readable(path: Path, advice: str = "") -> Iterator[None]:
+    """ValueError for whatever orbax raises: it wraps what its parts do in plain Exceptions."""
     try:
-        arrays = _orbax().restore((folder / WEIGHTS / piece).absolute(), args=args)
-    except Exception as error:  # orbax wraps what tensorstore raises in a plain Exception
+        yield
+    except Exception as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0][:300]
-        raise ValueError(f"{folder / WEIGHTS / piece} cannot be read: {reason}") from error
-    for name, leaf in wanted.items():  # one at a time: both forms of one array fit
-        if leaf.dtype == jnp.int4:
-            arrays[name] = int4.unpack(arrays[name])
-    return arrays
+        raise ValueError(f"{path} cannot be read: {reason}{advice}") from error
 
 
 def _orbax() -> ocp.Checkpointer:

@@ -6,7 +6,6 @@ https://huggingface.co/docs/safetensors
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from qwen_jax.files.strict_json import decode
 
 LONGEST_HEADER = 4 << 20  # bytes; that of Qwen-72B takes a tenth of a megabyte
 DTYPES = {
@@ -86,11 +87,9 @@ def read_shard(path: Path) -> Shard:
 def parse_header(raw: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     """The tensors and the metadata of a header that describes `size` bytes. Raises ValueError."""
     try:
-        header = json.loads(raw, object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("has a header that is nested too deep") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"has a header that is not JSON: {error}") from None
+        header = decode(raw)
+    except ValueError as error:
+        raise ValueError(f"has a header that is {error}") from None
     if not isinstance(header, dict):
         raise ValueError("has a header that is not a JSON object")
     metadata = header.pop("__metadata__", None)
@@ -107,15 +106,6 @@ def parse_header(raw: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, st
         state = "it is cut off; download it again" if end > size else "the rest is unknown data"
         raise ValueError(f"has {size} bytes of data, its header describes {end}: {state}")
     return tensors, metadata
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        twice = [key for key, count in counts.items() if count > 1]
-        raise ValueError(f"has a header that lists {twice!s:.200} twice")
-    return made
 
 
 def _is_texts(table: Any) -> bool:

@@ -14,7 +14,8 @@ from typing import Any
 import jinja2.meta
 import jinja2.sandbox
 
-from qwen_jax.text.tokenizer import Tokenizer, split
+from qwen_jax.text.segments import slices, split
+from qwen_jax.text.tokenizer import Tokenizer
 from qwen_jax.text.vocabulary import END_OF_TEXT
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -48,16 +49,19 @@ def prompt_ids(
         return tokenizer.encode(query, specials=True)
     newline = tokenizer.encode("\n")
     start = _segment(tokenizer, "system", system)
-    turns: list[int] = []
+    turns: list[list[int]] = []  # the latest first
+    size = len(start)
     for question, answer in reversed(history):
         user = _segment(tokenizer, "user", question)
         turn = newline + user + newline + _segment(tokenizer, "assistant", answer)
-        if len(start) + len(turn) + len(turns) >= max_window_size:
+        size += len(turn)
+        if size >= max_window_size:
             break
-        turns = turn + turns
+        turns.append(turn)
     user = _segment(tokenizer, "user", query)
     opening = [*control(tokenizer, IM_START), *tokenizer.encode("assistant")]
-    return start + turns + newline + user + newline + opening + newline
+    kept = itertools.chain.from_iterable(reversed(turns))
+    return [*start, *kept, *newline, *user, *newline, *opening, *newline]
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: str = "chatml") -> list[int]:
@@ -176,7 +180,9 @@ def pieces(
     assert source is not None
     begins, markup = _beginnings(tokenizer.specials), "|".join(map(re.escape, tokenizer.markup))
     said = f"(?!{markup})(?:{begins})" if markup else begins  # the model wrote its own markup
-    used = set(json.dumps([source, messages, asked], ensure_ascii=False))
+    used = set(source)
+    for part in slices(json.dumps([messages, asked], ensure_ascii=False)):
+        used.update(part)
     firsts = sorted({name[0] for name in tokenizer.specials})
     private = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in used)
     masks = dict(zip(firsts, private, strict=False))
@@ -192,7 +198,7 @@ def pieces(
     def ids(piece: str) -> list[int]:
         if piece in tokenizer.specials:
             return [tokenizer.specials[piece]]
-        return tokenizer.encode(piece.translate(originals))
+        return tokenizer.encode("".join(part.translate(originals) for part in slices(piece)))
 
     text = _run(source, tokenizer.names, variables)
     return [(piece, ids(piece)) for piece in split(text, tokenizer.specials) if piece]

@@ -1,15 +1,19 @@
 """Text to token ids and back: one tiktoken engine for every Qwen, and text as it streams in."""
 
 import codecs
+import itertools
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 
+from qwen_jax.text.segments import STRETCH, nfc, slices, split, stretches
 from qwen_jax.text.vocabulary import END_OF_TEXT, PATTERN, Vocabulary, read
 
+MOST_BLANKS = 500_000  # in a row; the regex engine's stack ends at about a million
+NFC_SHRINKS = 4  # times at most, in bytes of UTF-8: 3.5 for iota, diaeresis and acute in Greek
 PADDING_ROWS = 512  # models round their vocabulary up; the published ones add 85 to 418 rows
 
 
@@ -39,6 +43,7 @@ class Tokenizer:
         self._bytes |= {id: name.encode() for name, id in vocabulary.specials.items()}
         self._hidden = {id for name, id in self.specials.items() if name not in self.markup}
         self._rows = max(self._bytes) + 1 + PADDING_ROWS
+        self._longest = max(map(len, self._bytes.values()))
 
     @classmethod
     def load(
@@ -62,27 +67,55 @@ class Tokenizer:
         return self.specials[END_OF_TEXT]
 
     def encode(self, text: str, specials: bool | Collection[str] = False) -> list[int]:
-        """Token ids of the NFC form of `text`.
+        """Token ids of the NFC form of `text`, as `segments.nfc` has it, in linear time.
 
+        Other threads go on meanwhile: the longest call that keeps the interpreter takes about 5 ms.
         specials: False, text is text, even `<|im_end|>`; True, control tokens written in the text
         count; a set of names, only those do. Raises ValueError for a name that is none.
         """
-        text = unicodedata.normalize("NFC", text)
         names = self.specials.keys() if specials is True else set(specials or ())
         if unknown := names - self.specials.keys():
             raise ValueError(f"{sorted(unknown)} are no control tokens; see Tokenizer.specials")
-        ids = []
+        text = nfc(text)
+        if not names and len(text) <= STRETCH:
+            return self._encode_plain(text)
+        ids: list[int] = []
         for piece in split(text, names):
-            ids += [self.specials[piece]] if piece in names else self._encode_plain(piece)
+            if piece in names:
+                ids.append(self.specials[piece])
+            else:
+                for part in stretches(piece):
+                    ids += self._encode_plain(part)
         return ids
+
+    def least_tokens(self, text: str) -> int:
+        """A count that `encode` never falls below, told by the text's length alone.
+
+        To refuse a text that cannot fit before any work goes into it: no token covers more than
+        the vocabulary's longest, and NFC makes no text shorter than a quarter of its bytes.
+        """
+        if text.isascii():
+            return -(-len(text) // self._longest)
+        size = sum(len(part.encode("utf-8", "surrogatepass")) for part in slices(text))
+        return -(-size // (NFC_SHRINKS * self._longest))
 
     def _encode_plain(self, text: str) -> list[int]:
         # encode_ordinary would be the natural call, but where encode raises it panics.
-        try:
+        if len(text) <= 2 * STRETCH:
             return self.encoding.encode(text, disallowed_special=())
-        except ValueError:  # the regex engine's stack ends at a run of a million blanks
-            pieces = re.split(r"(\s{500000})", text)
-            return [id for p in pieces for id in self.encoding.encode(p, disallowed_special=())]
+        if not text.isascii():  # lone surrogates become replacement characters, as in encode
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        try:
+            found = self._encode_long(text)
+        except ValueError:
+            found = np.concatenate([self._encode_long(p) for p in _without_long_blanks(text)])
+        ids: list[int] = []
+        for start in range(0, len(found), STRETCH):  # a list of millions is long in the making
+            ids += found[start : start + STRETCH].tolist()
+        return ids
+
+    def _encode_long(self, text: str) -> np.ndarray:
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token, perhaps not whole characters; of a control token, its name.
@@ -133,14 +166,17 @@ class TextStream:
 class StopStrings:
     """Cuts a stream of text before the first stop string to be complete, the longest of several.
 
-    The result does not depend on how the text was divided into pushes.
+    The result does not depend on how the text was divided into pushes, and the time is linear in
+    the text for each stop string, however long that is.
     """
 
     def __init__(self, stops: Sequence[str]):
         if isinstance(stops, str) or not all(stops):
             raise ValueError(f"got stop strings {stops!r}, wanted a list of non-empty strings")
-        self._stops = tuple(stops)
-        self._held = ""
+        self._stops = [(stop, _borders(stop)) for stop in stops]
+        self._met = [0 for _ in stops]  # characters of each that the text ends with
+        self._held = ""  # the stop string that the held back text begins
+        self._size = 0  # of the held back text
         self.stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
@@ -150,28 +186,50 @@ class StopStrings:
         """
         if self.stopped:
             return "", True
-        text = self._held + text
-        starts = ((text.find(stop), stop) for stop in self._stops)
-        met = [(start + len(stop), start) for start, stop in starts if start >= 0]
-        if met:
-            self._held, self.stopped = "", True
-            return text[: min(met)[1]], True
-        longest = max(map(len, self._stops), default=1)
-        tails = range(max(0, len(text) - longest + 1), len(text))
-        open_tails = (i for i in tails if any(s.startswith(text[i:]) for s in self._stops))
-        cut = next(open_tails, len(text))
-        self._held = text[cut:]
-        return text[:cut], False
+        held, size, end = self._held, self._size, len(text)
+        for at, char in enumerate(text if self._stops else ""):
+            for index, (stop, borders) in enumerate(self._stops):
+                self._met[index] = _follow(char, self._met[index], stop, borders)
+                self.stopped |= self._met[index] == len(stop)
+            if self.stopped:
+                end = at + 1
+                break
+        self._hold_back()
+        cut = size + end - self._size
+        shown = held[: min(cut, size)] + text[: max(0, cut - size)]
+        if self.stopped:
+            self._size = 0
+        return shown, self.stopped
+
+    def _hold_back(self) -> None:
+        """Hold back the longest beginning of a stop string there is, or of the complete ones."""
+        begun = zip(self._met, (stop for stop, _ in self._stops), strict=True)
+        held = ((met, stop) for met, stop in begun if met == len(stop) or not self.stopped)
+        self._size, self._held = max(held, default=(0, ""))
 
     def flush(self) -> str:
         """The held back text, once no more can come."""
-        text, self._held = self._held, ""
+        text, self._size = self._held[: self._size], 0
         return text
 
 
-def split(text: str, names: Collection[str]) -> list[str]:
-    """Divide text at control tokens: the names stand alone, the longest first where two fit."""
-    if not names:
-        return [text]
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+def _borders(stop: str) -> list[int]:
+    """For each n the longest proper prefix of stop[:n] that also ends it (Knuth-Morris-Pratt)."""
+    borders = [0, 0]
+    for char in stop[1:]:
+        borders.append(_follow(char, borders[-1], stop, borders))
+    return borders
+
+
+def _follow(char: str, met: int, stop: str, borders: Sequence[int]) -> int:
+    """How much of `stop` a text ends with after `char`, having ended with stop[:met]."""
+    while met and stop[met] != char:
+        met = borders[met]
+    return met + (stop[met] == char)
+
+
+def _without_long_blanks(text: str) -> list[str]:
+    """`text` divided before and after every MOST_BLANKS blanks in a row."""
+    runs = re.finditer(rf"\s{{1,{MOST_BLANKS}}}", text)
+    cuts = [cut for run in runs if len(run[0]) == MOST_BLANKS for cut in run.span()]
+    return [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]

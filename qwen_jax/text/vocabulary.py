@@ -6,11 +6,13 @@ control tokens differ.
 """
 
 import binascii
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from qwen_jax.files import strict_json
+from qwen_jax.files.problems import Problems
 
 FILES = (
     "qwen.tiktoken",
@@ -180,8 +182,7 @@ def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:
         ),
     }
     wrong = [f"{name}: got {g}, wanted {w}" for name, (g, w) in checks.items() if g != w]
-    if wrong:
-        raise ValueError(f"{path} is no Qwen tokenizer:\n  " + "\n  ".join(wrong))
+    Problems(wrong).stop(f"{path} is no Qwen tokenizer")
 
 
 def _read_vocab_and_merges(
@@ -208,9 +209,9 @@ def _json(path: Path, optional: bool = False) -> dict[str, Any]:
     if optional and not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text("utf-8"))
+        return strict_json.read(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); download it again") from error
+        raise ValueError(f"{error}; download it again") from None
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:

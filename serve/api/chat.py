@@ -18,7 +18,7 @@ from serve.service import Model
 from serve.text.answer import Part, Token
 from serve.text.calls import new_id
 from serve.text.grammar import Unusable
-from serve.text.message import Message
+from serve.text.message import Gathered, Message
 
 
 async def complete(request: Request) -> Response:
@@ -86,11 +86,11 @@ class Reply:
 
     async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> dict[str, Any]:
         """One object with everything."""
-        messages = [Message() for _ in self._choices]
+        gathered = [Gathered() for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
-            messages[index].add(part.message)
+            gathered[index].add(part.message)
         return {
             **self._head,
             "object": "chat.completion",
@@ -101,7 +101,7 @@ class Reply:
                     "logprobs": self._logprobs(tokens[index]),
                     "finish_reason": self._finish(index),
                 }
-                for index, message in enumerate(messages)
+                for index, message in enumerate(each.message() for each in gathered)
             ],
             "usage": endpoint.usage(self._choices),
         }

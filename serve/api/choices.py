@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS
 from qwen_jax.decoding.logits import SamplingArrays
-from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.decoding.sampling import Sampling, stop_sequences
 from serve.api.prompting import Prompt
 from serve.api.schemas import SamplingFields
 from serve.engine.scheduler import Request
@@ -107,7 +107,7 @@ def _choice(
     budget: int,
     judged: bool,
 ) -> Choice:
-    ends = (*sampling.stop_ids, *(() if fields.ignore_eos else prompt.ends))
+    ends = stop_sequences(sampling, prompt.ends)
     request = Request(
         tokens=prompt.ids,
         settings=settings,

@@ -71,16 +71,19 @@ class Reply:
 
     async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> dict[str, Any]:
         """One object with everything."""
-        texts = [self._echo(choice) for choice in self._choices]
+        texts = [[self._echo(choice)] for choice in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
-            texts[index] += part.message.content
+            texts[index].append(part.message.content)
         return {
             **self._head,
             "choices": [
                 self._choice(
-                    index, text, self._whole_logprobs(choice, tokens[index]), choice.finish
+                    index,
+                    "".join(text),
+                    self._whole_logprobs(choice, tokens[index]),
+                    choice.finish,
                 )
                 for index, (choice, text) in enumerate(zip(self._choices, texts, strict=True))
             ],

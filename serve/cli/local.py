@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qwen_jax.decoding.completion import MAX_NEW_TOKENS
+from jax.typing import DTypeLike
+
+from qwen_jax.conversation import chat_prompt, stream_chat
+from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of
 from qwen_jax.decoding.sampling import Sampling
-from qwen_jax.generate import chat_prompt, stream_chat
 from qwen_jax.nn.model import Qwen
 from serve.cli.client import Answer
 
@@ -14,9 +16,9 @@ from serve.cli.client import Answer
 class Local:
     """What `serve.cli.client.Remote` is for a server."""
 
-    def __init__(self, params: Qwen, name: str):
+    def __init__(self, params: Qwen, name: str, cache_dtype: DTypeLike | None = None):
         chat_prompt(params, "")  # a base model says so before the first question
-        self.name, self._params = name, params
+        self.name, self._params, self._cache_dtype = name, params, cache_dtype
 
     def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """All settings: the changes, and the checkpoint's own for the rest. ValueError if wrong."""
@@ -33,12 +35,21 @@ class Local:
     ) -> Iterator[Answer]:
         """The answer as it grows."""
         sampling, count = self._changed(changes)
-        how: dict[str, Any] = {"sampling": sampling, "max_new_tokens": count, "seed": seed}
-        for grown in stream_chat(self._params, query, history, system, **how):
+        growing = stream_chat(
+            self._params,
+            query,
+            history,
+            system,
+            sampling,
+            max_new_tokens=count,
+            seed=seed,
+            cache_dtype=self._cache_dtype,
+        )
+        for grown in growing:
             yield Answer(grown.text, len(grown.tokens), grown.finish_reason)
 
     def _changed(self, changes: Mapping[str, Any]) -> tuple[Sampling, int]:
-        defaults = self._params.assets.defaults
+        defaults = defaults_of(self._params)
         sampling = dict(changes)
         count = sampling.pop("max_new_tokens", defaults.max_new_tokens or MAX_NEW_TOKENS)
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from qwen_jax import memory
 from qwen_jax.decoding import decode, prefix
@@ -49,13 +50,21 @@ class ModelRunner:
     it. In a run of several processes each has a Runner and all run the same operations.
     """
 
-    def __init__(self, params: Qwen, slots: int, length: int, chunk: int, step_tokens: int):
+    def __init__(
+        self,
+        params: Qwen,
+        slots: int,
+        length: int,
+        chunk: int,
+        step_tokens: int,
+        cache_dtype: DTypeLike | None = None,
+    ):
         self.weights = flatten(params)
         self.config = params.config
         self.slots, self.length, self.chunk = slots, length, chunk
         self._counts = (1, step_tokens)
         self._sizes = sorted({max(chunk // 4, decode.bucket(1)), chunk})  # of padded chunks
-        self._cache_dtype = None if params.assets is None else params.assets.cache_dtype
+        self._cache_dtype = cache_dtype
         self._every_id = every_id(self.config.vocab)
         self.reset()
 

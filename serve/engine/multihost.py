@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from qwen_jax import distributed
 from qwen_jax.decoding.logits import SamplingArrays
 from serve.engine import operations
 from serve.engine.model_runner import ModelRunner
@@ -26,17 +27,6 @@ from serve.settings import ServeConfig
 
 _SECRET = 16  # bytes, which every process learns over the devices' network
 _SECONDS = 60.0  # until all processes are connected
-
-
-def join(settings: ServeConfig) -> None:
-    """Become part of a run of several processes; does nothing where none is asked for."""
-    if settings.coordinator is None:
-        return
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read where devices are CPUs
-    if settings.coordinator == "auto":
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(settings.coordinator, settings.processes, settings.process)
 
 
 class Leader:
@@ -109,10 +99,8 @@ def _announced(address: str, port: int, secret: bytes) -> tuple[str, int, bytes]
 
 def _address(settings: ServeConfig) -> str:
     """Where the others reach this process: they all found the coordinator there."""
-    if settings.coordinator not in (None, "auto"):
-        assert settings.coordinator is not None
-        return settings.coordinator.rsplit(":", 1)[0]
-    return socket.gethostbyname(socket.gethostname())
+    named = distributed.coordinator_host(settings.coordinator)
+    return named or socket.gethostbyname(socket.gethostname())
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from qwen_jax.decoding.sampling import finish_reason
 from serve.engine.fair_queue import FairQueue
 from serve.engine.operations import (
     CopyPrefix,
@@ -250,17 +251,12 @@ class Scheduler:
             self._released.append(request.slot)  # the device would go on
             self._end(request, update, "stop")
         elif not result.active[row]:
-            self._end(request, update, "length" if self._ran_out(request) else "stop")
+            end = finish_reason(
+                request.tokens, request.answer, request.max_new_tokens, request.ends
+            )
+            self._end(request, update, end)
         else:
             request.emit(update)
-
-    @staticmethod
-    def _ran_out(request: Request) -> bool:
-        """Whether the budget ended the answer, and no stop sequence did."""
-        text = [*request.tokens[-8:], *request.answer]
-        if len(request.answer) < request.max_new_tokens:
-            return False
-        return not any(list(end) == text[-len(end) :] for end in request.ends)
 
     def _end(self, request: Request, update: Update, finish: str) -> None:
         request.finish = update.finish = finish

@@ -1,6 +1,7 @@
 """Function calling for Qwen1.5 and later: JSON between <tool_call> and </tool_call>."""
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -48,51 +49,55 @@ class HermesParser(Parser):
     def __init__(self, parallel: bool = True) -> None:
         """parallel: more than one call counts."""
         self._parallel = parallel
-        self._text, self._inside, self._count = "", False, 0
-        self._breaks = ""  # after a call, line breaks that count if text follows
+        self._text = ""  # that is not yet taken in: nothing, or what may begin a marker
+        self._open: OpenCall | None = None
+        self._count = 0
+        self._breaks = 0  # after a call, line breaks that count if text follows
 
     def push(self, text: str) -> Message:
         gained = Message()
-        self._text += text
+        text = self._text + text
+        at = 0
         while not self.done:
-            at = self._end() if self._inside else self._text.find(_OPEN)
-            if at < 0:
+            marker = _CLOSE if self._open else _OPEN
+            end = text.find(marker, at)
+            if end < 0:
                 break
-            before = self._text[:at]
-            if self._inside:
-                self._text = self._text[at + len(_CLOSE) :]
-                gained.add(self._call(before, _CLOSE))
-            else:
-                self._text = self._text[at + len(_OPEN) :]
+            before, at = text[at:end], end + len(marker)
+            if self._open is None:
                 gained.add(self._content(before))
-            self._inside = not self._inside
-        if not self._inside and not self.done:
-            kept = len(self._text) - held_back(self._text, (_OPEN,))
-            gained.add(self._content(self._text[:kept]))
-            self._text = self._text[kept:]
+                self._open = OpenCall()
+            elif self._open.closed(before):
+                gained.add(self._call(self._open.source(), _CLOSE))
+                self._open = None
+        marker = _CLOSE if self._open else _OPEN
+        kept = max(at, len(text) - held_back(text[at:][-len(marker) :], (marker,)))
+        self._text = text[kept:]
+        if self._open:
+            self._open.parts.append(text[at:kept])
+        elif not self.done:
+            gained.add(self._content(text[at:kept]))
         return gained
 
     def finish(self) -> Message:
         """What is left: an open call that is whole after all, or text."""
         if self.done:
             return Message()
-        return self._call(self._text, "") if self._inside else self._content(self._text)
-
-    def _end(self) -> int:
-        """Where an open call ends; -1 if not yet. A marker within a string of it is text."""
-        at = self._text.find(_CLOSE)
-        while at >= 0 and _in_string(self._text[:at]):
-            at = self._text.find(_CLOSE, at + 1)
-        return at
+        if self._open is None:
+            return self._content(self._text)
+        return self._call(self._open.source() + self._text, "")
 
     def _content(self, text: str) -> Message:
         """Text, but for the line breaks around calls that have been made."""
         if not self._count:
             return Message(text)
-        text = self._breaks + text if self._said else text.lstrip("\n")
+        if not self._said:
+            text = text.lstrip("\n")
         kept = text.rstrip("\n")
-        self._breaks, self._said = text[len(kept) :], self._said or bool(kept)
-        return Message(kept)
+        told = "\n" * self._breaks + kept if kept else ""
+        self._breaks = len(text) - len(kept) + (0 if kept else self._breaks)
+        self._said = self._said or bool(kept)
+        return Message(told)
 
     def _call(self, source: str, closing: str) -> Message:
         """One call; text that is none stays visible, so that nothing is lost."""
@@ -106,14 +111,49 @@ class HermesParser(Parser):
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
         index, self._count = self._count, self._count + 1
-        self._said, self._breaks, self.done = False, "", not self._parallel
+        self._said, self._breaks, self.done = False, 0, not self._parallel
         return Message(calls={index: Call(name, arguments)})
 
     _said = False  # any text since the last call
 
 
-def _in_string(source: str) -> bool:
-    """Whether JSON breaks off within a string."""
+class OpenCall:
+    """The text of a call as it grows.
+
+    A marker within a string of it is text. Whether it is within one is told by the quotes since the
+    last marker; whether all before is JSON at all, by reading it whole, at markers alone and only
+    where there is twice as much of it as when it was last read.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []  # since the last marker
+        self._before: list[str] = []  # markers and what came before them
+        self._size, self._read_at = 0, 0
+        self._in_string = False
+
+    def closed(self, text: str) -> bool:
+        """Whether the marker behind `text`, which goes on from the parts, ends the call."""
+        part = "".join([*self.parts, text])
+        self.parts = []
+        self._before.append(part)
+        self._size += len(part)
+        self._in_string ^= _ESCAPED.sub("", part).count('"') % 2 == 1
+        if self._in_string and self._size >= 2 * self._read_at:
+            self._in_string = _breaks_off_in_string("".join(self._before))
+            self._read_at = self._size
+        if self._in_string:
+            self._before.append(_CLOSE)
+            self._size += len(_CLOSE)
+        return not self._in_string
+
+    def source(self) -> str:
+        return "".join([*self._before, *self.parts])
+
+
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+
+
+def _breaks_off_in_string(source: str) -> bool:
     try:
         json.loads(source)
     except json.JSONDecodeError as error:

@@ -29,6 +29,31 @@ class Message:
             known.arguments += call.arguments
 
 
+class Gathered:
+    """A whole message from what it gains, however often; `Message.add` copies what is there."""
+
+    def __init__(self) -> None:
+        self._gained: list[Message] = []
+
+    def add(self, gained: Message) -> None:
+        if gained.content or gained.reasoning or gained.calls:
+            self._gained.append(gained)
+
+    def message(self) -> Message:
+        whole = Message(
+            "".join(gained.content for gained in self._gained),
+            "".join(gained.reasoning for gained in self._gained),
+        )
+        arguments: dict[int, list[str]] = {}
+        for gained in self._gained:
+            for index, call in gained.calls.items():
+                whole.calls.setdefault(index, Call()).name += call.name
+                arguments.setdefault(index, []).append(call.arguments)
+        for index, parts in arguments.items():
+            whole.calls[index].arguments = "".join(parts)
+        return whole
+
+
 class Parser:
     """Text in as it is generated, what the message gains out. Here all text is content."""
 

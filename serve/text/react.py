@@ -36,6 +36,7 @@ Final Answer: the final answer to the original input question
 Begin!"""
 _ACTION, _INPUT, _OBSERVATION = "\nAction:", "\nAction Input:", "\nObservation:"
 _ANSWER, _THOUGHT = "\nFinal Answer: ", "Thought: "
+_MARKERS = (_ACTION, _INPUT, _ANSWER)
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ def conversation(
     messages, system = list(messages), DEFAULT_SYSTEM
     if messages[0]["role"] == "system":
         system = _trimmed(messages.pop(0)["content"])
-    turns: list[tuple[str, str]] = []  # (role, text)
+    parts: list[tuple[str, list[str]]] = []  # (role, what makes its text)
     for index, message in enumerate(messages):
-        _append(turns, message, bool(functions), last=index == len(messages) - 1)
+        _append(parts, message, bool(functions), last=index == len(messages) - 1)
+    turns = [(role, "".join(texts)) for role, texts in parts]
     query = turns.pop()[1] if turns[-1][0] == "user" else None
     if [role for role, _ in turns] != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError("Invalid request: user and assistant have to take turns.")
@@ -75,11 +77,11 @@ def conversation(
 
 
 def _append(
-    turns: list[tuple[str, str]], message: Mapping[str, Any], active: bool, last: bool
+    turns: list[tuple[str, list[str]]], message: Mapping[str, Any], active: bool, last: bool
 ) -> None:
     role, content = message["role"], _trimmed(message.get("content"))
     if role == "user":
-        turns.append(("user", content))
+        turns.append(("user", [content]))
     elif role == "assistant":
         if not turns:
             raise ValueError("Invalid request: Expecting role user before role assistant.")
@@ -90,14 +92,14 @@ def _append(
         elif active:
             content = f"Thought: I now know the final answer.{_ANSWER}{content}"
         if turns[-1][0] == "assistant":
-            turns[-1] = ("assistant", f"{turns[-1][1]}\n{content}")
+            turns[-1][1].append(f"\n{content}")
         else:
-            turns.append(("assistant", content))
+            turns.append(("assistant", [content]))
     elif role == "function":
         if not turns or turns[-1][0] != "assistant":
             raise ValueError("Invalid request: Expecting role assistant before role function.")
         going_on = "\nThought:" if last else ""
-        turns[-1] = ("assistant", f"{turns[-1][1]}{_OBSERVATION} {content}{going_on}")
+        turns[-1][1].append(f"{_OBSERVATION} {content}{going_on}")
     else:
         raise ValueError(f"Invalid request: Incorrect role {role}.")
 
@@ -155,7 +157,14 @@ class ReactParser(Parser):
     """
 
     def __init__(self) -> None:
-        self._text, self._state, self._pending = "", "open", ""
+        self._state = "open"
+        self._parts: list[str] = []  # of the text so far, while the state is open
+        self._size = 0
+        self._tail = ""  # its last characters, where a marker may have begun
+        self._met: dict[str, int] = {}  # where each marker first stands
+        self._blanks: list[str] = []  # arguments are trimmed, so these wait for what follows them
+        self._pending = ""  # behind the blanks, what may begin a marker
+        self._begun = False  # any arguments yet
 
     def push(self, text: str) -> Message:
         if self.done:
@@ -164,19 +173,28 @@ class ReactParser(Parser):
             return Message(text)
         if self._state == "call":
             return self._arguments(text)
-        self._text += text
-        at, action = self._text.find(_ANSWER), self._text.find(_ACTION)
-        if at >= 0 and not 0 <= action < at:
-            self._state = "answer"
-            return Message(self._text[at + len(_ANSWER) :])
-        return self._find_call()
-
-    def _find_call(self) -> Message:
-        text = self._text
-        action = text.find(_ACTION)
-        given = text.find(_INPUT)
-        if not 0 <= action < given:
+        if not self._meets(text):
             return Message()
+        whole, (action, given, answer) = "".join(self._parts), map(self._met.get, _MARKERS)
+        if answer is not None and (action is None or answer < action):
+            self._state = "answer"
+            return Message(whole[answer + len(_ANSWER) :])
+        if action is None or given is None or given < action:
+            return Message()
+        return self._call(whole, action, given)
+
+    def _meets(self, text: str) -> bool:
+        """Take in more of an open text; whether a marker is new in it."""
+        self._parts.append(text)
+        start, recent = self._size - len(self._tail), self._tail + text
+        found = {marker: recent.find(marker) for marker in _MARKERS if marker not in self._met}
+        new = {marker: start + at for marker, at in found.items() if at >= 0}
+        self._met |= new
+        self._size += len(text)
+        self._tail = recent[-max(map(len, _MARKERS)) :]
+        return bool(new)
+
+    def _call(self, text: str, action: int, given: int) -> Message:
         name = text[action + len(_ACTION) : given].strip()
         if not name:
             return Message()
@@ -185,33 +203,36 @@ class ReactParser(Parser):
         thought = before.find(_THOUGHT)
         content = before[thought + len(_THOUGHT) :] if thought >= 0 else before
         found = Message(content.strip(), calls={0: Call(name)})
-        found.add(self._arguments(text[given + len(_INPUT) :].lstrip()))
+        found.add(self._arguments(text[given + len(_INPUT) :]))
         return found
 
     def _arguments(self, text: str) -> Message:
-        """Arguments are trimmed, so blanks wait for what follows them."""
         text = self._pending + text
         if not self._begun:
             text = text.lstrip()
         end = text.find(_OBSERVATION)
-        if end >= 0:
-            self.done, kept = True, text[:end].rstrip()
-        else:
-            kept = text[: len(text) - held_back(text, (_OBSERVATION,))].rstrip()
-            self._pending = text[len(kept) :]
-        self._begun = self._begun or bool(kept)
-        return _more(kept)
-
-    _begun = False
+        self.done = end >= 0
+        if not self.done:
+            end = len(text) - held_back(text, (_OBSERVATION,))
+        self._pending = text[end:]
+        kept = text[:end].rstrip()
+        blanks = text[len(kept) : end]
+        if not kept:
+            self._blanks.append(blanks)
+            return Message()
+        told = "".join([*self._blanks, kept])
+        self._blanks, self._begun = [blanks], True
+        return _more(told)
 
     def finish(self) -> Message:
         """What is left once the text has ended."""
         if self._state == "call" and not self.done:
-            return _more(self._pending.rstrip())
+            return _more("".join([*self._blanks, self._pending]).rstrip())
         if self._state != "open":
             return Message()
-        at = self._text.rfind(_ANSWER)
-        return Message(self._text[at + len(_ANSWER) :] if at >= 0 else self._text)
+        text = "".join(self._parts)
+        at = text.rfind(_ANSWER)
+        return Message(text[at + len(_ANSWER) :] if at >= 0 else text)
 
 
 def _more(arguments: str) -> Message:

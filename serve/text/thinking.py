@@ -44,21 +44,27 @@ class ThinkingParser(Parser):
     def __init__(self, parser: Parser, begun: bool):
         self._parser, self.thinking, self._started = parser, begun, begun
         self._text = ""  # that is not yet told
+        self._lead: list[str] = []  # blanks before it, until it is known what they precede
         self._blank = begun  # nothing yet since the thought began, or ended
+        self._breaks = 0  # line breaks that are told if more of the thought follows
 
     def push(self, text: str) -> Message:
         self._text += text
         if not self._started:
             bare = self._text.lstrip()
+            if not bare:
+                self._lead.append(self._text)
+                self._text = ""
+                return Message()
             if len(bare) < len(_OPEN) and _OPEN.startswith(bare):
                 return Message()
             self._started, self.thinking = True, bare.startswith(_OPEN)
             if self.thinking:
-                self._text, self._blank = bare.removeprefix(_OPEN), True
+                self._text, self._blank, self._lead = bare.removeprefix(_OPEN), True, []
         return self._think() if self.thinking else self._answer()
 
     def finish(self) -> Message:
-        gained = Message(reasoning=self._text.rstrip("\n")) if self.thinking else self._answer()
+        gained = Message(reasoning=self._told(self._text)) if self.thinking else self._answer()
         gained.add(self._parser.finish())
         return gained
 
@@ -66,17 +72,23 @@ class ThinkingParser(Parser):
         thought, found, rest = self._trimmed().partition(_CLOSE)
         if not found:
             thought = thought[: len(thought) - held_back(thought, (_CLOSE,))]
-        thought = thought.rstrip("\n")
-        gained = Message(reasoning=thought)
         self._text = rest if found else self._text[len(thought) :]
+        gained = Message(reasoning=self._told(thought))
         if found:
             self.thinking, self._blank = False, True
             gained.add(self._answer())
         return gained
 
+    def _told(self, thought: str) -> str:
+        """A thought goes on, but for the line breaks at its end."""
+        kept = thought.rstrip("\n")
+        told = "\n" * self._breaks + kept if kept else ""
+        self._breaks = len(thought) - len(kept) + (0 if kept else self._breaks)
+        return told
+
     def _answer(self) -> Message:
-        gained = self._parser.push(self._trimmed())
-        self._text, self.done = "", self._parser.done
+        gained = self._parser.push("".join([*self._lead, self._trimmed()]))
+        self._lead, self._text, self.done = [], "", self._parser.done
         return gained
 
     def _trimmed(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from qwen_jax.config import Config
 from qwen_jax.nn.model import Qwen, build
-from qwen_jax.storage import native
+from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import tensor_views
 from tests.reference import read_checkpoint
 
@@ -50,7 +50,7 @@ def random_params(config: dict[str, Any], dtype: Any = np.float32) -> Qwen:
 def assert_holds(params: Qwen, folder: Path, dtype: Any = None) -> None:
     """Every tensor of a Hugging Face folder is in the parameters, and nothing else is."""
     config, tensors = read_checkpoint(folder)
-    leaves = {name: np.array(leaf) for name, leaf in native.named_leaves(params).items()}
+    leaves = {name: np.array(leaf) for name, leaf in named_leaves(params).items()}
     for part in tensor_views(Config.from_hf(config), config["model_type"]):
         leaf, tensor = part.views(leaves[part.leaf], tensors.pop(part.tensor))
         assert leaf.dtype == (dtype or tensor.dtype)
@@ -62,10 +62,10 @@ def assert_holds(params: Qwen, folder: Path, dtype: Any = None) -> None:
 
 
 def assert_same_params(params: Qwen, others: Qwen) -> None:
-    wanted = native.named_leaves(others)
+    wanted = named_leaves(others)
     assert params.config == others.config
-    assert native.named_leaves(params).keys() == wanted.keys()
-    for name, leaf in native.named_leaves(params).items():
+    assert named_leaves(params).keys() == wanted.keys()
+    for name, leaf in named_leaves(params).items():
         assert leaf.dtype == wanted[name].dtype
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(wanted[name]))
 

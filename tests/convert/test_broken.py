@@ -93,7 +93,7 @@ def test_tensor_twice_in_one_header(checkpoint, refuses):
     entry = re.search(rb'"transformer.ln_f.weight":\{.*?\}', content)[0]
     header = content[8 : 8 + length].rstrip()[:-1] + b"," + entry + b"}"
     file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
-    refuses(folder, r"lists \['transformer.ln_f.weight'\] twice")
+    refuses(folder, "'transformer.ln_f.weight' twice")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from qwen_jax.adapters import attach, peft
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.checkpoint import load
 from qwen_jax.nn.lora import fuse
+from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import tensor_views
-from qwen_jax.storage.native import named_leaves
 from tests.adapters import MODERN, V1, merged, random_adapter
 from tests.convert import small
 from tests.reference import random_checkpoint, read_checkpoint, write_checkpoint

@@ -13,7 +13,7 @@ import convert
 from qwen_jax.checkpoint import load
 from qwen_jax.decoding import decode
 from qwen_jax.nn import quant
-from qwen_jax.storage import native
+from qwen_jax.nn.tree import named_layers, named_leaves
 from qwen_jax.storage.hf_names import tensor_views
 from tests.convert.quantised import random_module, random_quantised
 from tests.convert.small import assert_same_files
@@ -54,8 +54,9 @@ IDS = list(range(5, 25))
 
 def kernels(params, model_type):
     """Our float32 weights under Hugging Face's names."""
-    plain = native.named_leaves(params)
-    plain |= {f"{name}.kernel": np.asarray(layer.kernel) for name, layer in quant.layers(params)}
+    plain = named_leaves(params)
+    quantised = named_layers(params, quant.QuantLinear)
+    plain |= {f"{name}.kernel": np.asarray(layer.kernel) for name, layer in quantised.items()}
     return {
         p.tensor: p.of(np.asarray(plain[p.leaf])) for p in tensor_views(params.config, model_type)
     }

@@ -1,5 +1,6 @@
 """Making quantised checkpoints: GPTQ beats rounding, interrupted work goes on, reports are true."""
 
+import copy
 import json
 
 import jax
@@ -15,8 +16,9 @@ from convert.calibration import read_sheets
 from qwen_jax.checkpoint import load
 from qwen_jax.decoding import decode
 from qwen_jax.nn import quant
-from qwen_jax.nn.model import Linear
+from qwen_jax.nn.model import Linear, LinearLayer
 from qwen_jax.nn.quant import dequantize, quantize
+from qwen_jax.nn.tree import named_layers, named_leaves
 from qwen_jax.storage import native
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.convert.test_quantised import kernels
@@ -39,6 +41,32 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     return load(convert.to_native("demo", tmp_path_factory.mktemp("plain") / "demo"))
+
+
+class Witness(LinearLayer):
+    """Notes what a layer gets."""
+
+    def __init__(self, layer, seen):
+        self.layer, self.seen = layer, seen
+
+    def float32(self, x):
+        self.seen.append(np.asarray(x))
+        return self.layer.float32(x)
+
+
+def test_stages_tell_what_layers_get(plain):
+    block, seen = copy.deepcopy(plain.blocks[1]), []
+    x = jax.random.normal(jax.random.key(0), (2, 24, plain.config.width))
+    setting = quantizing._setting(x, jnp.array([24, 17]), plain.config)
+    told = list(map(np.asarray, quantizing._stage_inputs(block, x, setting)))
+    for stage in quantizing.STAGES:
+        for layer in stage:
+            quantizing._set(block, layer, Witness(quantizing._get(block, layer), seen))
+    block(x, *setting)
+    counts = [len(stage) for stage in quantizing.STAGES]
+    wanted = [x for x, count in zip(told, counts, strict=True) for _ in range(count)]
+    for got, want in zip(seen, wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 # --- the algorithm ----------------------------------------------------------------------------
@@ -103,12 +131,12 @@ def test_to_nearest(settings, plain, tmp_path, capsys):
     folder = convert.to_native("demo", tmp_path / "made", quantize=settings)
     assert "mlp.down" in capsys.readouterr().out
     params = load(folder)
-    layers = dict(quant.layers(params))
+    layers = named_layers(params, quant.QuantLinear)
     assert ("head" in layers) == settings.head
     source = plain.blocks[2].mlp.gate
     wanted = quantize(source, settings.bits, settings.group, settings.symmetric)
     got = quant.at_rest(layers["blocks.2.mlp.gate"])
-    for name, leaf in native.named_leaves(wanted).items():
+    for name, leaf in named_leaves(wanted).items():
         np.testing.assert_array_equal(getattr(got, name), leaf)
     assert params.embed.dtype == plain.embed.dtype
     report = json.loads((folder / quantizing.REPORT).read_text())
@@ -163,8 +191,8 @@ def test_interrupted(texts, tmp_path, monkeypatch):
     again = make(tmp_path / "made")
     assert "blocks.1" not in written
     assert "blocks.2" in written
-    wanted = native.named_leaves(load(whole))
-    for name, leaf in native.named_leaves(load(again)).items():
+    wanted = named_leaves(load(whole))
+    for name, leaf in named_leaves(load(again)).items():
         np.testing.assert_array_equal(leaf, wanted[name])
     assert (again / quantizing.REPORT).read_text() == (whole / quantizing.REPORT).read_text()
 

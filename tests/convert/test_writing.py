@@ -87,7 +87,7 @@ def test_errors_leave_nothing(golden, tmp_path, interrupted):
     with pytest.raises(RuntimeError, match="lightning"):
         convert.to_native(golden("v1/base"), tmp_path / "out")
     interrupted(3, OSError(errno.ENOSPC, "No space left on device"))
-    with pytest.raises(OSError, match=r"out is full; the checkpoint takes 0\.67 MB"):
+    with pytest.raises(OSError, match=r"out is full: .* left, 0\.74 MB needed; make room"):
         convert.to_native(golden("v1/base"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -102,7 +102,7 @@ def test_what_does_not_verify_is_not_kept(golden, tmp_path, monkeypatch):
 def test_room_is_checked_first(golden, tmp_path, monkeypatch, interrupted):
     written = interrupted(0, AssertionError())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500_000))
-    with pytest.raises(OSError, match=r"has 0.50 MB left, the checkpoint takes 0.74 MB"):
+    with pytest.raises(OSError, match=r"out is full: 0.50 MB left, 0.74 MB needed; make room"):
         convert.to_native(golden("v1/base"), tmp_path / "out")
     assert not written
     assert list(tmp_path.iterdir()) == []
@@ -111,7 +111,7 @@ def test_room_is_checked_first(golden, tmp_path, monkeypatch, interrupted):
 def test_room_is_checked_on_the_way_back(golden, tmp_path, monkeypatch):
     folder = convert.to_native(golden("v1/bf16"), tmp_path / "native")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
-    with pytest.raises(OSError, match=r"has 0\.10 MB left"):
+    with pytest.raises(OSError, match=r"back is full: 0\.10 MB left"):
         convert.to_hf(folder, tmp_path / "back")
     assert list(tmp_path.iterdir()) == [folder]
 

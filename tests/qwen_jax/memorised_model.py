@@ -56,7 +56,7 @@ def memorised_model(tokenizer: Tokenizer, *texts: str, **generation_config: Any)
 
 def with_assets(params: Qwen, tokenizer: Tokenizer | None, **generation_config: Any) -> Qwen:
     defaults = Defaults.from_hf(generation_config)
-    return replace(params, assets=Assets(Path(), "qwen3", tokenizer, defaults, None))
+    return replace(params, assets=Assets(Path(), "qwen3", tokenizer, defaults))
 
 
 def with_defaults(params: Qwen, **changes: Any) -> Qwen:

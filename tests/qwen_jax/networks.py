@@ -15,6 +15,7 @@ from qwen_jax.decoding import decode
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.model import Qwen, build
+from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import tensor_views
 from tests.reference import Tensors, read_checkpoint
 
@@ -71,17 +72,11 @@ def assemble(hf: dict, tensors: Tensors, dtype: Any = np.float32) -> Qwen:
     """The model whose tensors these are."""
     config = Config.from_hf(hf)
     tree = build(config, lambda shape, axes, kind: np.full(shape, np.nan, dtype))
-    leaves = named(tree)
+    leaves = named_leaves(tree)
     for part in tensor_views(config, hf["model_type"]):
         leaf, tensor = part.views(leaves[part.leaf], tensors[part.tensor])
         leaf[...] = tensor
     return jax.tree.map(jnp.asarray, tree)
-
-
-def named(tree: Any) -> dict[str, Any]:
-    """Leaves by path, "blocks.0.attn.qkv.kernel"."""
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
-    return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def distance(got: Any, wanted: Any) -> float:

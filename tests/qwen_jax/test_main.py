@@ -19,6 +19,7 @@ import pytest
 import convert
 from qwen_jax import Sampling, demo
 from qwen_jax import __main__ as command
+from qwen_jax.cli import run
 from qwen_jax.decoding.completion import Completion
 from tests.qwen_jax.memorised_model import memorised_model
 
@@ -107,15 +108,15 @@ def fault(monkeypatch, capsys) -> Callable[..., str]:
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
-    def run(*arguments, **how) -> str:
+    def end(*arguments, **how) -> str:
         with pytest.raises(SystemExit) as caught:
-            command.run(lambda: command.main(*arguments, **how))
+            run(lambda: command.main(*arguments, **how))
         assert capsys.readouterr().out == ""
         assert isinstance(caught.value.code, str)
         assert "\n" not in caught.value.code
         return caught.value.code
 
-    return run
+    return end
 
 
 @pytest.fixture(scope="module")
@@ -146,22 +147,25 @@ def test_options_reach_the_model(monkeypatch, base, small, capsys):
         seen.append((arguments[1:], how))
         return iter([Completion([1], "yes", "stop")])
 
-    def read(folder, **how):
-        seen.append(((folder,), how))
+    def read(folder, mesh, **how):
+        seen.append(((folder, dict(mesh.shape)), how))
         return params
 
     monkeypatch.setattr(command, "load", read)
     monkeypatch.setattr(command, "stream_chat", answer)
     command.main("somewhere", "hi")
-    (_, how), (given, samplings) = seen
-    assert how == {"dtype": None, "cache_dtype": None, "adapter": None}
+    ((_, mesh), how), (given, samplings) = seen
+    assert mesh == {"data": 1, "fsdp": 1, "tensor": 8}
+    assert how == {"dtype": None, "adapter": None}
     assert given == ("hi",)
     checkpoint = Sampling(temperature=0.5, top_k=7)
-    default = {"system": None, "sampling": checkpoint, "max_new_tokens": None, "seed": None}
-    assert samplings == default
-    asked = {"system": "x", "max_new_tokens": 3, "seed": 5}
-    command.main("somewhere", "hi", temperature=2, dtype="float16", cache_dtype="int8", **asked)
-    assert seen[2][1] == {"dtype": "float16", "cache_dtype": "int8", "adapter": None}
+    names = ("system", "max_new_tokens", "seed", "cache_dtype")
+    assert samplings == dict.fromkeys(names) | {"sampling": checkpoint}
+    asked = {"system": "x", "max_new_tokens": 3, "seed": 5, "cache_dtype": "int8"}
+    sizes = {"mesh_data": 2, "mesh_fsdp": 2}
+    command.main("somewhere", "hi", temperature=2, dtype="float16", **asked, **sizes)
+    assert seen[2][0][1] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert seen[2][1] == {"dtype": "float16", "adapter": None}
     assert seen[3][1] == asked | {"sampling": replace(checkpoint, temperature=2)}
     assert capsys.readouterr().out == "yes\nyes\n"
 
@@ -214,7 +218,7 @@ def test_an_interrupt_lost_in_a_callback_comes_again(monkeypatch):
     gc.callbacks.append(callback)
     try:
         with pytest.raises(SystemExit) as caught:
-            command.run(work)
+            run(work)
     finally:
         gc.callbacks.remove(callback)
     assert caught.value.code == 130

@@ -10,6 +10,7 @@ from qwen_jax import memory
 from qwen_jax.config import Config
 from qwen_jax.decoding import aot
 from qwen_jax.nn import quant
+from qwen_jax.nn.tree import named_layers
 from tests.qwen_jax.networks import QWEN2
 
 CONFIG = Config.from_hf(QWEN2)
@@ -22,7 +23,7 @@ def test_weights():
     assert memory.by_dtype(jax.tree.leaves(plain)) == {"bfloat16": 2 * sum(sizes)}
     formats = quant.plan(CONFIG, 4, 16, zeros=True)
     small = aot.params(CONFIG, jnp.bfloat16, None, formats)
-    codes = sum(x.codes.size for _, x in quant.layers(small))
+    codes = sum(x.codes.size for x in named_layers(small, quant.QuantLinear).values())
     found = memory.by_dtype(jax.tree.leaves(small))
     assert found["int4"] == codes // 2
     assert found["float16"] == 2 * found["int8"] == 2 * codes // 16

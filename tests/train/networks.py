@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.data.examples import IGNORED
-from qwen_jax.nn.lora import Delta, LoraLinear, map_linears
+from qwen_jax.nn.lora import Delta, LoraLinear
 from qwen_jax.nn.model import Qwen
-from qwen_jax.storage.native import named_leaves
+from qwen_jax.nn.tree import map_linears, named_leaves
 from train.nn.network import stack
 from train.step import Batch, Metrics, Recipe, Trainer, TrainState, batch_sharding
 

@@ -185,7 +185,7 @@ def test_batches_are_made_ahead_in_threads():
     reader = iter(Batches(Watched([4] * 400), batch=1, epochs=1))
     next(reader)
     made.clear()
-    assert made.wait(5)  # with nobody asking
+    assert made.wait(60)  # with nobody asking
 
 
 def test_of_real_data(tmp_path, small):

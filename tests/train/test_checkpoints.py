@@ -123,7 +123,8 @@ def test_leftovers_of_a_killed_save_go_away(tmp_path):
 
 def fill(folder: Path) -> None:
     size = 1024  # 390 kB a checkpoint
-    wanted = f"the disk of {folder} is full; the checkpoints before this one are whole"
+    whole = "the checkpoints before this one are whole; make room and run the same command again"
+    wanted = rf"the disk of {folder} is full: 0\.\d\d MB left, 0\.\d\d MB needed; {whole}"
     checkpoints = Checkpoints(folder, 10, False)
     with pytest.raises(OSError, match=wanted):  # noqa: PT012  # a later save says it, or the end
         for step in range(1, 6):

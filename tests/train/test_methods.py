@@ -10,7 +10,7 @@ import convert
 import qwen_jax
 from qwen_jax.adapters import peft
 from qwen_jax.nn.quant import QuantLinear
-from qwen_jax.storage.native import named_leaves
+from qwen_jax.nn.tree import named_leaves
 from tests.train.networks import batch, random_samples, run
 from train.methods import export, prepare
 from train.settings import TrainConfig

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from qwen_jax.data.examples import encode
-from qwen_jax.data.faults import Faults
 from qwen_jax.data.records import Records
 from train import scan as module
 from train.scan import check, scan
@@ -101,12 +100,3 @@ def test_a_stop_does_not_wait_for_the_rest(data):
     next(parts)
     parts.close()
     assert len(begun) < 10_000
-
-
-def test_faults_add_up():
-    faults = Faults()
-    faults.add(*map(str, range(15)))
-    faults.join(Faults([str(n) for n in range(15, 30)], 40))
-    assert faults.shown == [str(n) for n in range(20)]
-    assert faults.count == 55
-    Faults().stop("trained")

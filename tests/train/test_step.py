@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qwen_jax.config import Config
 from qwen_jax.data.examples import IGNORED
 from qwen_jax.nn.sharding import make_mesh, shardings
+from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import tensor_views
-from qwen_jax.storage.native import named_leaves
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble
 from tests.reference import random_checkpoint, reference_logits
 from tests.train.networks import batch, losses, random_samples, run, trainer, with_adapters

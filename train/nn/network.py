@@ -47,7 +47,8 @@ def hidden(
     cache = Packed(segments, mesh)
 
     def layer(x: Array, block: Any) -> tuple[Array, None]:
-        x, _ = block(spread(x, mesh), positions, angles, None, cache, 0, config)
+        with jax.named_scope("block"):
+            x, _ = block(spread(x, mesh), positions, angles, None, cache, 0, config)
         return x, None
 
     x, _ = jax.lax.scan(_kept(layer, remat), params.embed[tokens], params.blocks)

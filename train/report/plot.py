@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from qwen_jax.files import atomic
+
 KEPT = 0.9  # of the mean, at each step
 
 
@@ -48,6 +50,5 @@ def draw(log: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     if points or held:
         axes.legend()
-    aside = path.with_suffix(".partial.png")
-    figure.savefig(aside)
-    aside.rename(path)
+    with atomic.new_file(path) as partial:
+        figure.savefig(partial, format="png")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from qwen_jax.files import atomic
 from train.report import plot, speed
 
 QUIET = 10.0  # seconds between lines where they cannot be overwritten
@@ -38,7 +39,8 @@ class RunLogger:
         if not self.writes:
             return
         log = [record for record in plot.read_log(folder / LOG) if record["step"] <= done]
-        _write_log(log, folder / LOG)
+        lines = (json.dumps(record) + "\n" for record in log)
+        atomic.write_text(folder / LOG, "".join(lines))
         for loss in losses(log):
             self.smoothed = self.mean.add(loss)
         # imports torch wherever it is installed: a second and 130 MB, in the process that writes
@@ -164,9 +166,3 @@ def _finite(value: float) -> float | None:
 def _exp(loss: float) -> float | None:
     with np.errstate(over="ignore"):
         return _finite(float(np.exp(loss)))
-
-
-def _write_log(records: list[dict[str, Any]], path: Path) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-    aside.rename(path)

@@ -7,7 +7,7 @@ import sys
 import jax
 
 from qwen_jax.config import Config
-from qwen_jax.storage.native import abstract_leaves
+from qwen_jax.nn.quant import abstract_leaves
 
 # bfloat16 products a second, without sparsity, as the makers publish them; the first name that
 # occurs in jax's `device_kind` counts

@@ -14,9 +14,10 @@ from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.decoding import decode
 from qwen_jax.nn.lora import LoraLinear, fuse
 from qwen_jax.nn.sharding import make_mesh, mesh_of, shardings
+from qwen_jax.nn.tree import named_leaves
 from tests.adapters import MODERN, assert_same, merged, random_adapter
 from tests.adapters import V1 as V1_NAMES
-from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble, distance, named
+from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble, distance
 from tests.reference import random_checkpoint, reference_logits
 
 BIG = {"hidden_size": 64, "num_attention_heads": 8, "vocab_size": 128}
@@ -88,7 +89,7 @@ def test_dtype(dtype):
     hf, tensors, params, adapter = case("qwen2")
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     made = attach.add(params, adapter, dtype=dtype)
-    new = [x for name, x in named(made).items() if "deltas" in name or "head" in name]
+    new = [x for name, x in named_leaves(made).items() if "deltas" in name or "head" in name]
     assert {x.dtype for x in new} == {jnp.dtype(dtype or jnp.bfloat16)}
     wanted = reference_logits(hf, merged(tensors, adapter), IDS)
     assert distance(score(made), wanted) < 0.1
@@ -119,8 +120,8 @@ def test_sharded(name, sizes):
     assert distance(score(made), wanted) < 5e-6
     assert distance(score(fuse(made)), wanted) < 5e-6
     assert_same(attach.extract(made, adapter.settings), adapter)
-    for name, leaf in named(fuse(made)).items():
-        assert leaf.sharding.is_equivalent_to(named(placed)[name].sharding, leaf.ndim), name
+    for name, leaf in named_leaves(fuse(made)).items():
+        assert leaf.sharding.is_equivalent_to(named_leaves(placed)[name].sharding, leaf.ndim), name
 
 
 def test_matrices_lie_along_their_layer():

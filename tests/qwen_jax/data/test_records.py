@@ -37,14 +37,14 @@ def test_a_folder_is_its_data_files_by_name(data, tmp_path):
         data(name, name.encode())
     records = Records(tmp_path)
     assert [records[n].text for n in range(len(records))] == ["a.txt", "b/z.txt"]
-    assert not records.faults.count
+    assert not records.problems.count
 
 
 def test_every_file_with_a_fault_is_named(data, tmp_path):
     (tmp_path / "empty").mkdir()
     bad, good = data("x.csv", b"1"), data("x.txt", b"x")
     records = Records([tmp_path / "none.json", bad, good, tmp_path / "empty"])
-    assert records.faults.shown == [
+    assert records.problems.shown == [
         f"{tmp_path}/none.json: No such file or directory",
         f"{bad}: got a name in '.csv', wanted .json, .jsonl, .txt",
         f"{tmp_path}/empty: no data in this folder, wanted .json, .jsonl, .txt",
@@ -88,7 +88,7 @@ tokens = st.sampled_from([*openings, *endings, *oddities])
 def test_whatever_a_file_holds_is_records_or_faults(tmp_path, raw, name):
     (tmp_path / name).write_bytes(raw)
     records = Records(tmp_path / name)
-    assert (len(records) > 0) != (records.faults.count > 0)
+    assert (len(records) > 0) != (records.problems.count > 0)
     for number in range(len(records)):
         try:
             wrong = ""

@@ -185,3 +185,16 @@ def test_the_reader_knows_how_often_loops_run():
         "all-gather": {"count": 12, "bytes": 12 * 32},
         "all-reduce": {"count": 1, "bytes": 36},
     }
+
+
+def test_a_profile_reads_like_the_source():
+    """Scopes name where an operation comes from, and are no part of the program."""
+    params = aot.params(V1, jnp.bfloat16)
+    lowered = aot.step(params, aot.state(params, 2, LENGTH), 4).lower(lowering_platforms=("cuda",))
+    named = lowered.as_text(debug_info=True)
+    for layer in range(V1.layers):
+        assert f"block_{layer}/attention/" in named
+        assert f"block_{layer}/mlp/" in named
+    for scope in ("embedding/", "head/", "sampling/"):
+        assert scope in named
+        assert scope not in lowered.as_text()

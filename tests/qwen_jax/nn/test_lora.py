@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from qwen_jax.config import Config
-from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, Rows, fuse, map_linears, spread
+from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, Rows, fuse, spread
 from qwen_jax.nn.model import Linear, init
-from tests.qwen_jax.networks import QWEN2, distance, named
+from qwen_jax.nn.tree import map_linears, named_leaves
+from tests.qwen_jax.networks import QWEN2, distance
 
 OUT, IN, RANK, SCALE = 24, 10, 3, 0.7
 PARTS = [Rows(2, 0, 8), Rows(2, 8, 10), Rows(2, 10, 12)]  # of two runs of 12 rows
@@ -110,7 +111,7 @@ def test_map_linears_and_fuse():
         out, width = layer.kernel.shape
         return LoraLinear(layer, (Delta(draw(2, width), draw(out, 2), None, None, 1.0, 0.0),))
 
-    before, after = named(params), named(fuse(map_linears(wrap, params)))
+    before, after = named_leaves(params), named_leaves(fuse(map_linears(wrap, params)))
     assert before.keys() == after.keys()
     changed = [name for name in before if not np.array_equal(before[name], after[name])]
     assert changed == ["blocks.1.mlp.up.kernel"]

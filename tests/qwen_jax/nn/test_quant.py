@@ -14,17 +14,21 @@ from qwen_jax.config import Config
 from qwen_jax.decoding import aot, decode, prefix
 from qwen_jax.decoding.flat_params import Program, flatten
 from qwen_jax.nn import quant
-from qwen_jax.nn.lora import Delta, LoraLinear, fuse, map_linears
+from qwen_jax.nn.lora import Delta, LoraLinear, fuse
 from qwen_jax.nn.model import Linear, init
 from qwen_jax.nn.quant import QuantLinear, arrange, arrange_all, at_rest, dequantize, quantize
 from qwen_jax.nn.sharding import make_mesh, shardings
-from qwen_jax.storage import native
+from qwen_jax.nn.tree import map_linears, named_leaves
 from tests.qwen_jax.networks import QWEN2, V1, distance
 
 BIG = V1 | {"hidden_size": 64, "kv_channels": 16, "intermediate_size": 128, "num_hidden_layers": 2}
 NETWORKS = {"v1": BIG, "grouped": QWEN2 | {"hidden_size": 64, "num_attention_heads": 8}}
 IDS = np.array([[5, 6, 7, 8, 9, 10, 11, 12]])
 PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+def formats(params):
+    return quant.formats_of(named_leaves(params))
 
 
 def linear(out=24, inputs=64, bias=True, seed=0):
@@ -108,8 +112,8 @@ def test_arrangements_hold_the_same(group):
         assert placed.codes.ndim == (3 if group and platform == "tpu" else 2)
         assert placed.inputs == made.inputs == 64
         for back in (at_rest(placed), at_rest(arrange(arrange(placed, "tpu"), platform))):
-            for name, leaf in native.named_leaves(made).items():
-                other = native.named_leaves(back)[name]
+            for name, leaf in named_leaves(made).items():
+                other = named_leaves(back)[name]
                 assert other.dtype == leaf.dtype
                 np.testing.assert_array_equal(other, leaf)
 
@@ -180,15 +184,17 @@ def test_checkpoints_on_meshes(name, how, mesh, tmp_path):
     assert distance(decode.score(placed, IDS), decode.score(twin, IDS)) < 3e-6
     save(placed, tmp_path / "two")
     again = load(tmp_path / "two", make_mesh(devices=jax.devices()[:1]))
-    for name, leaf in native.named_leaves(at_rest(again)).items():
-        wanted = native.named_leaves(params)[name]
+    for name, leaf in named_leaves(at_rest(again)).items():
+        wanted = named_leaves(params)[name]
         assert leaf.dtype == wanted.dtype
         np.testing.assert_array_equal(leaf, wanted)
 
 
 def test_codes_and_scales_are_cut_between_groups():
     places = lambda name: shardings(
-        network(name)[0].config, make_mesh(fsdp=4, tensor=2), quant.formats(network(name)[0])
+        network(name)[0].config,
+        make_mesh(fsdp=4, tensor=2),
+        formats(network(name)[0]),
     )
     block = places("v1").blocks[0]
     assert block.attn.qkv.codes.spec == block.attn.qkv.scales.spec == P("tensor", "fsdp")
@@ -202,10 +208,10 @@ def test_codes_and_scales_are_cut_between_groups():
 def test_one_group_is_cut_anywhere():
     """What each device adds up has one scale, which waits for the whole sum."""
     params = network("v1", 8, True, None)[0]
-    block = shardings(params.config, make_mesh(fsdp=2), quant.formats(params)).blocks[0]
+    block = shardings(params.config, make_mesh(fsdp=2), formats(params)).blocks[0]
     assert block.attn.out.codes.spec == block.mlp.down.codes.spec == P("fsdp", "tensor")
     assert block.attn.out.scales.spec == P("fsdp", None)
-    odd = {name: quant.Format(4, 1, False, False) for name in quant.formats(params)}
+    odd = {name: quant.Format(4, 1, False, False) for name in formats(params)}
     config = Config.from_hf(BIG | {"intermediate_size": 2 * 12})  # 12 inputs: 3 a device
     block = shardings(config, make_mesh(fsdp=2), odd).blocks[0]
     assert block.mlp.down.codes.spec == P("fsdp", None)  # two of which share a byte
@@ -213,10 +219,8 @@ def test_one_group_is_cut_anywhere():
 
 def test_arranged_arrays_keep_their_devices(tmp_path):
     params, _ = network("v1")
-    placed = jax.device_put(
-        params, shardings(params.config, make_mesh(fsdp=2), quant.formats(params))
-    )
-    arrange_all(placed, "tpu")
+    placed = jax.device_put(params, shardings(params.config, make_mesh(fsdp=2), formats(params)))
+    placed = arrange_all(placed, "tpu")
     qkv = placed.blocks[0].attn.qkv
     assert qkv.codes.shape == (4, 192, 16)
     assert qkv.codes.sharding.shard_shape(qkv.codes.shape) == (2, 48, 16)
@@ -266,7 +270,7 @@ def test_lowered_without_the_hardware(platform):
     for zeros, group in ((True, 16), (False, None)):
         formats = quant.plan(Config.from_hf(BIG), 4, group, zeros)
         params = aot.params(Config.from_hf(BIG), jnp.bfloat16, None, formats)
-        arrange_all(params, platform)
+        params = arrange_all(params, platform)
         state = aot.state(params, slots=2, length=64)
         text = aot.step(params, state, 4).lower(lowering_platforms=(platform,)).as_text()
         assert "xi4>" in text  # two to a byte on these devices

@@ -157,7 +157,7 @@ def test_mesh_of():
 PROCESS = (
     joining(devices=2)
     + """
-import tests.qwen_jax.test_sharding as case
+import tests.qwen_jax.nn.test_sharding as case
 print("tokens", case.tokens_of_a_process())
 """
 )

@@ -8,15 +8,18 @@ from hypothesis import strategies as st
 
 from qwen_jax.config import Config
 from qwen_jax.nn.model import build
+from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage.hf_names import is_harmless, tensor_views
-from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble, named
+from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble
 from tests.reference import random_checkpoint, read_checkpoint
 
 GOLDENS = ("v1/base", "modern/qwen2_gqa", "modern/qwen3")
 
 
 def zeros(hf):
-    return named(build(Config.from_hf(hf), lambda shape, axes, kind: np.zeros(shape, np.int64)))
+    return named_leaves(
+        build(Config.from_hf(hf), lambda shape, axes, kind: np.zeros(shape, np.int64))
+    )
 
 
 def table(hf):

@@ -95,7 +95,7 @@ def test_duplicate_tensor(tmp_path):
     entry = json.dumps(GOOD["b"])
     (tmp_path / "s").write_bytes(file_of(f'{{"b":{entry},"b":{entry}}}'.encode(), b"\0" * 24))
     assert load_file(tmp_path / "s").keys() == {"b"}  # the library takes one of the two
-    with pytest.raises(ValueError, match=r"lists \['b'\] twice"):
+    with pytest.raises(ValueError, match="'b' twice"):
         read_shard(tmp_path / "s")
 
 

@@ -1,14 +1,25 @@
 """Text to ids and back: the original's ids, Hugging Face's ids, and streams that lose nothing."""
 
 import json
+import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qwen_jax.text.tokenizer import PADDING_ROWS, StopStrings, TextStream, split
+from qwen_jax.text.segments import split
+from qwen_jax.text.tokenizer import (
+    MOST_BLANKS,
+    NFC_SHRINKS,
+    PADDING_ROWS,
+    StopStrings,
+    TextStream,
+    _without_long_blanks,
+)
+from tests.growth import linear
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/text/tokenizer.json").read_text("utf-8"))
 
@@ -166,3 +177,78 @@ def test_nothing_comes_after_a_stop():
 def test_stop_strings_that_make_no_sense_are_refused(stops):
     with pytest.raises(ValueError, match="wanted a list of non-empty strings"):
         StopStrings(stops)
+
+
+HOSTILE = [
+    "a",
+    " ",
+    "\n",
+    "^",
+    "\u0301\u0316",
+    "a\u0301\u0316",
+    "<|im_start",
+    "<|im_end|>",
+    "\ud800",
+    "中",
+]
+
+
+@pytest.mark.parametrize("part", HOSTILE, ids=ascii)
+def test_encoding_grows_as_the_text_does(small, part):
+    encode = lambda text: small.encode(text, specials=True)
+    assert linear(encode, lambda size: part * size, 5000)
+
+
+def test_blanks_between_the_bounds_are_no_work():
+    text = " " * (2 * MOST_BLANKS + 1) + ("x" + " " * (MOST_BLANKS - 1)) * 3
+    started = time.thread_time()
+    parts = _without_long_blanks(text)
+    assert time.thread_time() - started < 5
+    assert "".join(parts) == text
+    assert [len(part) for part in parts[1:3]] == [MOST_BLANKS, 0]
+
+
+@pytest.mark.parametrize(
+    "text", ["é\n" * 50_000, "中文" * 50_000, "a\ud800" * 50_000, "q" * 99_999]
+)
+def test_long_texts_have_the_ids_of_the_whole(small, text):
+    assert small.encode(text) == small.encoding.encode(text, disallowed_special=())
+
+
+@quick
+@given(text=plain | st.text(max_size=50))
+@example(text="\u1fbe\u0308\u0301" * 20)
+@example(text="\u212a" * 50)
+def test_a_text_has_no_fewer_tokens_than_the_least(small, text):
+    assert small.least_tokens(text) <= len(small.encode(text))
+    assert small.least_tokens(text) <= len(small.encode(text, specials=True))
+
+
+def test_the_least_is_as_if_every_token_were_the_longest(small):
+    longest = max((small.token_bytes(id) for id in range(small.vocab_size)), key=len)
+    text = "a" * len(longest) * 1000
+    assert small.least_tokens(text) == 1000
+    assert small.least_tokens(text + "a") == 1001
+    assert small.least_tokens("") == 0
+
+
+def test_nfc_shrinks_no_text_further_than_is_told():
+    """Every character as the longest spelling of the characters that it decomposes into."""
+    spelled = {}
+    for char in map(chr, (*range(0xD800), *range(0xE000, 0x30000))):
+        whole = unicodedata.normalize("NFD", char)
+        if len(whole) == 1:
+            spelled[whole] = max(spelled.get(whole, 0), len(char.encode()))
+    for char in map(chr, (*range(0xD800), *range(0xE000, 0x30000))):
+        longest = sum(spelled[part] for part in unicodedata.normalize("NFD", char))
+        assert longest <= NFC_SHRINKS * len(char.encode()), ascii(char)
+
+
+@pytest.mark.parametrize("stop", ["a" * 20_000 + "b", "ab" * 10_000 + "c"])
+def test_long_stop_strings_are_watched_in_linear_time(stop):
+    def watch(pushes):
+        stops = StopStrings([stop, stop[1:]])
+        for text in pushes:
+            stops.push(text)
+
+    assert linear(watch, lambda size: [stop[:2]] * size, 2000)

@@ -14,6 +14,7 @@ from serve import loading
 from serve.engine.model_runner import ModelRunner
 from serve.engine.operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
 from serve.engine.scheduler import Request, Scheduler
+from tests.qwen_jax.memorised_model import with_defaults
 from tests.serve.conftest import SETTINGS
 
 WISH = SamplingArrays.of(Sampling(temperature=0.5, logprobs=3, stop_ids=((1, 2),)), ((3,),), 9)
@@ -107,8 +108,9 @@ def test_answers_are_those_of_generate(warm, babbler):
     while schedule.busy:
         turn = schedule.next()
         schedule.take(turn, warm.read(turn.operations, warm.run(turn.operations)))
+    endless = with_defaults(babbler, eos_ids=())
     for request, ids, sampling in zip(requests, texts, samplings, strict=True):
-        (alone,) = complete(babbler, [ids], sampling, max_new_tokens=12, seed=5, eos_ids=())
+        (alone,) = complete(endless, [ids], sampling, max_new_tokens=12, seed=5)
         assert request.answer == alone.tokens
 
 

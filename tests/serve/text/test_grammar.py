@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.text import hermes, react
-from serve.text.grammar import Grammars, Unusable, of_rules, of_schema
+from serve.text.grammar import Unusable, of_rules, of_schema
 from serve.text.message import Message
 from tests.serve.text.test_tools import ASK, HERMES, REACT, TEMPLATE, TIME, TOOLS, WEATHER, streamed
 
@@ -25,13 +25,6 @@ ODD = {"type": "object", "properties": {}, "not": {"required": ["x"]}}  # "not" 
 CALL, NOW = HERMES[12:], '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
 BERLIN = CALL.replace("Rome", "Berlin")
 FORMS = {"hermes": (HERMES, TEMPLATE), "v1": (REACT.split("\nObs")[0], None)}
-
-
-@pytest.fixture(scope="module")
-def grammars(small):
-    made = Grammars(small, 416, [small.specials["<|im_end|>"]])
-    yield made
-    made.close()
 
 
 def allowed(constraint, id):

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they are found, that they agree, when they stop."""
+"""When a run stops; and several processes and devices that make one curve."""
 
 import os
 import signal
@@ -11,67 +11,7 @@ import pytest
 import train
 from tests.train.runs import command, finish, losses, small
 from tests.train.test_command import SIGNALLED
-from train import distributed
-from train.distributed import Stop, found
-
-NAMED = {
-    "JAX_COORDINATOR_ADDRESS": "host:1234",
-    "JAX_NUM_PROCESSES": "4",
-    "JAX_PROCESS_ID": "3",
-}
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}
-TPU = {"TPU_ML_PLATFORM": "JAX"}
-ALONE = [
-    {},
-    NAMED | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
-    {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"},  # a shell inside an allocation
-    SLURM | {"SLURM_STEP_NUM_TASKS": "1"},
-    TPU | {"TPU_SKIP_MDS_QUERY": "1"},  # no chips
-    TPU | {"TPU_WORKER_HOSTNAMES": "localhost"},
-    {"TPU_WORKER_HOSTNAMES": "a,b"},  # a leftover: no TPU
-]
-FOUND = [
-    SLURM,
-    TPU,  # a TPU VM, whose metadata say
-    TPU | {"TPU_WORKER_HOSTNAMES": "a,b"},
-    TPU | {"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "localhost"},
-    TPU | {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"},
-]
-
-
-@pytest.mark.parametrize("environment", ALONE)
-def test_alone(environment, monkeypatch):
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("it waits"))
-    assert found(environment) is None
-    distributed.join(environment)
-
-
-@pytest.mark.parametrize("environment", FOUND)
-def test_jax_finds_the_rest(environment):
-    assert found(environment) == {}
-
-
-def test_named(monkeypatch):
-    wanted = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}
-    assert found(NAMED) == found(NAMED | SLURM) == wanted
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: calls.append(how))
-    monkeypatch.setattr(jax.config, "update", lambda *option: calls.append(option))
-    distributed.join(NAMED)
-    assert calls == [("jax_cpu_collectives_implementation", "gloo"), wanted]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID missing; a run of several processes needs all"),
-        ({"JAX_PROCESS_ID": "4"}, "JAX_NUM_PROCESSES is '4' and JAX_PROCESS_ID '4'"),
-        ({"JAX_NUM_PROCESSES": "many"}, "JAX_NUM_PROCESSES is 'many'"),
-    ],
-)
-def test_half_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        found(NAMED | changes)
+from train.stop import Stop
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_jax.data.strict import decode
+from qwen_jax.files.strict_json import LARGEST, decode, read
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -19,6 +19,7 @@ json_values = st.recursive(
 def test_json_is_read(value):
     assert decode(json.dumps(value)) == value
     assert decode(json.dumps(value, ensure_ascii=True).encode()) == value
+    assert decode(json.dumps(value, ensure_ascii=False).encode("utf-8-sig")) == value
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_json_is_read(value):
         ("1e999", "not JSON: the number 1e999 is too large"),
         ("9" * 5000, "not JSON: a number of 5000 digits"),
         ("[" * 100_000, "JSON nested too deeply"),
-        (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
+        (b'{"a": "\xff"}', "not JSON: byte 7 is not UTF-8"),
     ],
 )
 def test_the_rest_is_refused(text, message):
@@ -42,3 +43,32 @@ def test_the_rest_is_refused(text, message):
         decode(text)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_name_is_found_twice_among_many():
+    names = [f'"{n}": 0' for n in range(200_000)]
+    with pytest.raises(ValueError, match="'199999' twice in an object"):
+        decode("{" + ", ".join([*names, names[-1]]) + "}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "x.json is not JSON at character 0"),
+        (b"[1]", "x.json holds a list, expected a JSON object"),
+        (b'{"a": 1, "a": 1}', "x.json is not JSON: 'a' twice in an object"),
+        (b"[" * 100_000, "x.json is JSON nested too deeply"),
+        (b"\xff", "x.json is not JSON: byte 0 is not UTF-8"),
+    ],
+)
+def test_files_hold_one_object(tmp_path, content, message):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "x.json")
+
+
+def test_a_file_without_end_is_not_read(tmp_path):
+    with (tmp_path / "x.json").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(ValueError, match=f"has {LARGEST + 1} bytes, expected JSON of at most"):
+        read(tmp_path / "x.json")

@@ -1,0 +1,128 @@
+"""Results as Markdown tables, one function for each kind of result."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.support.chips import MIB
+
+Result = dict[str, Any]
+SERVERS = ("qwen_jax", "llama.cpp")
+TRAINERS = ("qwen_jax", "transformers + PEFT")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def training(result: Result) -> str:
+    rows = [
+        (
+            case["case"],
+            *(f"{case['seconds'][name]:.3f}" for name in TRAINERS),
+            f"{case['time_ratio']['median']:.2f}",
+            *(case["peak_megabytes"][name] for name in TRAINERS),
+            f"{case['peak_ratio']:.2f}",
+        )
+        for case in result["cases"]
+    ]
+    head = ("case", "s a step", TRAINERS[1], "ratio", "peak, MB", TRAINERS[1], "ratio")
+    return table(head, rows)
+
+
+def serving(result: Result) -> str:
+    medians, ratios = result["medians"], result["ratios"]
+    columns = ("output_throughput", "mean_ttft_ms", "mean_tpot_ms")
+    rows = [[name, *(f"{row[key]:.0f}" for key in columns)] for name, row in medians.items()]
+    head = ("server, requests at once", "tokens/s", "ms to the first token", "ms a token after it")
+    ratio_rows = [[name, f"{row['median']:.2f}"] for name, row in ratios.items()]
+    return table(head, rows) + "\n\n" + table(("ratio", "median"), ratio_rows)
+
+
+def load_test(result: Result) -> str:
+    answers, memory = result["answers"], result["memory"]
+    rows = [
+        ("mixed streams, 16 at once", answers["finished"]),
+        ("of them, different from the same request alone", answers["different_alone"]),
+        ("requests after them", memory["requests"]),
+        ("growth of memory in their second half, MB", memory["growth_of_second_half_megabytes"]),
+        *((name.replace("_", " "), int(count)) for name, count in result["afterwards"].items()),
+    ]
+    return table(("", "count"), rows)
+
+
+def clients(result: Result) -> str:
+    found: dict[str, list[str]] = {}
+    for check, outcome in result["checks"].items():
+        found.setdefault(check.partition(".py::")[0], []).append(outcome)
+    rows = [(name, len(each), each.count("passed")) for name, each in found.items()]
+    return table(("client", "checks", "passed"), rows)
+
+
+def replicas(result: Result) -> str:
+    rows = [
+        (name, ", ".join(f"{count} {end}" for end, count in ends.items()))
+        for name, ends in result.items()
+        if isinstance(ends, dict) and name not in ("versions", "streams")
+    ]
+    rows.append(("seconds until there are two again", result["seconds until there are two again"]))
+    return table(("", "streams"), rows)
+
+
+def loading(result: Result) -> str:
+    rows = [(what, row["median"], row["best"]) for what, row in result["speeds"].items()]
+    return table(("GB/s", "median", "best"), rows)
+
+
+def recital(result: Result) -> str:
+    rows = [
+        ("steps", result["steps"]),
+        ("seconds", result["seconds"]),
+        ("loss at first", result["first_loss"]),
+        ("loss at last", result["final_loss"]),
+        ("answers word for word before", f"{result['recited_before']:.1%}"),
+        ("answers word for word after", f"{result['recited']:.1%}"),
+    ]
+    curve = "![The loss of every step](images/demo_lora.png)"
+    return f"{table(('', 'value'), rows)}\n\n{curve}\n\n    {result['command']}"
+
+
+def sent(result: Result, unit: float, name: str) -> str:
+    """What the devices send each other, by kind."""
+    return (
+        ", ".join(
+            f"{each['count']} {kind} ({each['bytes'] / unit:.1f} {name})"
+            for kind, each in result["collectives"].items()
+        )
+        or "none"
+    )
+
+
+def decoding_plans(result: Result) -> str:
+    rows = [
+        (
+            case["case"],
+            f"{case['bytes']['temp'] / MIB:.1f}",
+            f"{case['bytes']['peak'] / 1e9:.1f}",
+            len(case["copies"]) if "copies" in case else "–",
+            sent(case, MIB, "MiB"),
+        )
+        for case in result["results"]
+    ]
+    head = ("case", "temporaries, MiB", "peak, GB", "copies", "collectives a step")
+    return table(head, rows)
+
+
+def training_plans(result: Result) -> str:
+    rows = [
+        (
+            case["case"],
+            *(f"{case['bytes'][what] / 1e9:.1f}" for what in ("argument", "temp", "peak")),
+            len(case["moved"]["copy"]),
+            sent(case, 1e9, "GB"),
+        )
+        for case in result["results"]
+    ]
+    head = ("case", "weights and state, GB", "temporaries, GB", "peak, GB", "copies")
+    return table((*head, "collectives an update"), rows)

@@ -1,0 +1,17 @@
+"""What a checkpoint holds beside its arrays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_jax.decoding.generation_config import Defaults
+from qwen_jax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Assets:
+    """Beside the arrays, found by `load`. Compared by identity: it is static under jit."""
+
+    folder: Path
+    model_type: str
+    tokenizer: Tokenizer | None
+    defaults: Defaults

@@ -1,0 +1,197 @@
+"""Several processes as one run: how they are found, and what they know together."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from qwen_jax import distributed
+from qwen_jax.distributed import found, gather, share
+from tests.processes import joining
+from train.batches import Batches
+from train.samples import Samples
+
+ROOT = Path(__file__).parents[2]
+NAMED = {
+    "JAX_COORDINATOR_ADDRESS": "host:1234",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "3",
+}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}
+TPU = {"TPU_ML_PLATFORM": "JAX"}
+ALONE = [
+    {},
+    NAMED | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+    {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"},  # a shell inside an allocation
+    SLURM | {"SLURM_STEP_NUM_TASKS": "1"},
+    TPU | {"TPU_SKIP_MDS_QUERY": "1"},  # no chips
+    TPU | {"TPU_WORKER_HOSTNAMES": "localhost"},
+    {"TPU_WORKER_HOSTNAMES": "a,b"},  # a leftover: no TPU
+]
+FOUND = [
+    SLURM,
+    TPU,  # a TPU VM, whose metadata say
+    TPU | {"TPU_WORKER_HOSTNAMES": "a,b"},
+    TPU | {"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "localhost"},
+    TPU | {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"},
+]
+
+
+@pytest.mark.parametrize("environment", ALONE)
+def test_alone(environment, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("it waits"))
+    assert found(environment=environment) is None
+    distributed.join(environment=environment)
+
+
+@pytest.mark.parametrize("environment", FOUND)
+def test_jax_finds_the_rest(environment):
+    assert found(environment=environment) == {}
+
+
+def test_named(monkeypatch):
+    wanted = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}
+    assert found(environment=NAMED) == found(environment=NAMED | SLURM) == wanted
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: calls.append(how))
+    monkeypatch.setattr(jax.config, "update", lambda *option: calls.append(option))
+    distributed.join(environment=NAMED)
+    assert calls == [("jax_cpu_collectives_implementation", "gloo"), wanted]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID missing; a run of several processes needs all"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_NUM_PROCESSES is '4' and JAX_PROCESS_ID '4'"),
+        ({"JAX_NUM_PROCESSES": "many"}, "JAX_NUM_PROCESSES is 'many'"),
+    ],
+)
+def test_half_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        found(environment=NAMED | changes)
+
+
+def test_options_come_before_the_environment():
+    wanted = {"coordinator_address": "other:1", "num_processes": 2, "process_id": 1}
+    assert found("other:1", 2, 1, NAMED) == wanted
+    assert found("other:1", 1, 0, NAMED) is None  # alone
+    assert found("auto", environment=NAMED) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("host:1",), "belong together"),
+        ((None, 2, 1), "belong together"),
+        (("auto", 2, 1), "belong together"),
+        (("host:1", 2, 2), "process is 2 of 2 processes; they count from 0"),
+        (("host", 2, 1), "coordinator is 'host', wanted HOST:PORT or auto"),
+    ],
+)
+def test_half_an_answer_of_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        found(*options)
+
+
+def test_where_the_coordinator_is():
+    assert distributed.coordinator_host("a:1", NAMED) == "a"
+    assert distributed.coordinator_host(None, NAMED) == "host"
+    assert distributed.coordinator_host("auto", {}) is None
+
+
+# --- what they know together -----------------------------------------------------------------
+SCRIPT = (
+    joining(devices=1)
+    + """
+import json
+from qwen_jax.text.tokenizer import Tokenizer
+from tests.qwen_jax.test_distributed import known, told
+from qwen_jax.distributed import gather
+from qwen_jax.data.records import Records
+from train.samples import Samples
+assert gather(b"" if rank else "é".encode()) == ["é".encode(), b""]
+tokenizer, reads = Tokenizer.load(folder + "/small"), []
+read = Records.__getitem__
+Records.__getitem__ = lambda records, number: reads.append(number) or read(records, number)
+Samples(folder + "/good.jsonl", tokenizer, length=30)
+Records.__getitem__ = read
+print(json.dumps({"known": known(folder + "/good.jsonl", tokenizer), "reads": sorted(reads),
+    "few": known(folder + "/few.jsonl", tokenizer)[1],
+    "bad": told(folder + "/bad.jsonl", tokenizer), "none": told(folder + "/none.txt", tokenizer),
+    "differs": told(folder + "/" + str(rank) + ".txt", tokenizer)}))
+"""
+)
+
+
+def known(data, tokenizer):
+    samples = Samples(data, tokenizer, length=30)
+    batch = Batches(samples, batch=2, epochs=1)[0]
+    return samples.digest, samples.lengths.tolist(), samples.notices, batch.tokens.tolist()
+
+
+def told(data, tokenizer):
+    with pytest.raises(ValueError) as error:
+        known(data, tokenizer)
+    return str(error.value)
+
+
+def item(text):
+    return json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n"
+
+
+def test_two_processes(tmp_path, small, small_folder):
+    (tmp_path / "small").symlink_to(small_folder)
+    texts = ["the dog " * n for n in range(11)]
+    (tmp_path / "good.jsonl").write_text("".join(map(item, texts)))
+    (tmp_path / "few.jsonl").write_text(item("x"))
+    (tmp_path / "bad.jsonl").write_text("".join(map(item, ["x"] * 30 + [7] * 30)))
+    (tmp_path / "0.txt").write_text("one")
+    (tmp_path / "1.txt").write_text("other")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), port, str(tmp_path)],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=90)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    found = [json.loads(output.splitlines()[-1]) for output in outputs]
+    alone = {
+        "known": list(known(tmp_path / "good.jsonl", small)),
+        "few": known(tmp_path / "few.jsonl", small)[1],
+        "bad": told(tmp_path / "bad.jsonl", small),
+        "none": told(tmp_path / "none.txt", small),
+        "differs": "the processes of this run see different data; give all of them the same",
+    }
+    assert [one.pop("reads") for one in found] == [[*range(6)], [*range(6, 11)]]
+    assert found == [alone, alone]
+    assert "30 faults" in alone["bad"]
+    assert "and 10 more" in alone["bad"]
+
+
+def test_a_process_alone():
+    assert share(7) == range(7)
+    assert gather(b"x") == [b"x"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_shares_are_the_whole_in_order(monkeypatch, count, processes):
+    numbers = []
+    for rank in range(processes):
+        monkeypatch.setattr("jax.process_count", lambda: processes)
+        monkeypatch.setattr("jax.process_index", lambda rank=rank: rank)
+        numbers += share(count)
+    assert numbers == [*range(count)]
