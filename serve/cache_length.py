@@ -1,15 +1,11 @@
 """How many tokens a slot holds: the checkpoint's window where memory allows, or what is asked."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from qwen_jax import memory
-from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
-from qwen_jax.files import strict_json
 from qwen_jax.nn import sharding
 from qwen_jax.nn.model import Qwen
 from serve.settings import ServeConfig
@@ -58,12 +54,10 @@ def decide(settings: ServeConfig, config: Config, fitting: int | None, share: fl
     return length
 
 
-def check(settings: ServeConfig) -> None:
+def check(settings: ServeConfig, config: Config) -> None:
     """Raises ValueError, before anything is loaded, where --max-length cannot fit in any case."""
     if settings.max_length is None:
         return
-    folder = native_folder() if settings.model == "demo" else Path(settings.model)
-    config = Config.from_hf(strict_json.read(folder / "config.json"))
     free, platform = memory.free(jax.local_devices())
     dtype = settings.cache_dtype or ("float32" if platform == "cpu" else "bfloat16")
     parts = 1 if platform == "cpu" else jax.device_count()

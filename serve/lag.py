@@ -3,15 +3,17 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 
 _PERIOD = 0.01  # seconds between two looks
 _WINDOW = 10.0
 
 
 class Lag:
-    """Looks on while `watch` runs."""
+    """Looks on while `watch` runs. observe: told of every look, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Callable[[float], None]) -> None:
+        self._observe = observe
         self._seen: deque[tuple[float, float]] = deque()  # when, how late; later ones are smaller
 
     async def watch(self) -> None:
@@ -19,7 +21,9 @@ class Lag:
         while True:
             due = loop.time() + _PERIOD
             await asyncio.sleep(_PERIOD)
-            self._note(max(0.0, loop.time() - due))
+            late = max(0.0, loop.time() - due)
+            self._observe(late)
+            self._note(late)
 
     def worst(self, seconds: float = _WINDOW) -> float:
         """The longest, in seconds, of the last so many."""

@@ -7,9 +7,11 @@ import time
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from qwen_jax import load
 from qwen_jax.adapters import attach, peft
+from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
@@ -26,13 +28,31 @@ from serve.text.grammar import Grammars
 log = logging.getLogger("serve")
 
 
-def parameters(settings: ServeConfig) -> Qwen:
-    """The checkpoint on a mesh over all devices, or on the only one."""
+def check(settings: ServeConfig) -> None:
+    """Raise what `parameters` would, as far as it shows before an array is read."""
+    manifest, config, assets = examine(settings.model)
+    if assets.tokenizer is None:
+        raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
+    for name, folder in settings.adapters.items():
+        try:
+            attach.check(peft.read(folder), config, manifest.model_type)
+        except ValueError as error:
+            raise ValueError(f"adapter {name!r}: {error}") from None
+    _mesh(settings)
+    cache_length.check(settings, config)
+
+
+def _mesh(settings: ServeConfig) -> Mesh | None:
+    """Over all devices; None is the only one."""
     sizes = (settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
     split = jax.device_count() > 1 or sizes != (1, 1, None)
-    mesh = make_mesh(*sizes) if split else None
+    return make_mesh(*sizes) if split else None
+
+
+def parameters(settings: ServeConfig) -> Qwen:
+    """The checkpoint on a mesh over all devices, or on the only one."""
     added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
-    params = load(settings.model, mesh, settings.dtype)
+    params = load(settings.model, _mesh(settings), settings.dtype)
     if added:
         params = attach.add_all(params, added)
     if tokenizer_of(params) is None:

@@ -38,9 +38,9 @@ class Service:
     def __init__(self, settings: ServeConfig):
         self.settings, self.metrics = settings, Metrics()
         self.lanes = Lanes(settings.queue + settings.slots, GUARDS)
-        self.lag = Lag()
+        self.lag = Lag(self.metrics.loop_lag.observe)
         self.metrics.watch(
-            "event_loop_lag_seconds", "Longest hold-up in the last 10 s", self.lag.worst
+            "event_loop_lag_worst_seconds", "Longest hold-up in the last 10 s", self.lag.worst
         )
         self.model: Model | None = None  # until it is loaded and warm
         self.adapted: dict[str, Model] = {}  # the same with its adapters, by their names

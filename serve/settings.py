@@ -1,5 +1,6 @@
 """What a server is started with."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import tyro
 from qwen_jax import distributed
 
 Number = Literal["float32", "bfloat16", "float16"]
+_HOST = re.compile(r"\*|[\w.-]+|\[?[0-9A-Fa-f:.]+\]?")
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/A-Z]+")
 _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 
 
@@ -60,6 +63,11 @@ class ServeConfig:
     cors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ORIGIN…")] = ()
     """Origins whose web pages may call the API; by default, only the server's own page."""
 
+    allowed_host: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME…")] = ()
+    """Names beside localhost and --host by which the server is reached without keys; * is any."""
+
+    max_connections: int | None = None
+    """Connections at once; by default 1024, twice what may run and wait if that is more."""
     max_body: int = 4 * 2**20
     """Bytes of a request's body."""
     max_choices: int = 64
@@ -68,6 +76,10 @@ class ServeConfig:
     """Time a client has for a request's head."""
     body_seconds: float = 30.0
     """Time a client has for a request's body."""
+    write_seconds: float = 30.0
+    """Time a client has to take what was written to it."""
+    idle_seconds: float = 30.0
+    """Time a connection is kept for its next request."""
     request_seconds: float = 600.0
     """Time an answer may take."""
     drain_seconds: float = 30.0
@@ -96,6 +108,18 @@ class ServeConfig:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             problems.append("tls_certificate and tls_key belong together, got one of them")
+        if self.max_connections is not None and not 1 <= self.max_connections <= 10**6:
+            problems.append(f"max_connections is {self.max_connections}, wanted 1 to {10**6}")
+        problems += [
+            f"allowed_host is {one!r}, wanted a name without scheme and port"
+            for one in self.allowed_host
+            if not _HOST.fullmatch(one)
+        ]
+        problems += [
+            f"cors is {one!r}, wanted an origin: https://example.org, without a path"
+            for one in self.cors
+            if not _ORIGIN.fullmatch(one)
+        ]
         problems += distributed.option_problems(self.coordinator, self.processes, self.process)
         if self.mesh_tensor is not None and self.mesh_tensor < 1:
             problems.append(f"mesh_tensor is {self.mesh_tensor}, wanted 1 or more")
@@ -140,6 +164,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_choices", 1, 4096),
     ("header_seconds", 0.1, 3600),
     ("body_seconds", 0.1, 3600),
+    ("write_seconds", 0.1, 3600),
+    ("idle_seconds", 0.1, 3600),
     ("request_seconds", 0.1, 86400),
     ("drain_seconds", 0, 3600),
 )

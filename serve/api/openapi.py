@@ -56,14 +56,18 @@ def _document() -> dict[str, Any]:
     )
     paths: dict[str, Any] = {}
     for path, summary in _GETS.items():
-        paths[path] = {"get": {"summary": summary, "responses": _responses(400, 401, 503)}}
+        paths[path] = {
+            "get": {"summary": summary, "responses": _responses(400, 401, 403, 421, 503)}
+        }
     for path, (kind, summary) in _POSTS.items():
         content = {"application/json": {"schema": names[(kind, "validation")]}}
         paths[path] = {
             "post": {
                 "summary": summary,
                 "requestBody": {"required": True, "content": content},
-                "responses": _responses(400, 401, 404, 408, 413, 429, 500, 503, 504),
+                "responses": _responses(
+                    *(400, 401, 403, 404, 408, 413, 415, 421, 429, 500, 503, 504)
+                ),
             }
         }
     return {

@@ -43,10 +43,10 @@ def test_what_is_asked_for_and_cannot_fit(babbler):
 
 def test_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda devices: (10**9, "cpu"))
-    cache_length.check(ServeConfig(max_length=8192))  # half a gigabyte
-    cache_length.check(ServeConfig())
+    loading.check(ServeConfig(max_length=8192))  # half a gigabyte
+    loading.check(ServeConfig())
     with pytest.raises(ValueError, match=r"--max-length 32768 for 16 slots does not fit"):
-        cache_length.check(ServeConfig(max_length=32768))
+        loading.check(ServeConfig(max_length=32768))
 
 
 def test_bytes_are_those_of_the_cache(babbler):
