@@ -5,12 +5,15 @@ import logging
 import time
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from qwen_jax import load
 from qwen_jax.adapters import attach, peft
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text import chatml
+from serve import cache_length
 from serve.engine.engine import Engine
 from serve.engine.model_runner import Compilations, ModelRunner
 from serve.engine.multihost import Leader
@@ -18,8 +21,6 @@ from serve.engine.scheduler import Scheduler
 from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
-
-_USUAL_LENGTH = 2048  # tokens of a slot, where the settings do not say
 
 log = logging.getLogger("serve")
 
@@ -38,10 +39,13 @@ def parameters(settings: ServeConfig) -> Qwen:
 
 
 def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
-    length = settings.max_length or min(params.config.max_length, _USUAL_LENGTH)
-    chunk = settings.chunk
-    rounded = -(-length // chunk) * chunk
-    return ModelRunner(params, settings.slots, rounded, chunk, settings.step_tokens)
+    """Slots as long as `cache_length` says; every process of a run has as many tokens."""
+    length = cache_length.choose(params, settings)
+    if jax.process_count() > 1:
+        length = int(multihost_utils.process_allgather(np.array(length)).min())
+    why = cache_length.reason(settings, params.config, length)
+    log.info("%d slots of %d tokens: %s", settings.slots, length, why)
+    return ModelRunner(params, settings.slots, length, settings.chunk, settings.step_tokens)
 
 
 def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:

@@ -1,5 +1,7 @@
 """A server's life: bind, load, serve, drain."""
 
+import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -10,7 +12,7 @@ from types import FrameType
 import jax
 import uvicorn
 
-from serve import loading
+from serve import cache_length, loading
 from serve.api import app
 from serve.engine import multihost
 from serve.http.keys import Keys
@@ -22,7 +24,8 @@ log = logging.getLogger("serve")
 
 
 def serve(settings: ServeConfig) -> None:
-    """Serve until SIGTERM or Ctrl-C; raises OSError where the port is taken."""
+    """Serve until SIGTERM or Ctrl-C; raises OSError where the port is taken,
+    ValueError where memory cannot hold what is asked for."""
     logging.basicConfig(
         stream=sys.stderr,
         force=True,
@@ -35,6 +38,7 @@ def serve(settings: ServeConfig) -> None:
     if settings.coordinator is not None and jax.process_index() > 0:
         multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
         return
+    cache_length.check(settings)
     listener = bind(settings)
     service = Service(settings)
     host, port = listener.getsockname()[:2]
@@ -73,6 +77,8 @@ def _load(service: Service) -> None:
         runner = loading.runner(params, settings)
         device = runner if settings.coordinator is None else multihost.Leader(runner, settings)
         loading.start(service, params, device)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time
     except Exception as error:
         service.failure = str(error) or type(error).__name__
         log.exception("the model cannot be loaded")
@@ -106,8 +112,14 @@ class Server(uvicorn.Server):
         self._service.draining = True
         super().handle_exit(sig, frame)
 
+    async def main_loop(self) -> None:
+        watching = asyncio.create_task(self._service.lag.watch())
+        await super().main_loop()
+        watching.cancel()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        self._service.lanes.close()
         if self._service.model is not None:
             self._service.model.engine.stop()
             self._service.model.grammars.close()

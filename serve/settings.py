@@ -29,7 +29,7 @@ class ServeConfig:
     slots: int = 16
     """Requests that are answered at once."""
     max_length: int | None = None
-    """Tokens of prompt and answer together; by default the checkpoint's, at most 2048."""
+    """Tokens of prompt and answer together; by default the checkpoint's, as far as memory goes."""
     chunk: int = 128
     """Most tokens of a prompt between two steps of the answers under way; a power of two."""
     step_tokens: int = 4

@@ -3,7 +3,7 @@
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +13,7 @@ from serve.api import endpoint, formats, logprobs, prompting
 from serve.api.choices import Choice, choices_of
 from serve.api.prompting import Tools
 from serve.api.schemas import ChatRequest, FunctionName, ToolName
+from serve.api.window import check_messages
 from serve.http.errors import ApiError
 from serve.service import Model
 from serve.text.answer import Part, Token
@@ -28,13 +29,11 @@ async def complete(request: Request) -> Response:
 
 def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[Choice]:
     """What the engine is asked for."""
-    tools = tools_of(fields)
+    blamed = "functions" if fields.functions else "tools"
+    tools = dataclasses.replace(tools_of(fields), field=blamed)
     messages = [message.model_dump(exclude_none=True) for message in fields.messages]
-    body, blamed = formats.grammar_of(fields.response_format), "response_format"
-    if tools.functions:
-        blamed = "functions" if fields.functions else "tools"
-        if body is not None:
-            formats.compiled(model, body)  # by itself first: its faults are not theirs
+    check_messages(model, messages)
+    body = formats.grammar_of(fields.response_format)
     try:
         prompt = prompting.chat(model, messages, tools, fields.thinking, body)
     except Unusable as error:
@@ -84,14 +83,14 @@ class Reply:
             "model": model.name,
         }
 
-    async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> dict[str, Any]:
-        """One object with everything."""
+    async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> Callable[[], dict[str, Any]]:
+        """What makes one object with everything; that may take long."""
         gathered = [Gathered() for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
             gathered[index].add(part.message)
-        return {
+        return lambda: {
             **self._head,
             "object": "chat.completion",
             "choices": [

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from serve.api.schemas import CompletionRequest
 from serve.http.errors import ApiError
 from serve.service import Model
 from serve.text.answer import Part, Token
+from serve.text.grammar import Rules
 
 _MAX_TOKENS = 16  # where a client does not say, as with OpenAI
 
@@ -37,13 +38,11 @@ def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) ->
     if fields.max_tokens == 0 and not fields.echo:
         raise ApiError(400, "max_tokens 0 gives nothing without echo", "max_tokens")
     grammar = formats.grammar_of(fields.response_format)
-    constraint = None if grammar is None else formats.compiled(model, grammar)
+    rules = None if grammar is None else Rules(grammar)
     try:
-        prompts = [prompting.completion(model, text) for text in texts]
+        prompts = [prompting.completion(model, text, rules) for text in texts]
     except ValueError as error:
         raise ApiError(400, str(error), "prompt") from None
-    if constraint is not None:
-        prompts = [prompting.constrained(prompt, constraint) for prompt in prompts]
     return choices_of(
         model,
         tenant,
@@ -69,19 +68,19 @@ class Reply:
         }
         self._shown = [0] * len(choices)  # characters so far
 
-    async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> dict[str, Any]:
-        """One object with everything."""
-        texts = [[self._echo(choice)] for choice in self._choices]
+    async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> Callable[[], dict[str, Any]]:
+        """What makes one object with everything; that may take long."""
+        texts: list[list[str]] = [[] for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
             texts[index].append(part.message.content)
-        return {
+        return lambda: {
             **self._head,
             "choices": [
                 self._choice(
                     index,
-                    "".join(text),
+                    self._echo(choice) + "".join(text),
                     self._whole_logprobs(choice, tokens[index]),
                     choice.finish,
                 )

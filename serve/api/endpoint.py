@@ -4,20 +4,28 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from serve.api import formats
 from serve.api.choices import Choice
 from serve.api.schemas import SamplingFields
 from serve.api.sse import EventStream, Gone, parts, until_gone
 from serve.engine.fair_queue import QueueFull
 from serve.engine.ticket import Ticket
-from serve.http.errors import ApiError, parse
+from serve.http.body import parse
+from serve.http.errors import ApiError, busy
+from serve.http.rendering import Rendered
+from serve.lanes import Lane
 from serve.service import Model, Service
 from serve.text.answer import Part
 
+Fields = TypeVar("Fields", bound=BaseModel)
 Asked = TypeVar("Asked", bound=SamplingFields)
+Outcome = TypeVar("Outcome")
 Working = AsyncIterator[tuple[int, Part]]  # which answer, and what it gained
+_SMALL = 4096  # bytes of a body that the event loop reads itself, in less than a millisecond
 _CLOSE = {"Connection": "close"}  # the rest of the body will not be read
 
 
@@ -41,6 +49,35 @@ async def body(request: Request) -> bytes:
     except ClientDisconnect:
         raise Gone from None
     return bytes(content)
+
+
+async def read(request: Request, kind: type[Fields]) -> Fields:
+    """The fields of a request's body; a large one is read off the event loop."""
+    content = await body(request)
+    request.state.size = len(content)
+    if len(content) <= _SMALL:
+        return parse(kind, content)
+    return await work(request, parse, kind, content)
+
+
+async def work(request: Request, function: Callable[..., Outcome], *arguments: Any) -> Outcome:
+    """What a function gives that takes long where the body is; off the event loop."""
+    return await in_lane(request, lane_for(request, request.state.size), function, *arguments)
+
+
+def lane_for(request: Request, size: int) -> Lane:
+    service: Service = request.app.state.service
+    return service.lanes.for_text(size)
+
+
+async def in_lane(
+    request: Request, lane: Lane, function: Callable[..., Outcome], *arguments: Any
+) -> Outcome:
+    """Raises a 429 where this client has too much work in a lane."""
+    try:
+        return await lane.run(request.state.tenant, function, *arguments)
+    except QueueFull as error:
+        raise busy(f"the server is busy: {error}", 429) from None
 
 
 def model(service: Service, name: str | None) -> Model:
@@ -71,7 +108,7 @@ def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
 class Reply(Protocol):
     """Answers in the form of an endpoint."""
 
-    async def whole(self, working: Working) -> dict[str, Any]: ...
+    async def whole(self, working: Working) -> Callable[[], dict[str, Any]]: ...
     def events(self, working: Working) -> AsyncIterator[dict[str, Any]]: ...
 
 
@@ -87,20 +124,40 @@ async def answered(
     be; off the event loop, since texts may be long.
     """
     service: Service = request.app.state.service
-    fields = parse(kind, await body(request))
+    fields = await read(request, kind)
     found = model(service, fields.model)
-    choices = await asyncio.to_thread(
-        prepared, found, request.state.tenant, fields, service.settings.max_choices
-    )
+
+    async def preparing() -> list[Choice]:
+        most, tenant = service.settings.max_choices, request.state.tenant
+        choices = await work(request, prepared, found, tenant, fields, most)
+        if choices[0].prompt.rules is not None:
+            await in_lane(request, service.lanes.grammars, formats.constrain, found, choices)
+        return choices
+
+    choices = await until_gone(request.receive, preparing())
     made = reply(found, fields, choices)
     ticket = queue(request, found, choices)
     working = parts(ticket, choices, service.settings.request_seconds)
     if fields.stream:
         return EventStream(ticket, lambda: made.events(working))
     try:
-        return JSONResponse(await until_gone(request.receive, made.whole(working)))
+        build = await until_gone(request.receive, made.whole(working))
     finally:
         ticket.close()
+    lane = lane_for(request, _size(choices))
+    return Rendered(
+        lambda rendering: lane.run(request.state.tenant, rendering, bounded=False), build
+    )
+
+
+def _size(choices: list[Choice]) -> int:
+    """Bytes of the answers, roughly."""
+    size = 0
+    for choice in choices:
+        scored = 0 if choice.request.logprobs is None else 1 + choice.request.logprobs
+        tokens = choice.answer.count + len(choice.prompt.ids) * choice.request.judged
+        size += len(choice.prompt.ids) + tokens * (8 + 80 * scored)
+    return size
 
 
 def usage(choices: list[Choice]) -> dict[str, object]:

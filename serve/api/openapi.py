@@ -1,6 +1,7 @@
 """The API described for machines."""
 
 import functools
+import json
 from typing import Any
 
 from pydantic import BaseModel
@@ -42,7 +43,12 @@ _ERROR = {
 
 
 @functools.cache
-def document() -> dict[str, Any]:
+def document() -> bytes:
+    """OpenAPI's JSON; the first time it takes long."""
+    return json.dumps(_document()).encode()
+
+
+def _document() -> dict[str, Any]:
     kinds = [(kind, "validation") for kind, _ in _POSTS.values()]
     names, definitions = models_json_schema(
         kinds,  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """From what a client asks to prompts of ids, for every kind of checkpoint."""
 
-import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_jax.text import chatml
+from serve.api.window import check_texts
 from serve.service import Model
 from serve.text import hermes, react, thinking
 from serve.text.calls import Otherwise, name
-from serve.text.grammar import Constraint, Grammar, of_rules
+from serve.text.grammar import Grammar, Rules, of_rules
 from serve.text.message import Parser
 from serve.text.thinking import ThinkingParser, Thought
 
@@ -27,7 +27,7 @@ class Prompt:
     ends: tuple[tuple[int, ...], ...]  # sequences of ids that end the answer
     stop: tuple[str, ...] = ()  # texts that do, beside those the client names
     parser: Callable[[], Parser] = Parser
-    constraint: Constraint | None = None
+    rules: Rules | None = None  # that the answer has to follow
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Tools:
     functions: Functions = ()
     must: Functions = ()
     parallel: bool = True
+    field: str = "tools"  # that they came in
 
 
 def chat(
@@ -73,19 +74,16 @@ def chat(
     return _original(model, messages, tools, body)
 
 
-def constrained(prompt: Prompt, constraint: Constraint) -> Prompt:
-    """The same prompt, whose answer has to follow a grammar."""
-    return dataclasses.replace(prompt, constraint=constraint)
-
-
-def completion(model: Model, text: str | list[int]) -> Prompt:
+def completion(model: Model, text: str | list[int], rules: Rules | None = None) -> Prompt:
     """A text to continue; control tokens in it count, as they do among ids."""
+    if isinstance(text, str):
+        check_texts(model, [text], "prompt")
     ids = model.tokenizer.encode(text, specials=True) if isinstance(text, str) else text
     if not ids:
         raise ValueError("the prompt is empty, wanted at least one token")
     if max(ids) >= model.config.vocab:
         raise ValueError(f"the prompt has id {max(ids)}, this model has {model.config.vocab}")
-    return Prompt(ids, model.defaults.eos_ids)
+    return Prompt(ids, model.defaults.eos_ids, rules=rules)
 
 
 def _original(
@@ -107,7 +105,7 @@ def _original(
         _ends(model),
         (react.STOP,) if tools.functions else (),
         react.ReactParser if tools.functions else Parser,
-        _constraint(model, tools, body, rules),
+        _rules(tools, body, rules),
     )
 
 
@@ -131,17 +129,17 @@ def _modern(
         return read if thought == "none" else ThinkingParser(read, thought == "begun")
 
     rules = functools.partial(hermes.rules, tokens=model.tokenizer.markup)
-    return Prompt(ids, _ends(model), (), parser, _constraint(model, tools, body, rules, thought))
+    return Prompt(ids, _ends(model), (), parser, _rules(tools, body, rules, thought))
 
 
-def _constraint(
-    model: Model,
+def _rules(
     tools: Tools,
     body: Grammar | None,
     calls: Callable[[Functions, Otherwise], str],
     thought: Thought = "none",
-) -> Constraint | None:
+) -> Rules | None:
     """What an answer has to follow: calls that must be, or that are strict; the body; nothing."""
+    blamed = tools.field if tools.functions else "response_format"
     if tools.must:
         rules = calls(tools.must, "nothing")
     elif tools.functions and body is not None:
@@ -152,7 +150,7 @@ def _constraint(
         rules = "answer: @body"
     else:
         return None
-    return model.grammars.compile(of_rules(f"{thinking.rules(thought)}\n{rules}"), body)
+    return Rules(of_rules(f"{thinking.rules(thought)}\n{rules}"), body, blamed)
 
 
 def _ends(model: Model) -> tuple[tuple[int, ...], ...]:

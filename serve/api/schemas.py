@@ -2,14 +2,27 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    model_validator,
+)
 
 from qwen_jax.decoding.sampling import MAX_BIASES, MAX_LOGPROBS, MAX_STOPS
 
 MAX_MESSAGES, MAX_TOOLS, MAX_STOP_CHARACTERS = 2048, 128, 256
+MAX_FIELDS = 100  # of an object, known or not
 _MOST = 2**31 - 1
+_FIRST = Field(fail_fast=True)  # what is said of a list is its first fault
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
+Id = Annotated[int, Field(ge=0, le=_MOST)]
+Ids = Annotated[list[Id], _FIRST]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -17,6 +30,14 @@ class Fields(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        """Before anything is said of each of them."""
+        if isinstance(given, dict) and len(given) > MAX_FIELDS:
+            raise ValueError(f"{len(given)} fields, at most {MAX_FIELDS} are taken")
+        return given
 
 
 def _listed(value: Any) -> Any:
@@ -38,6 +59,15 @@ def _text(value: Any) -> Any:
     return "".join(texts)
 
 
+def _few_biases(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"{len(value)} biases, at most {MAX_BIASES} are taken")
+    return value
+
+
+Biases = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_few_biases)
+]
 Content = Annotated[str | None, BeforeValidator(_text)]
 
 
@@ -60,15 +90,13 @@ class SamplingFields(Fields):
     repetition_penalty: float | None = Field(None, ge=1e-3, le=1e3)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=MAX_BIASES
-    )
+    logit_bias: Biases | None = Field(None, max_length=MAX_BIASES)
     min_tokens: int | None = Field(None, ge=0, le=_MOST)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(_listed)] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0, le=_MOST)]] | None = Field(
-        None, max_length=MAX_STOPS
-    )
+    stop: (
+        Annotated[list[Stop], _FIRST, Field(max_length=MAX_STOPS), BeforeValidator(_listed)] | None
+    ) = None
+    stop_token_ids: Ids | None = Field(None, max_length=MAX_STOPS)
     ignore_eos: bool = False
     user: str | None = Field(None, max_length=1024)  # OpenAI's own bookkeeping; asks for nothing
 
@@ -128,7 +156,7 @@ class Message(Fields):
     reasoning_content: str | None = None  # of an earlier answer; what of it counts, templates say
     name: Name | None = None  # of the function that answers
     function_call: FunctionCall | None = None
-    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
+    tool_calls: Annotated[list[ToolCall], _FIRST] | None = Field(None, max_length=MAX_TOOLS)
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     refusal: None = None
 
@@ -178,14 +206,14 @@ class TemplateArguments(Fields):
 
 
 class ChatRequest(SamplingFields):
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[Message], _FIRST] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=_MOST)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[Tool], _FIRST] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Function] | None = Field(None, max_length=MAX_TOOLS)
+    functions: Annotated[list[Function], _FIRST] | None = Field(None, max_length=MAX_TOOLS)
     function_call: Literal["none", "auto"] | FunctionName | None = None
     response_format: ResponseFormat | None = None
     enable_thinking: bool | None = None
@@ -221,11 +249,25 @@ class ChatRequest(SamplingFields):
         return self
 
 
-Id = Annotated[int, Field(ge=0, le=_MOST)]
+def _kind(prompt: Any) -> str:
+    """Which of its forms a prompt has, by its first item: what is wrong is wrong in that form."""
+    if not isinstance(prompt, list):
+        return "text"
+    first = prompt[0] if prompt else ""
+    return "texts" if isinstance(first, str) else "several" if isinstance(first, list) else "ids"
+
+
+Texts = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], _FIRST, Tag("texts")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[list[Ids], _FIRST, Tag("several")],
+    Discriminator(_kind),
+]
 
 
 class CompletionRequest(SamplingFields):
-    prompt: str | list[str] | list[Id] | list[list[Id]]
+    prompt: Texts
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
     response_format: ResponseFormat | None = None
@@ -236,7 +278,9 @@ class CompletionRequest(SamplingFields):
 class TokenizeRequest(Fields):
     model: Annotated[str, Field(max_length=256)] | None = None
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[Message], _FIRST] | None = Field(
+        None, min_length=1, max_length=MAX_MESSAGES
+    )
     add_special_tokens: bool = True  # vLLM's clients send it; no Qwen adds any
     add_generation_prompt: bool = True
     return_token_strs: bool = False
@@ -250,4 +294,4 @@ class TokenizeRequest(Fields):
 
 class DetokenizeRequest(Fields):
     model: Annotated[str, Field(max_length=256)] | None = None
-    tokens: list[Id]
+    tokens: Ids

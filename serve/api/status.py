@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from serve import cache_length
 from serve.api import endpoint, openapi
 from serve.http.errors import ApiError
 from serve.http.pages import FILES, POLICY
@@ -73,10 +74,12 @@ def _described(service: Service, found: Model) -> dict[str, object]:
         "created": service.created,
         "owned_by": "qwen_jax",
         "max_model_len": found.length,
+        "max_model_len_reason": cache_length.reason(service.settings, found.config, found.length),
         "parent": endpoint.model(service, None).name if found.adapter else None,
     }
 
 
 async def description(request: Request) -> Response:
     """The API in OpenAPI's words."""
-    return JSONResponse(openapi.document())
+    content = await asyncio.to_thread(openapi.document)
+    return Response(content, media_type="application/json")

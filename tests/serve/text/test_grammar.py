@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.text import hermes, react
-from serve.text.grammar import Grammars, Unusable, of_rules, of_schema
+from serve.text.grammar import Grammars, Rules, Unusable, of_rules, of_schema
 from serve.text.message import Message
 from tests.serve.text.test_tools import ASK, HERMES, REACT, TEMPLATE, TIME, TOOLS, WEATHER, streamed
 
@@ -35,7 +35,7 @@ def grammars(small):
 
 
 def allowed(constraint, id):
-    return constraint.mask()[id // 8] >> id % 8 & 1
+    return constraint.mask(60)[id // 8] >> id % 8 & 1
 
 
 def follows(constraint, ids):
@@ -50,7 +50,7 @@ def follows(constraint, ids):
 def fits(grammars, small, rules, text, markup=True, start="start: answer"):
     """Whether a text may be the whole answer."""
     body = of_schema(BODY) if "@body" in rules else None
-    constraint = grammars.compile(of_rules(f"{start}\n{rules}"), body)
+    constraint = grammars.compile(Rules(of_rules(f"{start}\n{rules}"), body))
     if not follows(constraint, small.encode(text, specials=small.markup if markup else ())):
         return False
     return bool(constraint.finished or allowed(constraint, small.specials["<|im_end|>"]))
@@ -87,7 +87,7 @@ def test_hermes_answers(grammars, small, text, kinds, markup):
 def test_markers_spelled_out_begin_no_call(grammars, small):
     """Letter by letter a model could write a marker that the parser takes for a call's."""
     rules = hermes.rules([WEATHER], "text", small.markup)
-    constraint = grammars.compile(of_rules(f"start: answer\n{rules}"))
+    constraint = grammars.compile(Rules(of_rules(f"start: answer\n{rules}")))
     assert not follows(constraint, small.encode("a <tool_call>"))
 
 
@@ -132,7 +132,7 @@ def test_no_call_slips_through(grammars, small, form, parts):
         rules, parser = hermes.rules([WEATHER], "text", small.markup), hermes.HermesParser()
     else:
         rules, parser = react.rules([WEATHER], "text", False), react.ReactParser()
-    constraint, message = grammars.compile(of_rules(f"start: answer\n{rules}")), Message()
+    constraint, message = grammars.compile(Rules(of_rules(f"start: answer\n{rules}"))), Message()
     for piece, markup in parts:
         for id in small.encode(piece, specials=small.markup if markup else ()):
             if not constraint.finished and allowed(constraint, id):
