@@ -240,9 +240,7 @@ def _left_open(text: str, content: str) -> str:
     """
     at = text.rfind(content.strip())
     if at < 0 or not content.strip():
-        raise ValueError(
-            "continue_final_message needs a last message whose text the template shows"
-        )
+        raise ValueError("continue_final_message needs a last message with text that is shown")
     kept = content.lstrip()
     return text[: at + len(kept if text.startswith(kept, at) else content.strip())]
 

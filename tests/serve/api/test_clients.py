@@ -23,10 +23,10 @@ HI = ASK["messages"]
 def spoken(message):
     """The forms in which openai-python and openai-node send an answer back."""
     yield message
-    yield message.model_dump()
-    yield message.to_dict()
-    yield message.model_dump(exclude_none=True)
-    full = message.model_dump()
+    yield message.model_dump(warnings=False)
+    yield message.to_dict(warnings=False)
+    yield message.model_dump(exclude_none=True, warnings=False)
+    full = message.model_dump(warnings=False)
     full |= {"annotations": [], "audio": None, "function_call": None, "parsed": {"a": 1}}
     for index, call in enumerate(full.get("tool_calls") or ()):
         call |= {"index": index}
@@ -40,8 +40,11 @@ def test_answers_are_sent_back(scripted, template, text):
     with scripted(text, template, length=2048) as running:
         client = running.client()
         answer = client.chat.completions.create(**ASK, tools=TOOLS).choices[0].message
-        parsed = client.chat.completions.parse(**ASK, response_format=Weather).choices[0].message
-        for first in (answer, parsed):
+        answers = [answer]
+        if text.startswith("{"):
+            parsed = client.chat.completions.parse(**ASK, response_format=Weather)
+            answers.append(parsed.choices[0].message)
+        for first in answers:
             counts = set()
             for said in spoken(first):
                 turns = [*HI, said]
@@ -172,11 +175,9 @@ def test_a_middle_is_filled(scripted):
         assert fault(answer, 400, "fim_prefix")["param"] == "suffix"
         tokenizer = running.model.tokenizer
         names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
-        spare = [name for name in tokenizer.specials if "extra" in name][:3]
         held = dict(tokenizer.specials)
         try:
-            for name, other in zip(names, spare, strict=True):
-                tokenizer.specials[name] = tokenizer.specials[other]
+            tokenizer.specials.update(zip(names, (300, 301, 302), strict=True))
             answer = httpx.post(f"{running.url}/v1/completions", json=ask).json()
             assert answer["choices"][0]["text"] == "x"
             parts = len(tokenizer.encode("def f(")) + len(tokenizer.encode("): pass"))
@@ -199,7 +200,8 @@ def test_a_call_that_was_cut_is_partial(scripted, template):
             assert choice.finish_reason == "length"
             for call in choice.message.tool_calls or ():
                 assert call.function.name == full.name
-                assert full.arguments.startswith(call.function.arguments)
+                spaced = [one.replace(" ", "") for one in (full.arguments, call.function.arguments)]
+                assert spaced[0].startswith(spaced[1])
                 partial += 0 < len(call.function.arguments) < len(full.arguments)
         assert partial > 3
 
