@@ -34,6 +34,7 @@ def spoken(message):
     yield full
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of openai's own parsed
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 @pytest.mark.parametrize("text", ["Hello.", HERMES, '{"city": "Rome"}'])
 def test_answers_are_sent_back(scripted, template, text):
