@@ -1,11 +1,12 @@
 """Schemas that are not strict: whatever they hold, the rest of them is enforced."""
 
-import json
+import re
 
 import pytest
 
 from tests.serve.text.test_tools import ASK, TEMPLATE
 
+FOLLOWED = re.compile(r'\{\s*"a"\s*:\s*"[xy]"')
 ODDITIES = [
     {"not": {"type": "string"}},
     {"type": "string", "pattern": "^(?=a)b"},
@@ -35,9 +36,9 @@ def test_what_is_not_strict_is_never_refused_for_a_keyword(scripted, odd):
     with scripted('{"a": "z"}', TEMPLATE) as running:
         ask = running.client().chat.completions.create
         said = ask(**ASK, response_format=wanted).choices[0].message.content
-        assert json.loads(said)["a"] in "xy"
+        assert FOLLOWED.match(said)
         (call,) = ask(**ASK, tools=[tool], tool_choice="required").choices[0].message.tool_calls
-        assert json.loads(call.function.arguments)["a"] in "xy"
+        assert FOLLOWED.match(call.function.arguments)
 
 
 def test_a_format_nobody_defined_asks_for_nothing(scripted):
