@@ -112,7 +112,8 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         grammars=grammars,
         prefix_scope=device.prefix_scope,
     )
-    service.adapted = {
+    service.named = {alias: dataclasses.replace(model, name=alias) for alias in settings.aliases}
+    service.named |= {
         name: dataclasses.replace(model, name=name, adapter=number)
         for number, name in enumerate(settings.adapters, 1)
     }

@@ -43,7 +43,7 @@ class Service:
             "event_loop_lag_worst_seconds", "Longest hold-up in the last 10 s", self.lag.worst
         )
         self.model: Model | None = None  # until it is loaded and warm
-        self.adapted: dict[str, Model] = {}  # the same with its adapters, by their names
+        self.named: dict[str, Model] = {}  # the same by its other names, and with each adapter
         self.draining = False
         self.failure = ""  # why the model could not be loaded
         self.created = int(time.time())

@@ -13,6 +13,7 @@ from qwen_jax import distributed
 Number = Literal["float32", "bfloat16", "float16"]
 _HOST = re.compile(r"\*|[\w.-]+|\[?[0-9A-Fa-f:.]+\]?")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/A-Z]+")
+_NAMES = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME"))
 _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 
 
@@ -22,8 +23,8 @@ class ServeConfig:
 
     model: str = "demo"
     """Folder that `python -m convert` wrote, or "demo"."""
-    name: str | None = None
-    """Name of the model in requests; by default, its folder's."""
+    name: Annotated[tuple[str, ...], *_NAMES] = ()
+    """Name of the model in requests; by default, its folder's; give one --name for each."""
     adapter: Annotated[tuple[str, ...], *_EACH] = ()
     """Name of an adapter in requests and its PEFT folder; give one --adapter for each."""
     host: str = "127.0.0.1"
@@ -103,6 +104,8 @@ class ServeConfig:
         ]
         if self.chunk & (self.chunk - 1):
             problems.append(f"chunk is {self.chunk}, wanted a power of two")
+        if not all(self.name) or len(set(self.name)) < len(self.name):
+            problems.append(f"name is {self.name}, wanted names that differ, none empty")
         problems += self._adapter_problems()
         if self.max_length is not None and not 16 <= self.max_length <= 2**24:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
@@ -132,7 +135,12 @@ class ServeConfig:
     @property
     def served_name(self) -> str:
         """What requests call the model."""
-        return self.name or Path(self.model).name
+        return self.name[0] if self.name else Path(self.model).name
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Its other names."""
+        return self.name[1:]
 
     @property
     def adapters(self) -> dict[str, Path]:
@@ -140,7 +148,7 @@ class ServeConfig:
         return {name: Path(path) for name, _, path in (one.partition("=") for one in self.adapter)}
 
     def _adapter_problems(self) -> Iterator[str]:
-        names = [self.served_name]
+        names = [self.served_name, *self.aliases]
         for one in self.adapter:
             name, _, path = one.partition("=")
             if not (name and path):

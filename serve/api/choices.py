@@ -8,6 +8,7 @@ from typing import Any
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling, stop_sequences
+from qwen_jax.text.tokenizer import Tokenizer
 from serve.api.prompting import Prompt
 from serve.api.schemas import SamplingFields
 from serve.api.window import too_long
@@ -17,8 +18,9 @@ from serve.service import Model
 from serve.text.answer import Answer, Token
 
 _SAMPLING = (
-    "temperature top_p min_p repetition_penalty presence_penalty frequency_penalty min_tokens"
+    "temperature min_p repetition_penalty presence_penalty frequency_penalty min_tokens"
 ).split()
+_LEAST_TOP_P = 1e-9  # the likeliest token alone
 
 
 @dataclass
@@ -37,6 +39,8 @@ def sampling_of(model: Model, fields: SamplingFields, logprobs: int | None) -> S
     given: dict[str, Any] = {
         name: getattr(fields, name) for name in _SAMPLING if getattr(fields, name) is not None
     }
+    if fields.top_p is not None:
+        given["top_p"] = max(fields.top_p, _LEAST_TOP_P)
     if fields.top_k is not None:
         given["top_k"] = max(0, fields.top_k)
     if fields.logit_bias:
@@ -44,13 +48,22 @@ def sampling_of(model: Model, fields: SamplingFields, logprobs: int | None) -> S
     stops = fields.stop_token_ids or ()
     if stops and max(stops) >= model.config.vocab:
         raise _no_id(model, "stop_token_ids", str(max(stops)))
-    given["stop_ids"] = tuple((id,) for id in stops)
+    named = (_control(model.tokenizer, text) for text in fields.stop or ())
+    given["stop_ids"] = (*((id,) for id in stops), *(ids for ids in named if ids))
     try:
         return dataclasses.replace(
             model.defaults.sampling, ignore_eos=fields.ignore_eos, logprobs=logprobs, **given
         )
     except ValueError as error:
         raise ApiError(400, str(error)) from None
+
+
+def _control(tokenizer: Tokenizer, stop: str) -> tuple[int, ...]:
+    """The ids of a stop string with control tokens in it, which are no part of any text."""
+    names = {name for name, id in tokenizer.specials.items() if id in tokenizer.hidden}
+    if not any(name in stop for name in names):
+        return ()
+    return tuple(tokenizer.encode(stop, specials=names))
 
 
 def _biases(model: Model, given: dict[str, float]) -> dict[int, float]:
@@ -125,7 +138,10 @@ def _choice(
         judged=judged,
     )
     stop = (*prompt.stop, *(fields.stop or ()))
-    return Choice(prompt, request, Answer(model.tokenizer, prompt.parser(), stop, ends))
+    hidden = model.tokenizer.hidden
+    silent = {id for id, *more in ends if not more and ((id,) in prompt.ends or id in hidden)}
+    answer = Answer(model.tokenizer, prompt.parser(), stop, silent, sampling.min_tokens)
+    return Choice(prompt, request, answer)
 
 
 def _budget(model: Model, length: int, wanted: int | None) -> int:

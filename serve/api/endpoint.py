@@ -15,7 +15,7 @@ from serve.api.sse import EventStream, Gone, parts, until_gone
 from serve.engine.fair_queue import QueueFull
 from serve.engine.ticket import Ticket
 from serve.http.body import parse
-from serve.http.errors import ApiError, busy
+from serve.http.errors import ApiError, busy, shown
 from serve.http.rendering import Rendered
 from serve.lanes import Lane
 from serve.service import Model, Service
@@ -32,6 +32,13 @@ _CLOSE = {"Connection": "close"}  # the rest of the body will not be read
 async def body(request: Request) -> bytes:
     """The whole body, of limited size and in limited time."""
     settings = request.app.state.service.settings
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise ApiError(
+            415,
+            f"the body has the Content-Encoding {shown(coding)}; send it as it is, without one",
+            headers=_CLOSE,
+        )
     too_large = ApiError(413, f"the body is larger than {settings.max_body} bytes", headers=_CLOSE)
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length[:20]) > settings.max_body:
@@ -86,11 +93,11 @@ def model(service: Service, name: str | None) -> Model:
         raise ApiError(503, service.trouble, headers={"Retry-After": "5"})
     if name is None or name == service.model.name:
         return service.model
-    if name not in service.adapted:
-        known = ", ".join(map(repr, [service.model.name, *service.adapted]))
+    if name not in service.named:
+        known = ", ".join(map(repr, [service.model.name, *service.named]))
         message = f"there is no model {name[:80]!r}, this server has {known}"
         raise ApiError(404, message, "model", "model_not_found")
-    return service.adapted[name]
+    return service.named[name]
 
 
 def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
@@ -162,7 +169,7 @@ def _size(choices: list[Choice]) -> int:
 
 def usage(choices: list[Choice]) -> dict[str, object]:
     """Tokens read and written; a prompt that n answers share counts once."""
-    prompts = {id(choice.prompt): choice for choice in choices}.values()
+    prompts = {id(choice.prompt): choice for choice in reversed(choices)}.values()  # the first
     read = sum(len(choice.prompt.ids) for choice in prompts)
     written = sum(choice.answer.count for choice in choices)
     thought = sum(choice.answer.reasoning for choice in choices)
@@ -173,3 +180,21 @@ def usage(choices: list[Choice]) -> dict[str, object]:
         "prompt_tokens_details": {"cached_tokens": sum(c.request.shared for c in prompts)},
         "completion_tokens_details": {"reasoning_tokens": thought},
     }
+
+
+def usage_so_far(fields: SamplingFields, choices: list[Choice]) -> dict[str, object]:
+    """What each event of a stream says of usage, where that was asked for."""
+    options = fields.stream_options
+    if options is None or not options.include_usage:
+        return {}
+    return {"usage": usage(choices) if options.continuous_usage_stats else None}
+
+
+def last_event(
+    fields: SamplingFields, head: dict[str, Any], choices: list[Choice]
+) -> dict[str, Any] | None:
+    """The usage at the end of a stream, where that was asked for."""
+    options = fields.stream_options
+    if options is None or not options.include_usage:
+        return None
+    return {**head, "choices": [], "usage": usage(choices)}

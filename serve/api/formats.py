@@ -6,7 +6,7 @@ from serve.api.choices import Choice
 from serve.api.schemas import ResponseFormat
 from serve.http.errors import ApiError
 from serve.service import Model
-from serve.text.grammar import Grammar, Rules, Unusable, of_pattern, of_rules, of_schema
+from serve.text.grammar import Constraint, Grammar, Rules, Unusable, of_pattern, of_rules, of_schema
 
 
 def grammar_of(wanted: ResponseFormat | None) -> Grammar | None:
@@ -30,11 +30,20 @@ def constrain(model: Model, choices: Sequence[Choice]) -> None:
     rules = choices[0].prompt.rules
     assert rules is not None
     try:
-        constraint = model.grammars.compile(rules)
+        constraint = _compiled(model, rules)
     except Unusable as error:
         raise _fault(model, rules, error) from None
     for choice in choices:
         choice.request.constraint = constraint.copy()
+
+
+def _compiled(model: Model, rules: Rules) -> Constraint:
+    try:
+        return model.grammars.compile(rules)
+    except Unusable:
+        if rules.instead is None:
+            raise
+        return model.grammars.compile(rules.instead)
 
 
 def _fault(model: Model, rules: Rules, error: Unusable) -> ApiError:

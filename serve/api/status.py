@@ -57,7 +57,7 @@ async def version(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """The list of models: the one that was loaded, and each of its adapters."""
     service: Service = request.app.state.service
-    found = [endpoint.model(service, None), *service.adapted.values()]
+    found = [endpoint.model(service, None), *service.named.values()]
     return JSONResponse({"object": "list", "data": [_described(service, one) for one in found]})
 
 

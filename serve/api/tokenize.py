@@ -43,10 +43,11 @@ def _ids(model: Model, fields: TokenizeRequest) -> list[int]:
     if fields.prompt is not None:
         return model.tokenizer.encode(fields.prompt, specials=True)
     assert fields.messages is not None
-    messages = [message.model_dump(exclude_none=True) for message in fields.messages]
+    messages = [message.said() for message in fields.messages]
+    described = [tool.shown() for tool in fields.tools or ()]
+    tools = Tools([tool["function"] for tool in described], described=described)
     try:
-        begun = fields.add_generation_prompt
-        return prompting.chat(model, messages, Tools(), add_generation_prompt=begun).ids
+        return prompting.chat(model, messages, tools, fields.thinking, ending=fields.ending).ids
     except ValueError as error:
         raise ApiError(400, str(error), "messages") from None
 

@@ -13,6 +13,7 @@ from llguidance import LLMatcher, regex_to_lark
 
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.text import guard
+from serve.text.plain import outline, without_unknown_formats
 from serve.threads import Threads
 
 MAX_SOURCE = 64 * 1024  # characters of a schema, pattern or grammar
@@ -33,6 +34,21 @@ class Rules:
     answer: Grammar
     body: Grammar | None = None
     blamed: str = "response_format"
+    instead: "Rules | None" = None  # where these cannot be used, and need not be in every keyword
+
+
+def alone(body: Grammar) -> Rules:
+    """Rules of an answer that is a text and nothing else."""
+    loose = outlined(body)
+    return Rules(body, instead=None if loose is body else Rules(loose))
+
+
+def outlined(body: Grammar) -> Grammar:
+    """The same, or of a schema that is not strict what can always be enforced."""
+    schema = body.get("json_schema")
+    if schema is None or not schema["x-guidance"].get("lenient"):
+        return body
+    return of_schema(outline(schema))
 
 
 class Unusable(ValueError):
@@ -40,10 +56,11 @@ class Unusable(ValueError):
 
 
 def enforced(schema: Mapping[str, Any], strict: bool | None) -> dict[str, Any]:
-    """A schema as the library reads it. strict False: keywords it cannot enforce are let pass."""
+    """A schema as the library reads it. Unless strict, keywords it cannot enforce are let pass."""
+    schema = without_unknown_formats(schema)
     given = schema.get("x-guidance")
     options = {**(given if isinstance(given, dict) else {}), **SPACING}
-    if strict is False:
+    if not strict:
         options["lenient"] = True
     return {**schema, "x-guidance": options}
 

@@ -87,7 +87,7 @@ def running(
     params: Qwen, device: Any = None, keys: Keys | None = None, **changes: Any
 ) -> Iterator[Running]:
     """A server while the context lasts; device: default, a runner of params."""
-    settings = dataclasses.replace(SETTINGS, name="tiny", **changes)
+    settings = dataclasses.replace(SETTINGS, **{"name": ("tiny",), **changes})
     listener = bind(settings)
     service = Service(settings)
     loading.start(service, params, device or loading.runner(params, settings))

@@ -9,6 +9,8 @@ import pytest
 
 from tests.serve.raw_http import ASK, CHAT, JSON, LONG, STREAM, connect, drained, fault, head
 
+STRICT = {"name": "x", "strict": True}
+
 
 @pytest.fixture(scope="module")
 def quick(scripted):
@@ -185,9 +187,9 @@ def test_paths_and_methods(quick):
         {"type": "regex", "pattern": "(?=x)a"},
         {"type": "grammar", "grammar": "start: x"},
         {"type": "grammar", "grammar": ""},
-        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}},
-        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://a/b"}}},
-        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "file:///etc"}}},
+        {"type": "json_schema", "json_schema": STRICT | {"schema": {"type": "nothing"}}},
+        {"type": "json_schema", "json_schema": STRICT | {"schema": {"$ref": "http://a/b"}}},
+        {"type": "json_schema", "json_schema": STRICT | {"schema": {"$ref": "file:///etc"}}},
         {"type": "regex"},
         {"type": "regex", "pattern": "a", "grammar": "b"},
         {"type": "text", "pattern": "a"},
@@ -210,7 +212,7 @@ def test_hostile_grammars(quick, wanted):
         {"chat_template_kwargs": {"tools": [1]}},
         {"chat_template_kwargs": {"messages": []}},
         {"chat_template": "{{ 1 }}"},
-        {"add_generation_prompt": False},
+        {"add_generation_prompt": "no"},
         {"chat_template_kwargs": {"enable_thinking": "x"}},
     ],
 )
