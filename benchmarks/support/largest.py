@@ -49,7 +49,7 @@ _CLIENT = """
 import sys, http.client
 host, method, path = sys.argv[1:]
 connection = http.client.HTTPConnection(host, timeout=120)
-connection.request(method, path, sys.stdin.buffer.read() or None)
+connection.request(method, path, sys.stdin.buffer.read() or None, {"Content-Type": "application/json"})
 answer = connection.getresponse()
 while answer.read(2**20):
     pass

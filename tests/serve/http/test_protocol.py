@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -107,10 +108,10 @@ def test_a_stream_that_nobody_reads(scripted):
     with scripted("la " * 3000, max_length=4096, **SECONDS) as running:
         how = {"max_tokens": 3900, "n": 4, "logprobs": True, "top_logprobs": 20}
         content = json.dumps(STREAM | how).encode()
-        address = running.server.servers[0]._listening.getsockname()
+        address = urlsplit(running.url)
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(address)
+        connection.connect((address.hostname, address.port))
         with connection:
             connection.sendall(request(CHAT, content))
             running.settle()
