@@ -48,8 +48,9 @@ LARGEST: dict[str, tuple[str, dict[str, Any] | None, int]] = {
 _CLIENT = """
 import sys, http.client
 host, method, path = sys.argv[1:]
+headers = {"Content-Type": "application/json"}
 connection = http.client.HTTPConnection(host, timeout=120)
-connection.request(method, path, sys.stdin.buffer.read() or None, {"Content-Type": "application/json"})
+connection.request(method, path, sys.stdin.buffer.read() or None, headers)
 answer = connection.getresponse()
 while answer.read(2**20):
     pass

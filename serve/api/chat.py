@@ -11,11 +11,11 @@ from starlette.responses import Response
 
 from serve.api import endpoint, formats, logprobs, prompting
 from serve.api.choices import Choice, choices_of
-from serve.api.conversation import FunctionName, ToolName
 from serve.api.prompting import Tools
-from serve.api.schemas import ChatRequest
 from serve.api.window import check_messages
 from serve.http.errors import ApiError
+from serve.schemas.conversation import FunctionName, ToolName
+from serve.schemas.requests import ChatRequest
 from serve.service import Model
 from serve.text.answer import Part, Token
 from serve.text.calls import new_id

@@ -10,10 +10,10 @@ from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling, stop_sequences
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.api.prompting import Prompt
-from serve.api.schemas import SamplingFields
 from serve.api.window import too_long
 from serve.engine.scheduler import Request
 from serve.http.errors import ApiError, shown
+from serve.schemas.requests import SamplingFields
 from serve.service import Model
 from serve.text.answer import Answer, Token
 

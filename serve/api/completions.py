@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from serve.api import endpoint, formats, logprobs, prompting
 from serve.api.choices import Choice, choices_of
-from serve.api.schemas import CompletionRequest
 from serve.http.errors import ApiError
+from serve.schemas.requests import CompletionRequest
 from serve.service import Model
 from serve.text.answer import Part, Token
 from serve.text.grammar import alone

@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from serve.api import formats
 from serve.api.choices import Choice
-from serve.api.schemas import SamplingFields
 from serve.api.sse import EventStream, Gone, parts, until_gone
 from serve.engine.fair_queue import QueueFull
 from serve.engine.ticket import Ticket
@@ -18,6 +17,7 @@ from serve.http.body import parse
 from serve.http.errors import ApiError, busy, shown
 from serve.http.rendering import Rendered
 from serve.lanes import Lane
+from serve.schemas.requests import SamplingFields
 from serve.service import Model, Service
 from serve.text.answer import Part
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from serve.api.choices import Choice
-from serve.api.schemas import ResponseFormat
 from serve.http.errors import ApiError
+from serve.schemas.requests import ResponseFormat
 from serve.service import Model
 from serve.text.grammar import Constraint, Grammar, Rules, Unusable, of_pattern, of_rules, of_schema
 

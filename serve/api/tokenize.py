@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 from qwen_jax.text.tokenizer import TextStream, Tokenizer
 from serve.api import endpoint, prompting
 from serve.api.prompting import Tools
-from serve.api.schemas import DetokenizeRequest, TokenizeRequest
 from serve.http.errors import ApiError
 from serve.http.rendering import Rendered, Text
+from serve.schemas.requests import DetokenizeRequest, TokenizeRequest
 from serve.service import Model
 
 _AT_ONCE = 1024  # ids that are decoded by one call

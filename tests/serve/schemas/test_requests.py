@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from serve.api import fields, unasked
 from serve.engine.operations import Prefill
+from serve.schemas import fields, unasked
 from tests.serve.raw_http import CHAT, fault
 from tests.serve.text.test_grammar import CALL, NOW, ODD
 from tests.serve.text.test_tools import TIME, TOOLS, WEATHER

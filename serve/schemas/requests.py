@@ -6,8 +6,8 @@ from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, mode
 
 from qwen_jax.decoding.sampling import MAX_BIASES, MAX_LOGPROBS, MAX_STOPS
 from qwen_jax.text.chatml import Ending
-from serve.api import unasked
-from serve.api.conversation import (
+from serve.schemas import unasked
+from serve.schemas.conversation import (
     FIRST,
     MAX_TOOLS,
     Function,
@@ -16,7 +16,7 @@ from serve.api.conversation import (
     Tool,
     ToolName,
 )
-from serve.api.fields import Fields
+from serve.schemas.fields import Fields
 
 MAX_MESSAGES, MAX_STOP_CHARACTERS = 2048, 256
 _MOST = 2**31 - 1

@@ -7,15 +7,15 @@ import tracemalloc
 import httpx
 import pytest
 
-from serve.api.schemas import (
+from serve.http.body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, parse, value
+from serve.http.errors import ApiError
+from serve.schemas.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
-from serve.http.body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, parse, value
-from serve.http.errors import ApiError
-from tests.serve.raw_http import ASK, fault
+from tests.serve.raw_http import ASK, JSON, fault
 
 MOST = 4 * 2**20  # bytes of a body
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -179,7 +179,7 @@ def test_every_bomb_over_http(server):
     paths |= {DetokenizeRequest: "/detokenize", TokenizeRequest: "/tokenize"}
     with httpx.Client(base_url=server.url, timeout=60) as client:
         for kind, content in BOMBS.values():
-            answer = client.post(paths[kind], content=content)
+            answer = client.post(paths[kind], content=content, headers=JSON)
             assert answer.status_code == 400
             assert len(answer.content) < 1000
     assert httpx.post(server.url + CHAT, json=ASK).status_code == 200

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, ModelWrapValidatorHandler, model_validator
 
-from serve.api import unasked
-from serve.api.fields import Fields
+from serve.schemas import unasked
+from serve.schemas.fields import Fields
 
 MAX_TOOLS = 128
 FIRST = Field(fail_fast=True)  # what is said of a list is its first fault
