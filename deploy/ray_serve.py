@@ -4,6 +4,7 @@ Beware of the names: `serve run` is Ray's command and `ray.serve` its module, bu
 is this repository's server.
 """
 
+import gc
 import logging
 from typing import Any
 
@@ -33,6 +34,7 @@ def build(arguments: dict[str, Any]) -> Application:
         service = Service(settings)
         params = loading.parameters(settings)
         loading.start(service, params, loading.runner(params, settings))
+        gc.freeze()  # as in serve.server
         return app.build(service, Keys.read(settings.api_keys))
 
     return deployment(ingress(application)(Replica), name="Qwen").bind()
@@ -53,3 +55,4 @@ class Replica:
         if model is not None:
             model.engine.stop()
             model.grammars.close()
+        self.app.state.service.lanes.close()

@@ -51,11 +51,8 @@ def load(
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
-    if folder == "demo":
-        folder = native_folder()
-    folder = Path(folder)
-    manifest = Manifest.read(folder)
-    config, assets = _read_assets(folder, manifest)
+    manifest, config, assets = examine(folder)
+    folder = assets.folder
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
         attach.check(added, config, assets.model_type)
@@ -78,6 +75,13 @@ def load(
     params = jax.tree.unflatten(structure, [arrays.pop(name) for name in where])
     params = dataclasses.replace(params, assets=assets)
     return params if added is None else attach.add(params, added)
+
+
+def examine(folder: str | Path) -> tuple[Manifest, Config, Assets]:
+    """All of a checkpoint but its arrays; raises what `load` does before it reads them."""
+    folder = native_folder() if folder == "demo" else Path(folder)
+    manifest = Manifest.read(folder)
+    return manifest, *_read_assets(folder, manifest)
 
 
 def _read_assets(folder: Path, manifest: Manifest) -> tuple[Config, Assets]:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,11 @@ from jax.typing import DTypeLike
 from qwen_jax.config import Config
 from qwen_jax.nn.model import Qwen
 from qwen_jax.storage.int4 import bits
+
+_GROUPS = (  # version 2 and 1 of cgroups: folder, limit, use
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def by_dtype(leaves: Iterable[Any]) -> dict[str, int]:
@@ -34,6 +40,40 @@ def peak(params: Qwen) -> int | None:
     devices = params.embed.devices()
     found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
     return max((int(n) for n in found if n is not None), default=None)
+
+
+def free(devices: Iterable[jax.Device]) -> tuple[int | None, str]:
+    """Bytes that one of them can still take, and its platform; None where nobody says."""
+    devices = list(devices)
+    if devices[0].platform == "cpu":
+        return _free_of_host(), "cpu"
+    stats = [
+        device.memory_stats() or {}
+        for device in devices
+        if device.process_index == jax.process_index()
+    ]
+    left = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if "bytes_limit" in s]
+    return min(left, default=None), devices[0].platform
+
+
+def _free_of_host() -> int | None:
+    """What the machine has, or the group of processes this one is in, as containers are."""
+    found = []
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    for folder, limit, used in _GROUPS:
+        numbers = [line for name in (limit, used) for line in _lines(f"{folder}/{name}")]
+        if len(numbers) == 2 and all(number.strip().isdigit() for number in numbers):
+            found.append(max(0, int(numbers[0]) - int(numbers[1])))
+    return min(found, default=None)
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return Path(file).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def trim() -> None:

@@ -5,13 +5,18 @@ import logging
 import time
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from qwen_jax import load
 from qwen_jax.adapters import attach, peft
+from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text import chatml
+from serve import cache_length
 from serve.engine.engine import Engine
 from serve.engine.model_runner import Compilations, ModelRunner
 from serve.engine.multihost import Leader
@@ -20,18 +25,34 @@ from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
 
-_USUAL_LENGTH = 2048  # tokens of a slot, where the settings do not say
-
 log = logging.getLogger("serve")
+
+
+def check(settings: ServeConfig) -> None:
+    """Raise what `parameters` would, as far as it shows before an array is read."""
+    manifest, config, assets = examine(settings.model)
+    if assets.tokenizer is None:
+        raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
+    for name, folder in settings.adapters.items():
+        try:
+            attach.check(peft.read(folder), config, manifest.model_type)
+        except ValueError as error:
+            raise ValueError(f"adapter {name!r}: {error}") from None
+    _mesh(settings)
+    cache_length.check(settings, config)
+
+
+def _mesh(settings: ServeConfig) -> Mesh | None:
+    """Over all devices; None is the only one."""
+    sizes = (settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+    split = jax.device_count() > 1 or sizes != (1, 1, None)
+    return make_mesh(*sizes) if split else None
 
 
 def parameters(settings: ServeConfig) -> Qwen:
     """The checkpoint on a mesh over all devices, or on the only one."""
-    sizes = (settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
-    split = jax.device_count() > 1 or sizes != (1, 1, None)
-    mesh = make_mesh(*sizes) if split else None
     added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
-    params = load(settings.model, mesh, settings.dtype)
+    params = load(settings.model, _mesh(settings), settings.dtype)
     if added:
         params = attach.add_all(params, added)
     if tokenizer_of(params) is None:
@@ -40,11 +61,19 @@ def parameters(settings: ServeConfig) -> Qwen:
 
 
 def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
-    length = settings.max_length or min(params.config.max_length, _USUAL_LENGTH)
-    chunk = settings.chunk
-    rounded = -(-length // chunk) * chunk
+    """Slots as long as `cache_length` says; every process of a run has as many tokens."""
+    length = cache_length.choose(params, settings)
+    if jax.process_count() > 1:
+        length = int(multihost_utils.process_allgather(np.array(length)).min())
+    why = cache_length.reason(settings, params.config, length)
+    log.info("%d slots of %d tokens: %s", settings.slots, length, why)
     return ModelRunner(
-        params, settings.slots, rounded, chunk, settings.step_tokens, settings.cache_dtype
+        params,
+        settings.slots,
+        length,
+        settings.chunk,
+        settings.step_tokens,
+        settings.cache_dtype,
     )
 
 
@@ -83,7 +112,8 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         grammars=grammars,
         prefix_scope=device.prefix_scope,
     )
-    service.adapted = {
+    service.named = {alias: dataclasses.replace(model, name=alias) for alias in settings.aliases}
+    service.named |= {
         name: dataclasses.replace(model, name=name, adapter=number)
         for number, name in enumerate(settings.adapters, 1)
     }

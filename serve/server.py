@@ -1,10 +1,17 @@
 """A server's life: bind, load, serve, drain."""
 
+import asyncio
+import gc
 import logging
+import os
 import signal
 import socket
+import ssl
 import sys
 import threading
+import time
+import traceback
+from pathlib import Path
 from types import FrameType
 
 import jax
@@ -15,15 +22,21 @@ from serve import loading
 from serve.api import app
 from serve.engine import multihost
 from serve.http.keys import Keys
-from serve.http.protocol import MAX_HEAD, limited
+from serve.http.listener import Listener, limit
+from serve.http.protocol import Protocol
 from serve.service import Service
 from serve.settings import ServeConfig
+
+_GRACE_SECONDS = 2.0  # after the time to drain
 
 log = logging.getLogger("serve")
 
 
 def serve(settings: ServeConfig) -> None:
-    """Serve until SIGTERM or Ctrl-C; raises OSError where the port is taken."""
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises OSError or ValueError for what is wrong with the settings, the model or the port.
+    """
     logging.basicConfig(
         stream=sys.stderr,
         force=True,
@@ -31,23 +44,55 @@ def serve(settings: ServeConfig) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     logging.getLogger("serve").setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what is no HTTP is no news
     keys = Keys.read(settings.api_keys)
     distributed.join(settings.coordinator, settings.processes, settings.process)
-    if jax.distributed.is_initialized() and jax.process_index() > 0:
-        multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
-        return
+    try:
+        loading.check(settings)
+        if jax.distributed.is_initialized() and jax.process_index() > 0:
+            multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
+            return
+        service = Service(settings)
+        server = Server(service, keys)
+    except (OSError, ValueError) as error:
+        raise ValueError(one_line(error)) from None
     listener = bind(settings)
-    service = Service(settings)
+    # from now on, before uvicorn listens to it too, and after it, when it is raised again
+    signal.signal(signal.SIGTERM, server.handle_exit)
     host, port = listener.getsockname()[:2]
-    scheme = "https" if settings.tls_certificate else "http"
-    log.info("listening on %s://%s:%d", scheme, host, port)
-    threading.Thread(target=_load, args=(service,), daemon=True).start()
-    signal.signal(signal.SIGTERM, _nothing)  # uvicorn raises it again when all is done
-    Server(service, keys).run(sockets=[listener])
+    log.info("listening on %s://%s:%d", "https" if server.tls else "http", host, port)
+    loader = threading.Thread(target=_load, args=(service,), daemon=True)
+    loader.start()
+    threading.Thread(target=_force_end, args=(service,), daemon=True).start()
+    server.run(sockets=[listener])
+    if service.failure:
+        raise ValueError(f"the model cannot be loaded: {service.failure}")
+    if loader.is_alive():  # compiles what nobody will use, and Python would wait for it
+        _leave(0)
 
 
-def _nothing(number: int, frame: FrameType | None) -> None:
-    pass
+def _force_end(service: Service) -> None:
+    """End the process in time, whatever a thread still computes."""
+    while not service.draining:
+        time.sleep(0.1)
+    time.sleep(max(1.0, service.settings.drain_seconds) + _GRACE_SECONDS)
+    log.error("the process ends, though not all of its threads have")
+    _leave(1 if service.failure else 0)
+
+
+def _leave(code: int) -> None:
+    logging.shutdown()
+    os._exit(code)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, and for what nobody foresaw its kind and its place too."""
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    said = " ".join([first.strip(), "; ".join(line.strip() for line in rest)]).strip()[:1000]
+    if isinstance(error, MemoryError | OSError | ValueError | jax.errors.JaxRuntimeError):
+        return said
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def bind(settings: ServeConfig) -> socket.socket:
@@ -68,47 +113,77 @@ def bind(settings: ServeConfig) -> socket.socket:
 
 
 def _load(service: Service) -> None:
+    """In a thread of its own; if it fails the server ends."""
     try:
         settings = service.settings
         params = loading.parameters(settings)
         runner = loading.runner(params, settings)
         device = runner if jax.process_count() == 1 else multihost.Leader(runner, settings)
         loading.start(service, params, device)
+        gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time
     except Exception as error:
-        service.failure = str(error) or type(error).__name__
-        log.exception("the model cannot be loaded")
+        service.failure = one_line(error)
         signal.raise_signal(signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
     """uvicorn, which on SIGTERM takes nothing new and lets answers under way come to their end."""
 
+    servers: list[Listener]  # type: ignore[assignment]
+
     def __init__(self, service: Service, keys: Keys):
         settings = service.settings
         self._service = service
-        certificate, key = settings.tls_certificate, settings.tls_key
+        self.tls = certificate(settings)
+        self._most = limit(settings.max_connections, settings.slots + settings.queue)
         config = uvicorn.Config(
             app.build(service, keys),
-            http=limited(settings.header_seconds),
+            http=Protocol,
             loop="uvloop",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=MAX_HEAD,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-            ssl_certfile=certificate and str(certificate),
-            ssl_keyfile=key and str(key),
         )
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        seconds = self._service.settings.header_seconds
+        made = lambda seat: Protocol(self.config, self.server_state, self._service, seat)
+        self.servers = [
+            Listener(listening, made, self._most, self.tls, seconds) for listening in sockets or ()
+        ]
+        self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.draining = True
         super().handle_exit(sig, frame)
 
+    async def main_loop(self) -> None:
+        watching = asyncio.create_task(self._service.lag.watch())
+        await super().main_loop()
+        watching.cancel()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        self._service.lanes.close()
         if self._service.model is not None:
             self._service.model.engine.stop()
             self._service.model.grammars.close()
+
+
+def certificate(settings: ServeConfig) -> ssl.SSLContext | None:
+    """What TLS needs, where there is TLS; raises ValueError."""
+    if settings.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, lambda: "")
+    except OSError as error:  # SSLError too
+        raise ValueError(
+            f"{settings.tls_certificate} and {settings.tls_key} are no certificate and its key "
+            f"without a password, in PEM: {error}"
+        ) from None
+    return context

@@ -9,8 +9,10 @@ from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.engine.engine import Engine
 from serve.engine.metrics import Metrics
+from serve.lag import Lag
+from serve.lanes import Lanes
 from serve.settings import ServeConfig
-from serve.text.grammar import Grammars
+from serve.text.grammar import GUARDS, Grammars
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,13 @@ class Service:
 
     def __init__(self, settings: ServeConfig):
         self.settings, self.metrics = settings, Metrics()
+        self.lanes = Lanes(settings.queue + settings.slots, GUARDS)
+        self.lag = Lag(self.metrics.loop_lag.observe)
+        self.metrics.watch(
+            "event_loop_lag_worst_seconds", "Longest hold-up in the last 10 s", self.lag.worst
+        )
         self.model: Model | None = None  # until it is loaded and warm
-        self.adapted: dict[str, Model] = {}  # the same with its adapters, by their names
+        self.named: dict[str, Model] = {}  # the same by its other names, and with each adapter
         self.draining = False
         self.failure = ""  # why the model could not be loaded
         self.created = int(time.time())

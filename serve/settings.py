@@ -1,5 +1,6 @@
 """What a server is started with."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ import tyro
 from qwen_jax import distributed
 
 Number = Literal["float32", "bfloat16", "float16"]
+_HOST = re.compile(r"\*|[\w.-]+|\[?[0-9A-Fa-f:.]+\]?")
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/A-Z]+")
+_NAMES = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME"))
 _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 
 
@@ -19,8 +23,8 @@ class ServeConfig:
 
     model: str = "demo"
     """Folder that `python -m convert` wrote, or "demo"."""
-    name: str | None = None
-    """Name of the model in requests; by default, its folder's."""
+    name: Annotated[tuple[str, ...], *_NAMES] = ()
+    """Name of the model in requests; by default, its folder's; give one --name for each."""
     adapter: Annotated[tuple[str, ...], *_EACH] = ()
     """Name of an adapter in requests and its PEFT folder; give one --adapter for each."""
     host: str = "127.0.0.1"
@@ -31,7 +35,7 @@ class ServeConfig:
     slots: int = 16
     """Requests that are answered at once."""
     max_length: int | None = None
-    """Tokens of prompt and answer together; by default the checkpoint's, at most 2048."""
+    """Tokens of prompt and answer together; by default the checkpoint's, as far as memory goes."""
     chunk: int = 128
     """Most tokens of a prompt between two steps of the answers under way; a power of two."""
     step_tokens: int = 4
@@ -60,6 +64,11 @@ class ServeConfig:
     cors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ORIGIN…")] = ()
     """Origins whose web pages may call the API; by default, only the server's own page."""
 
+    allowed_host: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME…")] = ()
+    """Names beside localhost and --host by which the server is reached without keys; * is any."""
+
+    max_connections: int | None = None
+    """Connections at once; by default 1024, twice what may run and wait if that is more."""
     max_body: int = 4 * 2**20
     """Bytes of a request's body."""
     max_choices: int = 64
@@ -68,6 +77,10 @@ class ServeConfig:
     """Time a client has for a request's head."""
     body_seconds: float = 30.0
     """Time a client has for a request's body."""
+    write_seconds: float = 30.0
+    """Time a client has to take what was written to it."""
+    idle_seconds: float = 30.0
+    """Time a connection is kept for its next request."""
     request_seconds: float = 600.0
     """Time an answer may take."""
     drain_seconds: float = 30.0
@@ -91,11 +104,25 @@ class ServeConfig:
         ]
         if self.chunk & (self.chunk - 1):
             problems.append(f"chunk is {self.chunk}, wanted a power of two")
+        if not all(self.name) or len(set(self.name)) < len(self.name):
+            problems.append(f"name is {self.name}, wanted names that differ, none empty")
         problems += self._adapter_problems()
         if self.max_length is not None and not 16 <= self.max_length <= 2**24:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             problems.append("tls_certificate and tls_key belong together, got one of them")
+        if self.max_connections is not None and not 1 <= self.max_connections <= 10**6:
+            problems.append(f"max_connections is {self.max_connections}, wanted 1 to {10**6}")
+        problems += [
+            f"allowed_host is {one!r}, wanted a name without scheme and port"
+            for one in self.allowed_host
+            if not _HOST.fullmatch(one)
+        ]
+        problems += [
+            f"cors is {one!r}, wanted an origin: https://example.org, without a path"
+            for one in self.cors
+            if not _ORIGIN.fullmatch(one)
+        ]
         problems += distributed.option_problems(self.coordinator, self.processes, self.process)
         if self.mesh_tensor is not None and self.mesh_tensor < 1:
             problems.append(f"mesh_tensor is {self.mesh_tensor}, wanted 1 or more")
@@ -108,7 +135,12 @@ class ServeConfig:
     @property
     def served_name(self) -> str:
         """What requests call the model."""
-        return self.name or Path(self.model).name
+        return self.name[0] if self.name else Path(self.model).name
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Its other names."""
+        return self.name[1:]
 
     @property
     def adapters(self) -> dict[str, Path]:
@@ -116,7 +148,7 @@ class ServeConfig:
         return {name: Path(path) for name, _, path in (one.partition("=") for one in self.adapter)}
 
     def _adapter_problems(self) -> Iterator[str]:
-        names = [self.served_name]
+        names = [self.served_name, *self.aliases]
         for one in self.adapter:
             name, _, path = one.partition("=")
             if not (name and path):
@@ -140,6 +172,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_choices", 1, 4096),
     ("header_seconds", 0.1, 3600),
     ("body_seconds", 0.1, 3600),
+    ("write_seconds", 0.1, 3600),
+    ("idle_seconds", 0.1, 3600),
     ("request_seconds", 0.1, 86400),
     ("drain_seconds", 0, 3600),
 )

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import jinja2.meta
 import jinja2.sandbox
@@ -23,6 +23,8 @@ MAX_WINDOW_SIZE = 6144  # tokens, where generation_config.json gives none
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 STOPS = {"chatml": (IM_END, IM_START, END_OF_TEXT), "raw": (END_OF_TEXT,)}
+# How a prompt ends: a reply begins, the last message has ended, or it goes on.
+Ending = Literal["reply", "closed", "open"]
 ROLES = ("system", "user", "assistant", "tool")
 TEMPLATE_ARGUMENTS = {"enable_thinking": bool}  # what a request may pass on to a template
 
@@ -47,21 +49,40 @@ def prompt_ids(
         if history:
             raise ValueError('the chat format "raw" has no history; put it in the query')
         return tokenizer.encode(query, specials=True)
+    turns = [[("user", question), ("assistant", answer)] for question, answer in history]
+    return turns_ids(tokenizer, system, [*turns, [("user", query)]], max_window_size)
+
+
+def turns_ids(
+    tokenizer: Tokenizer,
+    system: str,
+    turns: Sequence[Sequence[tuple[str, str]]],
+    max_window_size: int = MAX_WINDOW_SIZE,
+    ending: Ending = "reply",
+) -> list[int]:
+    """The prompt of a Qwen v1 model; each turn, (role, text) of its messages, is kept or dropped.
+
+    The last turn is always kept; the others as `prompt_ids` says.
+    """
     newline = tokenizer.encode("\n")
+    *earlier, last = [
+        [id for role, text in turn for id in [*newline, *_segment(tokenizer, role, text)]]
+        for turn in turns
+    ]
     start = _segment(tokenizer, "system", system)
-    turns: list[list[int]] = []  # the latest first
+    kept: list[list[int]] = []  # the latest first
     size = len(start)
-    for question, answer in reversed(history):
-        user = _segment(tokenizer, "user", question)
-        turn = newline + user + newline + _segment(tokenizer, "assistant", answer)
+    for turn in reversed(earlier):
         size += len(turn)
         if size >= max_window_size:
             break
-        turns.append(turn)
-    user = _segment(tokenizer, "user", query)
-    opening = [*control(tokenizer, IM_START), *tokenizer.encode("assistant")]
-    kept = itertools.chain.from_iterable(reversed(turns))
-    return [*start, *kept, *newline, *user, *newline, *opening, *newline]
+        kept.append(turn)
+    ids = [*start, *itertools.chain.from_iterable(reversed(kept)), *last]
+    if ending == "open":
+        return ids[:-1]
+    if ending == "closed":
+        return ids
+    return [*ids, *newline, *control(tokenizer, IM_START), *tokenizer.encode("assistant"), *newline]
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: str = "chatml") -> list[int]:
@@ -90,6 +111,7 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     max_window_size: int | None = None,
+    continue_final_message: bool = False,
     **template_arguments: Any,
 ) -> list[int]:
     """Token ids of a conversation in the OpenAI form, [{"role": …, "content": …}, …].
@@ -97,7 +119,8 @@ def render(
     With a chat template, the ids are Hugging Face's for the same messages, except that control
     tokens inside strings of messages and tools are text; <think> and the like count in what the
     assistant said. Without one (v1), the messages are a `prompt_ids` call, and max_window_size is
-    its history window. Raises ValueError for whatever the template or the format cannot express.
+    its history window. continue_final_message: the prompt ends where the last message's text does.
+    Raises ValueError for whatever the template or the format cannot express.
     """
     messages = [checked(message) for message in messages]
     if not messages:
@@ -113,8 +136,9 @@ def render(
         if max_window_size is not None:
             raise ValueError("max_window_size is for checkpoints without a chat template")
         asked["add_generation_prompt"] = add_generation_prompt
-        return [id for _, ids in pieces(tokenizer, messages, asked) for id in ids]
-    if asked or not add_generation_prompt:
+        made = pieces(tokenizer, messages, asked, continue_final_message)
+        return [id for _, ids in made for id in ids]
+    if asked or not add_generation_prompt or continue_final_message:
         wanted = ", ".join(asked) or "add_generation_prompt=False"
         raise ValueError(f"{wanted} needs a chat template, and this checkpoint has none")
     window = MAX_WINDOW_SIZE if max_window_size is None else max_window_size
@@ -168,7 +192,10 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, 
 
 
 def pieces(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    asked: Mapping[str, Any],
+    continue_final_message: bool = False,
 ) -> list[tuple[str, list[int]]]:
     """The rendered template in pieces: a control token's name and id, or a text and its ids.
 
@@ -201,7 +228,21 @@ def pieces(
         return tokenizer.encode("".join(part.translate(originals) for part in slices(piece)))
 
     text = _run(source, tokenizer.names, variables)
+    if continue_final_message:
+        text = _left_open(text, disguised[-1]["content"])
     return [(piece, ids(piece)) for piece in split(text, tokenizer.specials) if piece]
+
+
+def _left_open(text: str, content: str) -> str:
+    """A rendered text up to the end of its last message, as transformers cuts it.
+
+    Blanks at that end stay where the template kept them.
+    """
+    at = text.rfind(content.strip())
+    if at < 0 or not content.strip():
+        raise ValueError("continue_final_message needs a last message with text that is shown")
+    kept = content.lstrip()
+    return text[: at + len(kept if text.startswith(kept, at) else content.strip())]
 
 
 def _beginnings(names: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ class Tokenizer:
     """A vocabulary, its control tokens and the chat template that came with them.
 
     specials: every control token, name -> id; text never becomes one unless `encode` is told so.
+    hidden: the ids of those that are never part of a visible answer.
     markup: the names among them that belong to a visible answer, such as <think> and <tool_call>
         (`"special": false` in Hugging Face files); `skip_specials` keeps these.
     names: what tokenizer_config.json calls bos_token, eos_token and so on; templates may use them.
@@ -41,7 +42,7 @@ class Tokenizer:
         )
         self._bytes = {id: token for token, id in vocabulary.ranks.items()}
         self._bytes |= {id: name.encode() for name, id in vocabulary.specials.items()}
-        self._hidden = {id for name, id in self.specials.items() if name not in self.markup}
+        self.hidden = frozenset(i for name, i in self.specials.items() if name not in self.markup)
         self._rows = max(self._bytes) + 1 + PADDING_ROWS
         self._longest = max(map(len, self._bytes.values()))
 
@@ -141,7 +142,7 @@ class Tokenizer:
         return b"".join(self._token_bytes(ids, skip_specials)).decode("utf-8", errors)
 
     def _token_bytes(self, ids: Iterable[int], skip_specials: bool) -> Iterator[bytes]:
-        hidden = self._hidden if skip_specials else ()
+        hidden = self.hidden if skip_specials else ()
         return (self.token_bytes(id) for id in map(int, ids) if id not in hidden)
 
 
@@ -157,6 +158,11 @@ class TextStream:
         """The text that `ids` complete; the bytes of an unfinished character wait for the rest."""
         pieces = self._tokenizer._token_bytes(ids, self._skip_specials)
         return self._decoder.decode(b"".join(pieces))
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a character that is unfinished."""
+        return len(self._decoder.getstate()[0])
 
     def flush(self) -> str:
         """What is left at the end: nothing, or the replacement of an unfinished character."""

@@ -3,7 +3,7 @@
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -12,8 +12,10 @@ from starlette.responses import Response
 from serve.api import endpoint, formats, logprobs, prompting
 from serve.api.choices import Choice, choices_of
 from serve.api.prompting import Tools
-from serve.api.schemas import ChatRequest, FunctionName, ToolName
+from serve.api.window import check_messages
 from serve.http.errors import ApiError
+from serve.schemas.conversation import FunctionName, ToolName
+from serve.schemas.requests import ChatRequest
 from serve.service import Model
 from serve.text.answer import Part, Token
 from serve.text.calls import new_id
@@ -28,15 +30,13 @@ async def complete(request: Request) -> Response:
 
 def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[Choice]:
     """What the engine is asked for."""
-    tools = tools_of(fields)
-    messages = [message.model_dump(exclude_none=True) for message in fields.messages]
-    body, blamed = formats.grammar_of(fields.response_format), "response_format"
-    if tools.functions:
-        blamed = "functions" if fields.functions else "tools"
-        if body is not None:
-            formats.compiled(model, body)  # by itself first: its faults are not theirs
+    blamed = "functions" if fields.functions else "tools"
+    tools = dataclasses.replace(tools_of(fields), field=blamed)
+    messages = [message.said() for message in fields.messages]
+    check_messages(model, messages)
+    body = formats.grammar_of(fields.response_format)
     try:
-        prompt = prompting.chat(model, messages, tools, fields.thinking, body)
+        prompt = prompting.chat(model, messages, tools, fields.thinking, body, fields.ending)
     except Unusable as error:
         raise ApiError(400, f"{blamed} cannot be used: {error}", blamed) from None
     except ValueError as error:
@@ -55,22 +55,29 @@ def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[
 
 def tools_of(fields: ChatRequest) -> Tools:
     """Functions in either form, and which of them must be called."""
-    given = fields.functions or [tool.function for tool in fields.tools or ()]
-    functions = [function.model_dump(exclude_none=True) for function in given]
+    described = [tool.shown() for tool in fields.tools or ()]
+    functions = [tool["function"] for tool in described]
+    if fields.functions:
+        functions = [function.shown() for function in fields.functions]
     choice = fields.tool_choice if fields.tools else fields.function_call
     parallel = not fields.functions and fields.parallel_tool_calls is not False
     if choice == "none":
         return Tools()
     if choice == "required":
-        return Tools(functions, functions, parallel)
+        return Tools(functions, functions, parallel, described=described)
     if isinstance(choice, ToolName | FunctionName):
         name = choice.name if isinstance(choice, FunctionName) else choice.function.name
         chosen = [f for f in functions if name in (f.get("name"), f.get("name_for_model"))]
         if not chosen:
             field = "tool_choice" if fields.tools else "function_call"
             raise ApiError(400, f"{field} names {name!r}, which was not sent", field)
-        return Tools(functions, chosen, parallel=False)
-    return Tools(functions, parallel=parallel)
+        return Tools(functions, chosen, parallel=False, described=described)
+    return Tools(functions, parallel=parallel, described=described)
+
+
+def _reasoning(message: Message) -> dict[str, Any]:
+    """Under both of the names that clients know."""
+    return {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
 
 
 class Reply:
@@ -84,14 +91,14 @@ class Reply:
             "model": model.name,
         }
 
-    async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> dict[str, Any]:
-        """One object with everything."""
+    async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> Callable[[], dict[str, Any]]:
+        """What makes one object with everything; that may take long."""
         gathered = [Gathered() for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
             gathered[index].add(part.message)
-        return {
+        return lambda: {
             **self._head,
             "object": "chat.completion",
             "choices": [
@@ -113,15 +120,15 @@ class Reply:
         for index in range(len(self._choices)):
             yield self._chunk(index, {"role": "assistant", "content": ""})
         async for index, part in working:
-            delta = self._delta(part.message)
-            logprobs = self._logprobs(part.tokens) if part.tokens else None
-            if delta or logprobs:
-                yield self._chunk(index, delta, logprobs)
+            scores = self._logprobs(part.tokens) if part.tokens else None
+            for delta in self._deltas(part.message) or [{}]:
+                if delta or scores:
+                    yield self._chunk(index, delta, scores)
+                scores = None  # once, with the first
             if part.finish:
                 yield self._chunk(index, {}, finish=self._finish(index))
-        options = self._fields.stream_options
-        if options is not None and options.include_usage:
-            yield {**self._event(), "choices": [], "usage": endpoint.usage(self._choices)}
+        if event := endpoint.last_event(self._fields, self._event(), self._choices):
+            yield event
 
     def _event(self) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk"}
@@ -134,29 +141,28 @@ class Reply:
         finish: str | None = None,
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return {**self._event(), "choices": [choice]}
+        usage = endpoint.usage_so_far(self._fields, self._choices)
+        return {**self._event(), "choices": [choice], **usage}
 
-    def _delta(self, gained: Message) -> dict[str, Any]:
-        made: dict[str, Any] = {"content": gained.content} if gained.content else {}
-        if gained.reasoning:
-            made["reasoning_content"] = gained.reasoning
-        calls = []
+    def _deltas(self, gained: Message) -> list[dict[str, Any]]:
+        """Each with a thought, content or a call, never two of them."""
+        made: list[dict[str, Any]] = [_reasoning(gained)] if gained.reasoning else []
+        if gained.content:
+            made.append({"content": gained.content})
         for index, call in gained.calls.items():
             function = {"name": call.name} if call.name else {}
             function["arguments"] = call.arguments
-            calls.append({"index": index, "function": function})
-            if call.name:
-                calls[-1] |= {"id": new_id(), "type": "function"}
-        if calls and self._fields.functions:
-            made["function_call"] = calls[0]["function"]
-        elif calls:
-            made["tool_calls"] = calls
+            head = {"id": new_id(), "type": "function"} if call.name else {}
+            if self._fields.functions:
+                made.append({"function_call": function})
+            else:
+                made.append({"tool_calls": [{"index": index, **head, "function": function}]})
         return made
 
     def _message(self, message: Message) -> dict[str, Any]:
         made: dict[str, Any] = {"role": "assistant", "content": message.content, "refusal": None}
         if message.reasoning:
-            made["reasoning_content"] = message.reasoning
+            made |= _reasoning(message)
         calls = [dataclasses.asdict(call) for call in message.calls.values()]
         if self._fields.functions:
             return {**made, "function_call": calls[0] if calls else None}

@@ -8,16 +8,19 @@ from typing import Any
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling, stop_sequences
+from qwen_jax.text.tokenizer import Tokenizer
 from serve.api.prompting import Prompt
-from serve.api.schemas import SamplingFields
+from serve.api.window import too_long
 from serve.engine.scheduler import Request
-from serve.http.errors import ApiError
+from serve.http.errors import ApiError, shown
+from serve.schemas.requests import SamplingFields
 from serve.service import Model
 from serve.text.answer import Answer, Token
 
 _SAMPLING = (
-    "temperature top_p min_p repetition_penalty presence_penalty frequency_penalty min_tokens"
+    "temperature min_p repetition_penalty presence_penalty frequency_penalty min_tokens"
 ).split()
+_LEAST_TOP_P = 1e-9  # the likeliest token alone
 
 
 @dataclass
@@ -36,11 +39,17 @@ def sampling_of(model: Model, fields: SamplingFields, logprobs: int | None) -> S
     given: dict[str, Any] = {
         name: getattr(fields, name) for name in _SAMPLING if getattr(fields, name) is not None
     }
+    if fields.top_p is not None:
+        given["top_p"] = max(fields.top_p, _LEAST_TOP_P)
     if fields.top_k is not None:
         given["top_k"] = max(0, fields.top_k)
     if fields.logit_bias:
         given["logit_bias"] = _biases(model, fields.logit_bias)
-    given["stop_ids"] = tuple((id,) for id in fields.stop_token_ids or ())
+    stops = fields.stop_token_ids or ()
+    if stops and max(stops) >= model.config.vocab:
+        raise _no_id(model, "stop_token_ids", str(max(stops)))
+    named = (_control(model.tokenizer, text) for text in fields.stop or ())
+    given["stop_ids"] = (*((id,) for id in stops), *(ids for ids in named if ids))
     try:
         return dataclasses.replace(
             model.defaults.sampling, ignore_eos=fields.ignore_eos, logprobs=logprobs, **given
@@ -49,17 +58,25 @@ def sampling_of(model: Model, fields: SamplingFields, logprobs: int | None) -> S
         raise ApiError(400, str(error)) from None
 
 
+def _control(tokenizer: Tokenizer, stop: str) -> tuple[int, ...]:
+    """The ids of a stop string with control tokens in it, which are no part of any text."""
+    names = {name for name, id in tokenizer.specials.items() if id in tokenizer.hidden}
+    if not any(name in stop for name in names):
+        return ()
+    return tuple(tokenizer.encode(stop, specials=names))
+
+
 def _biases(model: Model, given: dict[str, float]) -> dict[int, float]:
-    biases = {}
-    for name, bias in given.items():
-        if not name.isascii() or not name.isdigit() or int(name[:12]) >= model.config.vocab:
-            raise ApiError(
-                400,
-                f"logit_bias has {name[:40]!r}, wanted ids from 0 to {model.config.vocab - 1}",
-                "logit_bias",
-            )
-        biases[int(name)] = bias
-    return biases
+    for name in given:
+        written = name.isascii() and name.isdigit() and len(name) <= 10 and str(int(name)) == name
+        if not written or int(name) >= model.config.vocab:
+            raise _no_id(model, "logit_bias", shown(name))
+    return {int(name): bias for name, bias in given.items()}
+
+
+def _no_id(model: Model, field: str, got: str) -> ApiError:
+    most = model.config.vocab - 1
+    return ApiError(400, f"{field} has {got}, wanted ids from 0 to {most}", field)
 
 
 def choices_of(
@@ -81,7 +98,7 @@ def choices_of(
     choices = []
     for prompt in prompts:
         budget = _budget(model, len(prompt.ids), max_tokens)
-        if prompt.constraint is not None and sampling.min_tokens:
+        if prompt.rules is not None and sampling.min_tokens:
             raise ApiError(400, "min_tokens cannot go with a grammar", "min_tokens")
         try:
             settings = [
@@ -117,23 +134,20 @@ def _choice(
         tenant=tenant,
         adapter=model.adapter,
         prefix_scope=f"{tenant}/{model.adapter}/{model.prefix_scope(len(prompt.ids))}",
-        constraint=prompt.constraint.copy() if prompt.constraint else None,
         logprobs=sampling.logprobs,
         judged=judged,
     )
     stop = (*prompt.stop, *(fields.stop or ()))
-    return Choice(prompt, request, Answer(model.tokenizer, prompt.parser(), stop, ends))
+    hidden = model.tokenizer.hidden
+    silent = {id for id, *more in ends if not more and ((id,) in prompt.ends or id in hidden)}
+    answer = Answer(model.tokenizer, prompt.parser(), stop, silent, sampling.min_tokens)
+    return Choice(prompt, request, answer)
 
 
 def _budget(model: Model, length: int, wanted: int | None) -> int:
     room = model.length - length
     if room < (wanted if wanted is not None else 1):
-        raise ApiError(
-            400,
-            f"the prompt has {length} tokens, {wanted or 1} new ones are asked for, and at most "
-            f"{model.length} fit; shorten the prompt or ask for fewer",
-            "max_tokens" if length < model.length else "messages",
-            "context_length_exceeded",
-        )
+        param = "max_tokens" if length < model.length else "messages"
+        raise too_long(model, f"{length} tokens", wanted or 1, param)
     usual = model.defaults.max_new_tokens or MAX_NEW_TOKENS
     return min(usual, room) if wanted is None else wanted

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -10,10 +10,11 @@ from starlette.responses import Response
 
 from serve.api import endpoint, formats, logprobs, prompting
 from serve.api.choices import Choice, choices_of
-from serve.api.schemas import CompletionRequest
 from serve.http.errors import ApiError
+from serve.schemas.requests import CompletionRequest
 from serve.service import Model
 from serve.text.answer import Part, Token
+from serve.text.grammar import alone
 
 _MAX_TOKENS = 16  # where a client does not say, as with OpenAI
 
@@ -32,18 +33,16 @@ def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) ->
         raise ApiError(400, "there is no prompt", "prompt")
     if len(texts) > most:
         raise ApiError(400, f"{len(texts)} prompts, at most {most} fit", "prompt")
-    if fields.echo and fields.stream and fields.logprobs is not None:
-        raise ApiError(400, "echo with logprobs cannot be streamed", "stream")
     if fields.max_tokens == 0 and not fields.echo:
         raise ApiError(400, "max_tokens 0 gives nothing without echo", "max_tokens")
     grammar = formats.grammar_of(fields.response_format)
-    constraint = None if grammar is None else formats.compiled(model, grammar)
+    rules = None if grammar is None else alone(grammar)
     try:
-        prompts = [prompting.completion(model, text) for text in texts]
+        prompts = [prompting.completion(model, text, rules, fields.suffix) for text in texts]
+    except prompting.NoFilling as error:
+        raise ApiError(400, str(error), "suffix") from None
     except ValueError as error:
         raise ApiError(400, str(error), "prompt") from None
-    if constraint is not None:
-        prompts = [prompting.constrained(prompt, constraint) for prompt in prompts]
     return choices_of(
         model,
         tenant,
@@ -69,20 +68,22 @@ class Reply:
         }
         self._shown = [0] * len(choices)  # characters so far
 
-    async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> dict[str, Any]:
-        """One object with everything."""
-        texts = [[self._echo(choice)] for choice in self._choices]
+    async def whole(self, working: AsyncIterator[tuple[int, Part]]) -> Callable[[], dict[str, Any]]:
+        """What makes one object with everything; that may take long."""
+        texts: list[list[str]] = [[] for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
             texts[index].append(part.message.content)
-        return {
+        return lambda: {
             **self._head,
             "choices": [
                 self._choice(
                     index,
-                    "".join(text),
-                    self._whole_logprobs(choice, tokens[index]),
+                    self._echo(choice) + "".join(text),
+                    self._judged(choice, tokens[index])
+                    if self._fields.echo
+                    else self._logprobs(tokens[index], 0),
                     choice.finish,
                 )
                 for index, (choice, text) in enumerate(zip(self._choices, texts, strict=True))
@@ -93,38 +94,47 @@ class Reply:
     async def events(
         self, working: AsyncIterator[tuple[int, Part]]
     ) -> AsyncIterator[dict[str, Any]]:
-        """A chunk for whatever is new."""
-        for index, choice in enumerate(self._choices):
-            if text := self._echo(choice):
-                yield {**self._head, "choices": [self._choice(index, text, None, None)]}
+        """A chunk for whatever is new; a prompt is echoed as soon as it is judged."""
+        begun: set[int] = set()
         async for index, part in working:
-            text = part.message.content
+            choice, text = self._choices[index], part.message.content
+            if self._fields.echo and index not in begun:
+                begun.add(index)
+                yield self._event([self._choice(index, self._echo(choice), self._judged(choice))])
+                self._shown[index] = len(self._echo(choice))
             if text or part.tokens or part.finish:
-                logprobs = self._logprobs(part.tokens, self._shown[index])
-                self._shown[index] += len(text)
-                made = self._choice(index, text, logprobs, part.finish or None)
-                yield {**self._head, "choices": [made]}
-        options = self._fields.stream_options
-        if options is not None and options.include_usage:
-            yield {**self._head, "choices": [], "usage": endpoint.usage(self._choices)}
+                scores = self._logprobs(part.tokens, self._shown[index])
+                self._shown[index] += sum(len(token.text) for token in part.tokens)
+                yield self._event([self._choice(index, text, scores, part.finish or None)])
+        if event := endpoint.last_event(self._fields, self._head, self._choices):
+            yield event
+
+    def _event(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        usage = endpoint.usage_so_far(self._fields, self._choices)
+        return {**self._head, "choices": choices, **usage}
 
     def _echo(self, choice: Choice) -> str:
         return self._model.tokenizer.decode(choice.prompt.ids) if self._fields.echo else ""
 
     def _choice(
-        self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None
+        self, index: int, text: str, scores: dict[str, Any] | None, finish: str | None = None
     ) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        return {"index": index, "text": text, "logprobs": scores, "finish_reason": finish}
 
     def _logprobs(self, tokens: list[Token], offset: int) -> dict[str, Any] | None:
+        return self._scored([(token.text, token) for token in tokens], offset)
+
+    def _judged(self, choice: Choice, tokens: Sequence[Token] = ()) -> dict[str, Any] | None:
+        """The scores of a prompt, and of tokens behind it."""
         if self._fields.logprobs is None:
             return None
-        ids = [token.id for token in tokens]
-        return logprobs.of_completion(self._model.tokenizer, tokens, ids, offset)
+        texts = logprobs.spelled(self._model.tokenizer, choice.prompt.ids)
+        judged = zip(texts, [None, *choice.scores], strict=True)
+        return self._scored([*judged, *((token.text, token) for token in tokens)], 0)
 
-    def _whole_logprobs(self, choice: Choice, tokens: list[Token]) -> dict[str, Any] | None:
-        if not self._fields.echo or self._fields.logprobs is None:
-            return self._logprobs(tokens, 0)
-        ids = [*choice.prompt.ids, *(token.id for token in tokens)]
-        scored = [None, *choice.scores, *tokens]
-        return logprobs.of_completion(self._model.tokenizer, scored, ids, 0)
+    def _scored(
+        self, tokens: Sequence[tuple[str, Token | None]], offset: int
+    ) -> dict[str, Any] | None:
+        if self._fields.logprobs is None:
+            return None
+        return logprobs.of_completion(self._model.tokenizer, tokens, offset)

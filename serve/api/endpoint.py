@@ -4,26 +4,41 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from serve.api import formats
 from serve.api.choices import Choice
-from serve.api.schemas import SamplingFields
 from serve.api.sse import EventStream, Gone, parts, until_gone
 from serve.engine.fair_queue import QueueFull
 from serve.engine.ticket import Ticket
-from serve.http.errors import ApiError, parse
+from serve.http.body import parse
+from serve.http.errors import ApiError, busy, shown
+from serve.http.rendering import Rendered
+from serve.lanes import Lane
+from serve.schemas.requests import SamplingFields
 from serve.service import Model, Service
 from serve.text.answer import Part
 
+Fields = TypeVar("Fields", bound=BaseModel)
 Asked = TypeVar("Asked", bound=SamplingFields)
+Outcome = TypeVar("Outcome")
 Working = AsyncIterator[tuple[int, Part]]  # which answer, and what it gained
+_SMALL = 4096  # bytes of a body that the event loop reads itself, in less than a millisecond
 _CLOSE = {"Connection": "close"}  # the rest of the body will not be read
 
 
 async def body(request: Request) -> bytes:
     """The whole body, of limited size and in limited time."""
     settings = request.app.state.service.settings
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise ApiError(
+            415,
+            f"the body has the Content-Encoding {shown(coding)}; send it as it is, without one",
+            headers=_CLOSE,
+        )
     too_large = ApiError(413, f"the body is larger than {settings.max_body} bytes", headers=_CLOSE)
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length[:20]) > settings.max_body:
@@ -43,17 +58,46 @@ async def body(request: Request) -> bytes:
     return bytes(content)
 
 
+async def read(request: Request, kind: type[Fields]) -> Fields:
+    """The fields of a request's body; a large one is read off the event loop."""
+    content = await body(request)
+    request.state.size = len(content)
+    if len(content) <= _SMALL:
+        return parse(kind, content)
+    return await work(request, parse, kind, content)
+
+
+async def work(request: Request, function: Callable[..., Outcome], *arguments: Any) -> Outcome:
+    """What a function gives that takes long where the body is; off the event loop."""
+    return await in_lane(request, lane_for(request, request.state.size), function, *arguments)
+
+
+def lane_for(request: Request, size: int) -> Lane:
+    service: Service = request.app.state.service
+    return service.lanes.for_text(size)
+
+
+async def in_lane(
+    request: Request, lane: Lane, function: Callable[..., Outcome], *arguments: Any
+) -> Outcome:
+    """Raises a 429 where this client has too much work in a lane."""
+    try:
+        return await lane.run(request.state.tenant, function, *arguments)
+    except QueueFull as error:
+        raise busy(f"the server is busy: {error}", 429) from None
+
+
 def model(service: Service, name: str | None) -> Model:
     """The model a client asks for, by its own name or an adapter's; None: the bare one."""
     if service.trouble or service.model is None:
         raise ApiError(503, service.trouble, headers={"Retry-After": "5"})
     if name is None or name == service.model.name:
         return service.model
-    if name not in service.adapted:
-        known = ", ".join(map(repr, [service.model.name, *service.adapted]))
+    if name not in service.named:
+        known = ", ".join(map(repr, [service.model.name, *service.named]))
         message = f"there is no model {name[:80]!r}, this server has {known}"
         raise ApiError(404, message, "model", "model_not_found")
-    return service.adapted[name]
+    return service.named[name]
 
 
 def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
@@ -71,7 +115,7 @@ def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
 class Reply(Protocol):
     """Answers in the form of an endpoint."""
 
-    async def whole(self, working: Working) -> dict[str, Any]: ...
+    async def whole(self, working: Working) -> Callable[[], dict[str, Any]]: ...
     def events(self, working: Working) -> AsyncIterator[dict[str, Any]]: ...
 
 
@@ -87,25 +131,45 @@ async def answered(
     be; off the event loop, since texts may be long.
     """
     service: Service = request.app.state.service
-    fields = parse(kind, await body(request))
+    fields = await read(request, kind)
     found = model(service, fields.model)
-    choices = await asyncio.to_thread(
-        prepared, found, request.state.tenant, fields, service.settings.max_choices
-    )
+
+    async def preparing() -> list[Choice]:
+        most, tenant = service.settings.max_choices, request.state.tenant
+        choices = await work(request, prepared, found, tenant, fields, most)
+        if choices[0].prompt.rules is not None:
+            await in_lane(request, service.lanes.grammars, formats.constrain, found, choices)
+        return choices
+
+    choices = await until_gone(request.receive, preparing())
     made = reply(found, fields, choices)
     ticket = queue(request, found, choices)
     working = parts(ticket, choices, service.settings.request_seconds)
     if fields.stream:
         return EventStream(ticket, lambda: made.events(working))
     try:
-        return JSONResponse(await until_gone(request.receive, made.whole(working)))
+        build = await until_gone(request.receive, made.whole(working))
     finally:
         ticket.close()
+    lane = lane_for(request, _size(choices))
+    return Rendered(
+        lambda rendering: lane.run(request.state.tenant, rendering, bounded=False), build
+    )
+
+
+def _size(choices: list[Choice]) -> int:
+    """Bytes of the answers, roughly."""
+    size = 0
+    for choice in choices:
+        scored = 0 if choice.request.logprobs is None else 1 + choice.request.logprobs
+        tokens = choice.answer.count + len(choice.prompt.ids) * choice.request.judged
+        size += len(choice.prompt.ids) + tokens * (8 + 80 * scored)
+    return size
 
 
 def usage(choices: list[Choice]) -> dict[str, object]:
     """Tokens read and written; a prompt that n answers share counts once."""
-    prompts = {id(choice.prompt): choice for choice in choices}.values()
+    prompts = {id(choice.prompt): choice for choice in reversed(choices)}.values()  # the first
     read = sum(len(choice.prompt.ids) for choice in prompts)
     written = sum(choice.answer.count for choice in choices)
     thought = sum(choice.answer.reasoning for choice in choices)
@@ -116,3 +180,21 @@ def usage(choices: list[Choice]) -> dict[str, object]:
         "prompt_tokens_details": {"cached_tokens": sum(c.request.shared for c in prompts)},
         "completion_tokens_details": {"reasoning_tokens": thought},
     }
+
+
+def usage_so_far(fields: SamplingFields, choices: list[Choice]) -> dict[str, object]:
+    """What each event of a stream says of usage, where that was asked for."""
+    options = fields.stream_options
+    if options is None or not options.include_usage:
+        return {}
+    return {"usage": usage(choices) if options.continuous_usage_stats else None}
+
+
+def last_event(
+    fields: SamplingFields, head: dict[str, Any], choices: list[Choice]
+) -> dict[str, Any] | None:
+    """The usage at the end of a stream, where that was asked for."""
+    options = fields.stream_options
+    if options is None or not options.include_usage:
+        return None
+    return {**head, "choices": [], "usage": usage(choices)}

@@ -1,9 +1,12 @@
 """Response formats as grammars."""
 
-from serve.api.schemas import ResponseFormat
+from collections.abc import Sequence
+
+from serve.api.choices import Choice
 from serve.http.errors import ApiError
+from serve.schemas.requests import ResponseFormat
 from serve.service import Model
-from serve.text.grammar import Constraint, Grammar, Unusable, of_pattern, of_rules, of_schema
+from serve.text.grammar import Constraint, Grammar, Rules, Unusable, of_pattern, of_rules, of_schema
 
 
 def grammar_of(wanted: ResponseFormat | None) -> Grammar | None:
@@ -19,9 +22,35 @@ def grammar_of(wanted: ResponseFormat | None) -> Grammar | None:
     return of_schema({"type": "object"})
 
 
-def compiled(model: Model, grammar: Grammar) -> Constraint:
-    """Raises a 400 for one that cannot be used."""
+def constrain(model: Model, choices: Sequence[Choice]) -> None:
+    """Hold each answer to its prompt's rules; raises a 400 where these cannot be used.
+
+    All prompts of a request have the same.
+    """
+    rules = choices[0].prompt.rules
+    assert rules is not None
     try:
-        return model.grammars.compile(grammar)
+        constraint = _compiled(model, rules)
     except Unusable as error:
-        raise ApiError(400, f"response_format cannot be used: {error}", "response_format") from None
+        raise _fault(model, rules, error) from None
+    for choice in choices:
+        choice.request.constraint = constraint.copy()
+
+
+def _compiled(model: Model, rules: Rules) -> Constraint:
+    try:
+        return model.grammars.compile(rules)
+    except Unusable:
+        if rules.instead is None:
+            raise
+        return model.grammars.compile(rules.instead)
+
+
+def _fault(model: Model, rules: Rules, error: Unusable) -> ApiError:
+    """A format beside tools is tried by itself: its faults are not theirs."""
+    if rules.body is not None and rules.blamed != "response_format":
+        try:
+            model.grammars.compile(Rules(rules.body))
+        except Unusable as fault:
+            error, rules = fault, Rules(rules.body)
+    return ApiError(400, f"{rules.blamed} cannot be used: {error}", rules.blamed)

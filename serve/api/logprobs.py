@@ -1,29 +1,33 @@
 """Log probabilities in OpenAI's two forms."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.tokenizer import TextStream, Tokenizer
 from serve.text.answer import Token
 
 _LEAST = -9999.0  # JSON has no infinity
 
 
 def of_chat(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
-    """The form of chat completions."""
+    """The form of chat completions; the bytes of all entries are those of the text."""
 
-    def entry(id: int, logprob: float) -> dict[str, Any]:
-        content = tokenizer.token_bytes(id)
+    def entry(id: int, logprob: float, spelled: bytes) -> dict[str, Any]:
+        name = tokenizer.token_bytes(id) if id in tokenizer.hidden else spelled
         return {
-            "token": _text(tokenizer, id),
+            "token": _readable(name),
             "logprob": max(logprob, _LEAST),
-            "bytes": list(content),
+            "bytes": list(spelled),
         }
+
+    def alternative(token: Token, id: int, logprob: float) -> dict[str, Any]:
+        spelled = b"" if id in tokenizer.hidden else tokenizer.token_bytes(id)
+        return entry(id, logprob, token.spelled if id == token.id else spelled)
 
     content = [
         {
-            **entry(token.id, token.logprob),
-            "top_logprobs": [entry(*one) for one in token.best],
+            **entry(token.id, token.logprob, token.spelled),
+            "top_logprobs": [alternative(token, *one) for one in token.best],
         }
         for token in tokens
     ]
@@ -31,38 +35,46 @@ def of_chat(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
 
 
 def of_completion(
-    tokenizer: Tokenizer, tokens: Sequence[Token | None], ids: Sequence[int], offset: int
+    tokenizer: Tokenizer, tokens: Sequence[tuple[str, Token | None]], offset: int
 ) -> dict[str, Any]:
-    """The form of completions: lists side by side. None, at a prompt's first token: no score.
+    """The form of completions: lists side by side, of the text each token adds and its score.
 
-    offset: where in the whole text the first token begins.
+    None, at a prompt's first token: no score. offset: where in the whole text the first begins.
     """
-    names, scores, best, offsets = [], [], [], []
-    for id, token in zip(ids, tokens, strict=True):
-        names.append(_text(tokenizer, id))
+    offsets = []
+    for text, _ in tokens:
         offsets.append(offset)
-        offset += len(names[-1])
-        scores.append(None if token is None else max(token.logprob, _LEAST))
-        best.append(None if token is None else _best(tokenizer, token))
+        offset += len(text)
+    scored = [token for _, token in tokens]
     return {
-        "tokens": names,
-        "token_logprobs": scores,
-        "top_logprobs": best,
+        "tokens": [text for text, _ in tokens],
+        "token_logprobs": [token and max(token.logprob, _LEAST) for token in scored],
+        "top_logprobs": [token and _best(tokenizer, text, token) for text, token in tokens],
         "text_offset": offsets,
     }
 
 
-def _best(tokenizer: Tokenizer, token: Token) -> dict[str, float]:
-    """By text; where two tokens read alike, the likelier one."""
-    found: dict[str, float] = {}
-    for id, logprob in [*token.best, (token.id, token.logprob)]:
-        found.setdefault(_text(tokenizer, id), max(logprob, _LEAST))
-    return found
+def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[str]:
+    """The text that each id adds; control tokens are their names. All are the text of all."""
+    stream = TextStream(tokenizer, skip_specials=False)
+    for place, id in enumerate(ids):
+        text = stream.push([id])
+        yield text if place < len(ids) - 1 else text + stream.flush()
 
 
-def _text(tokenizer: Tokenizer, id: int) -> str:
-    """A token's text; part of a character is shown as bytes, as OpenAI does."""
-    content = tokenizer.token_bytes(id)
+def _best(tokenizer: Tokenizer, text: str, token: Token) -> dict[str, float]:
+    """The likeliest and the token itself, by text; an id where two read alike."""
+    found = {text: max(token.logprob, _LEAST)}
+    for id, logprob in token.best:
+        if id == token.id:
+            continue
+        name = _readable(tokenizer.token_bytes(id))
+        found[name if name and name not in found else f"token_id:{id}"] = max(logprob, _LEAST)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _readable(content: bytes) -> str:
+    """Part of a character is shown as bytes, as OpenAI does."""
     try:
         return content.decode()
     except UnicodeDecodeError:

@@ -1,12 +1,18 @@
 """The API described for machines."""
 
 import functools
+import json
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serve.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from serve.schemas.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 
 _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (ChatRequest, "Answer a conversation"),
@@ -42,7 +48,12 @@ _ERROR = {
 
 
 @functools.cache
-def document() -> dict[str, Any]:
+def document() -> bytes:
+    """OpenAPI's JSON; the first time it takes long."""
+    return json.dumps(_document()).encode()
+
+
+def _document() -> dict[str, Any]:
     kinds = [(kind, "validation") for kind, _ in _POSTS.values()]
     names, definitions = models_json_schema(
         kinds,  # type: ignore[arg-type]
@@ -50,14 +61,18 @@ def document() -> dict[str, Any]:
     )
     paths: dict[str, Any] = {}
     for path, summary in _GETS.items():
-        paths[path] = {"get": {"summary": summary, "responses": _responses(400, 401, 503)}}
+        paths[path] = {
+            "get": {"summary": summary, "responses": _responses(400, 401, 403, 421, 503)}
+        }
     for path, (kind, summary) in _POSTS.items():
         content = {"application/json": {"schema": names[(kind, "validation")]}}
         paths[path] = {
             "post": {
                 "summary": summary,
                 "requestBody": {"required": True, "content": content},
-                "responses": _responses(400, 401, 404, 408, 413, 429, 500, 503, 504),
+                "responses": _responses(
+                    *(400, 401, 403, 404, 408, 413, 415, 421, 429, 500, 503, 504)
+                ),
             }
         }
     return {

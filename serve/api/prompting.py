@@ -1,22 +1,25 @@
 """From what a client asks to prompts of ids, for every kind of checkpoint."""
 
-import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qwen_jax.text import chatml
+from qwen_jax.text.chatml import Ending
+from qwen_jax.text.tokenizer import Tokenizer
+from serve.api.window import check_texts
 from serve.service import Model
 from serve.text import hermes, react, thinking
-from serve.text.calls import Otherwise, name
-from serve.text.grammar import Constraint, Grammar, of_rules
+from serve.text.calls import Otherwise, name, outlined_function
+from serve.text.grammar import Grammar, Rules, of_rules, outlined
 from serve.text.message import Parser
 from serve.text.thinking import ThinkingParser, Thought
 
 Message = Mapping[str, Any]
 Functions = Sequence[Mapping[str, Any]]
+_FILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Prompt:
     ends: tuple[tuple[int, ...], ...]  # sequences of ids that end the answer
     stop: tuple[str, ...] = ()  # texts that do, beside those the client names
     parser: Callable[[], Parser] = Parser
-    constraint: Constraint | None = None
+    rules: Rules | None = None  # that the answer has to follow
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Tools:
     functions: Functions = ()
     must: Functions = ()
     parallel: bool = True
+    field: str = "tools"  # that they came in
+    described: Sequence[Mapping[str, Any]] = ()  # the same, as templates show them
 
 
 def chat(
@@ -45,7 +50,7 @@ def chat(
     tools: Tools,
     enable_thinking: bool | None = None,
     body: Grammar | None = None,
-    add_generation_prompt: bool = True,
+    ending: Ending = "reply",
 ) -> Prompt:
     """The prompt of a conversation. body: what the text of the answer has to follow.
 
@@ -56,8 +61,13 @@ def chat(
         {**message, "role": "system"} if message["role"] == "developer" else message
         for message in messages
     ]
-    if model.tokenizer.chat_template is not None:
-        arguments: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
+    template = model.tokenizer.chat_template
+    if enable_thinking == thinking.always(template):
+        enable_thinking = None  # asks for what happens anyway
+    if template is not None:
+        arguments: dict[str, Any] = {"add_generation_prompt": ending == "reply"}
+        if ending == "open":
+            arguments["continue_final_message"] = True
         if enable_thinking is not None:
             arguments["enable_thinking"] = enable_thinking
         return _modern(model, messages, tools, body, arguments)
@@ -68,46 +78,70 @@ def chat(
         )
     if enable_thinking is not None:
         raise ValueError("enable_thinking needs a chat template that knows it; this model has none")
-    if not add_generation_prompt:
-        raise ValueError("add_generation_prompt=false needs a chat template; this model has none")
-    return _original(model, messages, tools, body)
+    return _original(model, messages, tools, body, ending)
 
 
-def constrained(prompt: Prompt, constraint: Constraint) -> Prompt:
-    """The same prompt, whose answer has to follow a grammar."""
-    return dataclasses.replace(prompt, constraint=constraint)
+class NoFilling(ValueError):
+    """The vocabulary has no tokens that say where the middle of a text is missing."""
 
 
-def completion(model: Model, text: str | list[int]) -> Prompt:
-    """A text to continue; control tokens in it count, as they do among ids."""
+def completion(
+    model: Model, text: str | list[int], rules: Rules | None = None, suffix: str | None = None
+) -> Prompt:
+    """A text to continue, or to fill up to a suffix; control tokens in it count, as among ids."""
+    if isinstance(text, str):
+        check_texts(model, [text], "prompt")
     ids = model.tokenizer.encode(text, specials=True) if isinstance(text, str) else text
     if not ids:
         raise ValueError("the prompt is empty, wanted at least one token")
     if max(ids) >= model.config.vocab:
         raise ValueError(f"the prompt has id {max(ids)}, this model has {model.config.vocab}")
-    return Prompt(ids, model.defaults.eos_ids)
+    ends = model.defaults.eos_ids
+    if suffix is not None:
+        check_texts(model, [suffix], "suffix")
+        ids, ends = _filling(model.tokenizer, ids, suffix), (*ends, *_file_ends(model.tokenizer))
+    return Prompt(ids, tuple(dict.fromkeys(ends)), rules=rules)
+
+
+def _filling(tokenizer: Tokenizer, ids: list[int], suffix: str) -> list[int]:
+    """The form of Qwen2.5-Coder."""
+    if missing := [name for name in _FILL if name not in tokenizer.specials]:
+        raise NoFilling(
+            f"suffix needs {', '.join(missing)}, and this model's vocabulary has no such tokens; "
+            "leave it out"
+        )
+    before, after, middle = (tokenizer.specials[name] for name in _FILL)
+    return [before, *ids, after, *tokenizer.encode(suffix, specials=True), middle]
+
+
+def _file_ends(tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
+    """A middle ends where another text, or file, begins."""
+    for end in (*_FILL, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|endoftext|>"):
+        if end in tokenizer.specials:
+            yield (tokenizer.specials[end],)
 
 
 def _original(
-    model: Model, messages: Sequence[Message], tools: Tools, body: Grammar | None
+    model: Model,
+    messages: Sequence[Message],
+    tools: Tools,
+    body: Grammar | None,
+    ending: Ending,
 ) -> Prompt:
     """Qwen v1: ChatML, functions as ReAct."""
     tokenizer, defaults = model.tokenizer, model.defaults
-    said = react.conversation(react.parallel(messages), tools.functions)
+    said = react.conversation(react.parallel(messages), tools.functions, ending == "open")
     window = defaults.max_window_size or chatml.MAX_WINDOW_SIZE
-    if said.query is not None:
-        ids = chatml.prompt_ids(tokenizer, said.query, said.history, said.system, window)
-    else:  # the last reply goes on; it is no history, which the window may cut
-        query, reply = said.history[-1]
-        ids = chatml.prompt_ids(tokenizer, query, said.history[:-1], said.system, 2**31)
-        ids += tokenizer.encode(reply)
+    if said.query is None and ending == "reply":
+        ending = "open"  # the last reply goes on
+    ids = chatml.turns_ids(tokenizer, said.system, said.turns, window, ending)
     rules = functools.partial(react.rules, going_on=said.query is None)
     return Prompt(
         ids,
         _ends(model),
         (react.STOP,) if tools.functions else (),
         react.ReactParser if tools.functions else Parser,
-        _constraint(model, tools, body, rules),
+        _rules(tools, body, rules),
     )
 
 
@@ -119,40 +153,50 @@ def _modern(
     arguments: Mapping[str, Any],
 ) -> Prompt:
     """Qwen1.5 and later: the checkpoint's own template, functions as Hermes has them."""
-    described = [
+    described = tools.described or [
         {"type": "function", "function": _openai(function)} for function in tools.functions
     ]
     said = [_for_template(message) for message in messages]
     ids = chatml.render(model.tokenizer, said, described or None, **arguments)
     thought = thinking.after(model.tokenizer, ids)
+    if "continue_final_message" in arguments:
+        thought = thinking.within(model.tokenizer, said[-1]["content"])
+
+    calls = functools.partial(hermes.rules, tokens=model.tokenizer.markup)
+    rules = _rules(tools, body, calls, thought)
 
     def parser() -> Parser:
-        read = hermes.HermesParser(tools.parallel) if tools.functions else Parser()
+        followed = rules is not None
+        read = hermes.HermesParser(tools.parallel, followed) if tools.functions else Parser()
         return read if thought == "none" else ThinkingParser(read, thought == "begun")
 
-    rules = functools.partial(hermes.rules, tokens=model.tokenizer.markup)
-    return Prompt(ids, _ends(model), (), parser, _constraint(model, tools, body, rules, thought))
+    return Prompt(ids, _ends(model), (), parser, rules)
 
 
-def _constraint(
-    model: Model,
+def _rules(
     tools: Tools,
     body: Grammar | None,
     calls: Callable[[Functions, Otherwise], str],
     thought: Thought = "none",
-) -> Constraint | None:
+) -> Rules | None:
     """What an answer has to follow: calls that must be, or that are strict; the body; nothing."""
-    if tools.must:
-        rules = calls(tools.must, "nothing")
-    elif tools.functions and body is not None:
-        rules = calls(tools.functions, "body")
-    elif any(function.get("strict") for function in tools.functions):
-        rules = calls(tools.functions, "text")
-    elif body is not None:
-        rules = "answer: @body"
-    else:
+    blamed = tools.field if tools.functions else "response_format"
+    strict = any(function.get("strict") for function in tools.functions)
+    if body is None and not tools.must and not strict:
         return None
-    return model.grammars.compile(of_rules(f"{thinking.rules(thought)}\n{rules}"), body)
+
+    def written(functions: Functions, must: Functions) -> Grammar:
+        if must:
+            rules = calls(must, "nothing")
+        elif functions:
+            rules = calls(functions, "text" if body is None else "body")
+        else:
+            rules = "answer: @body"
+        return of_rules(f"{thinking.rules(thought)}\n{rules}")
+
+    loose = written(*([outlined_function(f) for f in fs] for fs in (tools.functions, tools.must)))
+    instead = Rules(loose, body and outlined(body), blamed)
+    return Rules(written(tools.functions, tools.must), body, blamed, instead)
 
 
 def _ends(model: Model) -> tuple[tuple[int, ...], ...]:
@@ -162,9 +206,14 @@ def _ends(model: Model) -> tuple[tuple[int, ...], ...]:
 
 def _openai(function: Mapping[str, Any]) -> dict[str, Any]:
     """A function in OpenAI's form, whatever form it came in."""
-    description = function.get("description_for_model") or function.get("description")
-    made = {"name": name(function), "parameters": function.get("parameters") or {}}
-    return made if description is None else {**made, "description": description}
+    if function.keys() <= {"name", "description", "parameters", "strict"}:
+        return dict(function)
+    made = {"name": name(function)}
+    if description := function.get("description_for_model") or function.get("description"):
+        made["description"] = description
+    if "parameters" in function:
+        made["parameters"] = function["parameters"]
+    return made
 
 
 def _for_template(message: Message) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from serve import cache_length
 from serve.api import endpoint, openapi
 from serve.http.errors import ApiError
 from serve.http.pages import FILES, POLICY
@@ -56,7 +57,7 @@ async def version(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """The list of models: the one that was loaded, and each of its adapters."""
     service: Service = request.app.state.service
-    found = [endpoint.model(service, None), *service.adapted.values()]
+    found = [endpoint.model(service, None), *service.named.values()]
     return JSONResponse({"object": "list", "data": [_described(service, one) for one in found]})
 
 
@@ -73,10 +74,12 @@ def _described(service: Service, found: Model) -> dict[str, object]:
         "created": service.created,
         "owned_by": "qwen_jax",
         "max_model_len": found.length,
+        "max_model_len_reason": cache_length.reason(service.settings, found.config, found.length),
         "parent": endpoint.model(service, None).name if found.adapter else None,
     }
 
 
 async def description(request: Request) -> Response:
     """The API in OpenAPI's words."""
-    return JSONResponse(openapi.document())
+    content = await asyncio.to_thread(openapi.document)
+    return Response(content, media_type="application/json")

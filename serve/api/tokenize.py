@@ -1,50 +1,78 @@
 """Tokens of a text and back, as vLLM and lm-eval ask for them."""
 
-import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from qwen_jax.text.tokenizer import TextStream, Tokenizer
 from serve.api import endpoint, prompting
 from serve.api.prompting import Tools
-from serve.api.schemas import DetokenizeRequest, TokenizeRequest
-from serve.http.errors import ApiError, parse
+from serve.http.errors import ApiError
+from serve.http.rendering import Rendered, Text
+from serve.schemas.requests import DetokenizeRequest, TokenizeRequest
 from serve.service import Model
+
+_AT_ONCE = 1024  # ids that are decoded by one call
 
 
 async def tokenize(request: Request) -> Response:
     """Ids of a text, in which control tokens count, or of a conversation."""
-    fields = parse(TokenizeRequest, await endpoint.body(request))
+    fields = await endpoint.read(request, TokenizeRequest)
     model = endpoint.model(request.app.state.service, fields.model)
-    ids = await asyncio.to_thread(_ids, model, fields)
-    made: dict[str, Any] = {"count": len(ids), "max_model_len": model.length, "tokens": ids}
-    if fields.return_token_strs:
-        made["token_strs"] = [model.tokenizer.decode([id]) for id in ids]
-    return JSONResponse(made)
+
+    def answer() -> dict[str, Any]:
+        ids = _ids(model, fields)
+        made: dict[str, Any] = {"count": len(ids), "max_model_len": model.length, "tokens": ids}
+        if fields.return_token_strs:
+            made["token_strs"] = (model.tokenizer.decode([id]) for id in ids)
+        return made
+
+    return await _rendered(request, answer)
+
+
+async def _rendered(request: Request, answer: Callable[[], dict[str, Any]]) -> Response:
+    made = await endpoint.work(request, answer)  # a fault of it is an answer of its own
+    lane = endpoint.lane_for(request, request.state.size)
+    run = lambda rendering: lane.run(request.state.tenant, rendering, bounded=False)
+    return Rendered(run, lambda: made)
 
 
 def _ids(model: Model, fields: TokenizeRequest) -> list[int]:
     if fields.prompt is not None:
         return model.tokenizer.encode(fields.prompt, specials=True)
     assert fields.messages is not None
-    messages = [message.model_dump(exclude_none=True) for message in fields.messages]
+    messages = [message.said() for message in fields.messages]
+    described = [tool.shown() for tool in fields.tools or ()]
+    tools = Tools([tool["function"] for tool in described], described=described)
     try:
-        begun = fields.add_generation_prompt
-        return prompting.chat(model, messages, Tools(), add_generation_prompt=begun).ids
+        return prompting.chat(model, messages, tools, fields.thinking, ending=fields.ending).ids
     except ValueError as error:
         raise ApiError(400, str(error), "messages") from None
 
 
 async def detokenize(request: Request) -> Response:
     """The text of ids."""
-    fields = parse(DetokenizeRequest, await endpoint.body(request))
+    fields = await endpoint.read(request, DetokenizeRequest)
     model = endpoint.model(request.app.state.service, fields.model)
-    try:
-        text = await asyncio.to_thread(model.tokenizer.decode, fields.tokens)
-    except ValueError as error:
-        raise ApiError(400, str(error), "tokens") from None
-    return JSONResponse({"prompt": text})
+
+    def answer() -> dict[str, Any]:
+        try:
+            model.tokenizer.token_bytes(max(fields.tokens, default=0))
+        except ValueError as error:
+            raise ApiError(400, str(error), "tokens") from None
+        return {"prompt": Text(_decoded(model.tokenizer, fields.tokens))}
+
+    return await _rendered(request, answer)
+
+
+def _decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[str]:
+    """Their text, in parts."""
+    stream = TextStream(tokenizer, skip_specials=False)
+    for start in range(0, len(ids), _AT_ONCE):
+        yield stream.push(ids[start : start + _AT_ONCE])
+    yield stream.flush()
 
 
 async def tokenizer_info(request: Request) -> Response:

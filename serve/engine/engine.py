@@ -2,12 +2,14 @@
 
 import logging
 import threading
+import time
 from typing import Any, Protocol
 
 from serve.engine.metrics import Metrics
 from serve.engine.operations import Operation, Result, Update
 from serve.engine.scheduler import Request, Scheduler, Turn
 
+_PAUSE = 0.001  # seconds, so that others get the lock
 _FAILURES = 3  # in a row, after which the device is given up
 
 log = logging.getLogger("serve.engine")
@@ -122,6 +124,8 @@ class Engine:
                 if self._stopping:
                     return
                 turn = self._schedule.next()
+            if not turn.operations and under_way is None:
+                time.sleep(_PAUSE)  # all wait for their grammars
             started = self._device.run(turn.operations) if turn.operations else []
             if under_way is not None:
                 before, outputs = under_way

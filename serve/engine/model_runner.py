@@ -70,6 +70,7 @@ class ModelRunner:
 
     def reset(self) -> None:
         """Empty slots, whatever became of those there were."""
+        self._state: Any = None  # first, so that there is room for the new ones
         state = decode.start(self.weights, self.slots, self.length, self._cache_dtype)
         # Parameters that were loaded are bound to their devices and bind what is computed from
         # them. A state that is not would be another kind of argument, and compile everything again.

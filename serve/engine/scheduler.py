@@ -27,11 +27,13 @@ from serve.engine.operations import (
 )
 from serve.engine.prefix_cache import PrefixCache, chain
 
+_PATIENCE = 0.005  # seconds that a turn waits for a grammar
+
 
 class Constraint(Protocol):
-    """Which ids may come next."""
+    """Which ids may come next; no mask while nobody knows."""
 
-    def mask(self) -> bytes: ...
+    def mask(self, patience: float = 0.0) -> bytes: ...
 
     def accept(self, token: int) -> None: ...
 
@@ -198,12 +200,18 @@ class Scheduler:
 
     def _add_step(self, turn: Turn) -> None:
         """A step, if it gives any slot a token."""
-        readers, masks = {}, {}
-        for slot, request in self._running.items():
+        readers, masks, patience = {}, {}, _PATIENCE
+        for slot, request in list(self._running.items()):
             if request.issued >= request.max_new_tokens:
                 continue
             if request.constraint is not None:
-                masks[slot] = b"" if request.waiting else request.constraint.mask()
+                masks[slot] = b"" if request.waiting else request.constraint.mask(patience)
+                if not masks[slot] and not request.waiting:
+                    patience = 0.0
+                    if request.constraint.finished:  # it takes too long to know what may follow
+                        self._released.append(slot)
+                        self._end(request, Update(), "length")
+                        continue
             if masks.get(slot) != b"":
                 readers[slot] = request
         if not readers:

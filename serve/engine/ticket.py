@@ -41,6 +41,8 @@ class Ticket:
             if index in self._open:
                 self._measure(index, update)
                 yield index, update
+            if not self._updates.empty():
+                await asyncio.sleep(0)  # a queue that is never empty would let nobody else on
 
     def stop(self, index: int) -> None:
         """The host found the end of an answer: a stop string, for one."""

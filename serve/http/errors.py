@@ -1,8 +1,8 @@
 """Every fault in the form of OpenAI's API."""
 
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -41,17 +41,6 @@ def busy(message: str, status: int, seconds: int = 1) -> ApiError:
     return ApiError(status, message, headers={"Retry-After": str(seconds)})
 
 
-Body = TypeVar("Body", bound=BaseModel)
-
-
-def parse(kind: type[Body], content: bytes) -> Body:
-    """Raises a 400 for what is no such object in JSON."""
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        raise _invalid(error) from None
-
-
 async def on_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     return error.response()
@@ -60,22 +49,29 @@ async def on_api_error(request: Request, error: Exception) -> JSONResponse:
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     """Starlette's own: no such path, no such method."""
     assert isinstance(error, HTTPException)
-    message = f"{error.detail}: {request.method} {request.url.path}"
+    message = f"{error.detail}: {request.method} {shown(request.url.path)}"
     headers = dict(error.headers or {})
     return ApiError(error.status_code, message, headers=headers).response()
 
 
-def _invalid(error: ValidationError) -> ApiError:
+def shown(text: str, most: int = 80) -> str:
+    """A client's text as an error may hold it."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def invalid(error: ValidationError) -> ApiError:
     """A 400 that names the first field that is wrong, and tells of the others."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     described = []
     for fault in faults[:5]:
-        where = ".".join(map(str, fault["loc"])) or "the body"
         what = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             what = "this field is not supported"
-        described.append(f"{where}: {what}")
+        described.append(f"{_where(fault) or 'the body'}: {shown(what, 300)}")
     if len(faults) > 5:
         described.append(f"and {len(faults) - 5} more")
-    param = ".".join(map(str, faults[0]["loc"])) or None
-    return ApiError(400, "; ".join(described), param)
+    return ApiError(400, "; ".join(described), _where(faults[0]) or None)
+
+
+def _where(fault: Any) -> str:
+    return ".".join(shown(str(part)) for part in fault["loc"])

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from serve.http.pages import FILES
 
+PROBES = frozenset({"/health", "/ready"})  # machines ask for them by whatever name
 # Everything else needs a key, where there are keys.
-OPEN = frozenset({"/health", "/ready", *FILES})
+OPEN = PROBES | FILES.keys()
 _LEAST = 16  # characters of a key
 
 
@@ -17,6 +18,9 @@ class Keys:
     def __init__(self, owners: dict[str, str]):
         """owners: key -> name."""
         self._owners = {_digest(key): name for key, name in owners.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._owners)
 
     @staticmethod
     def read(file: Path | None) -> "Keys":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from serve.text.grammar import Unusable, enforced, quoted
+from serve.text.plain import outline
 
 Otherwise = Literal["nothing", "text", "body"]  # what an answer may be that calls no function
 
@@ -44,3 +45,11 @@ def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
             raise Unusable(f"{name(function)!r} is strict, but its parameters are no JSON schema")
         given = {}
     return enforced({"type": "object", **given}, strict)
+
+
+def outlined_function(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A function that is not strict with what can always be enforced of its parameters."""
+    parameters = function.get("parameters")
+    if function.get("strict") or not isinstance(parameters, dict):
+        return function
+    return {**function, "parameters": {**outline(parameters), "type": "object"}}

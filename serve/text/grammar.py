@@ -2,19 +2,53 @@
 
 import base64
 import json
+import queue
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from llguidance import LLMatcher, regex_to_lark
 
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.text import guard
+from serve.text.plain import outline, without_unknown_formats
+from serve.threads import Threads
 
 MAX_SOURCE = 64 * 1024  # characters of a schema, pattern or grammar
 # Between the parts of JSON; without a limit a model may write nothing else for ever.
 SPACING = {"whitespace_pattern": r"[\x20\x0A]{0,40}"}
 
+GUARDS = 2  # grammars that are checked at once, each in a process of its own
+_MASKS = 4  # threads that find what may come next
+_SECONDS = 2.0  # for that; an answer whose next token takes longer to allow ends
+
 Grammar = Mapping[str, Any]  # as the library has it
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What an answer has to follow. body: what they call @body. blamed: the field they are from."""
+
+    answer: Grammar
+    body: Grammar | None = None
+    blamed: str = "response_format"
+    instead: "Rules | None" = None  # where these cannot be used, and need not be in every keyword
+
+
+def alone(body: Grammar) -> Rules:
+    """Rules of an answer that is a text and nothing else."""
+    loose = outlined(body)
+    return Rules(body, instead=None if loose is body else Rules(loose))
+
+
+def outlined(body: Grammar) -> Grammar:
+    """The same, or of a schema that is not strict what can always be enforced."""
+    schema = body.get("json_schema")
+    if schema is None or not schema["x-guidance"].get("lenient"):
+        return body
+    return of_schema(outline(schema))
 
 
 class Unusable(ValueError):
@@ -22,10 +56,11 @@ class Unusable(ValueError):
 
 
 def enforced(schema: Mapping[str, Any], strict: bool | None) -> dict[str, Any]:
-    """A schema as the library reads it. strict False: keywords it cannot enforce are let pass."""
+    """A schema as the library reads it. Unless strict, keywords it cannot enforce are let pass."""
+    schema = without_unknown_formats(schema)
     given = schema.get("x-guidance")
     options = {**(given if isinstance(given, dict) else {}), **SPACING}
-    if strict is False:
+    if not strict:
         options["lenient"] = True
     return {**schema, "x-guidance": options}
 
@@ -59,45 +94,71 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, rows: int, ends: Sequence[int]):
         """rows: ids the model scores. ends: those that end an answer, allowed where it may."""
         content = vocabulary(tokenizer, rows, ends)
-        self._tokenizer, self._guard = guard.engine(content), guard.Guard(content)
+        self._tokenizer, self._masks = guard.engine(content), Threads("masks", _MASKS)
+        self._guards = [guard.Guard(content) for _ in range(GUARDS)]
+        self._free: queue.SimpleQueue[guard.Guard] = queue.SimpleQueue()
+        for one in self._guards:
+            self._free.put(one)
 
-    def compile(self, answer: Grammar, body: Grammar | None = None) -> "Constraint":
-        """body: what the rules of the answer call @body. Takes up to seconds; raises Unusable."""
-        parts = [answer] if body is None else [answer, {**body, "name": "body"}]
-        source = json.dumps({"grammars": parts}, ensure_ascii=False)
+    def compile(self, rules: Rules) -> "Constraint":
+        """Takes up to seconds; raises Unusable."""
+        body = [] if rules.body is None else [{**rules.body, "name": "body"}]
+        source = json.dumps({"grammars": [rules.answer, *body]}, ensure_ascii=False)
         try:
             if len(source) > MAX_SOURCE:
                 raise ValueError(f"it has {len(source)} characters, at most {MAX_SOURCE} fit")
-            self._guard.check(source)
-            return Constraint(guard.compiled(self._tokenizer, source))
+            free = self._free.get()
+            try:
+                free.check(source)
+            finally:
+                self._free.put(free)
+            matcher = guard.compiled(self._tokenizer, source)
+            return Constraint(matcher, self._masks, matcher.deep_copy().compute_bitmask())
         except ValueError as error:
             raise Unusable(str(error)) from None
 
     def close(self) -> None:
-        self._guard.close()
+        self._masks.close()
+        for one in self._guards:
+            one.close()
 
 
 class Constraint:
-    """Where one answer stands in its grammar."""
+    """Where one answer stands in its grammar.
 
-    def __init__(self, matcher: LLMatcher):
-        self._matcher = matcher
+    What may come next is found by other threads, since it can take long: the engine goes on with
+    its other answers meanwhile.
+    """
+
+    def __init__(self, matcher: LLMatcher, threads: Threads, first: bytes):
+        """first: what `mask` gives."""
+        self._matcher, self._threads, self._first = matcher, threads, first
+        self._next: Future[bytes] = Future()
+        self._next.set_result(first)
+        self._since, self.finished = 0.0, False
 
     def copy(self) -> "Constraint":
-        """The same place, for another answer."""
-        return Constraint(self._matcher.deep_copy())
+        """Another answer at the beginning."""
+        return Constraint(self._matcher.deep_copy(), self._threads, self._first)
 
-    def mask(self) -> bytes:
-        """A bit for every id that may come next."""
-        return self._matcher.compute_bitmask()
+    def mask(self, patience: float = 0.0) -> bytes:
+        """A bit for every id that may come next; none at all while that is not known.
+
+        patience: seconds to wait for it. After too many of them the answer is finished.
+        """
+        try:
+            return self._next.result(patience)
+        except TimeoutError:
+            self.finished = time.monotonic() - self._since > _SECONDS
+            return b""
 
     def accept(self, token: int) -> None:
+        """After it, or where it passed a limit, the answer may be finished: nothing may follow."""
         self._matcher.consume_token(token)
-
-    @property
-    def finished(self) -> bool:
-        """Nothing may follow; also after a limit was passed in the middle of an answer."""
-        return self._matcher.is_stopped()
+        self.finished = self._matcher.is_stopped()
+        if not self.finished:
+            self._since = time.monotonic()
+            self._next = self._threads.submit(self._matcher.compute_bitmask)
 
 
 def vocabulary(tokenizer: Tokenizer, rows: int, ends: Sequence[int]) -> dict[str, Any]:

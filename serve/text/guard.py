@@ -8,6 +8,7 @@ and no setting of the library prevents all of that.
 
 import base64
 import json
+import os
 import resource
 import selectors
 import subprocess
@@ -22,7 +23,14 @@ SECONDS = 2.0  # to compile a grammar and find what may come first
 _START_SECONDS = 60.0
 _MEMORY = 4 * 2**30  # address space; a vocabulary of 152,000 takes a tenth
 
-LIMITS = LLParserLimits(max_lexer_states=20_000, max_grammar_size=100_000, verbose_errors=False)
+# The fuel is what a step in the middle of an answer takes at most, a second; by default, minutes.
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=100_000,
+    step_lexer_fuel=50_000,
+    max_lexer_states=20_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
 
 
 def engine(vocabulary: dict[str, Any]) -> llguidance.LLTokenizer:
@@ -62,6 +70,7 @@ class Guard:
             answer = self._ask(self._process, json.dumps(grammar), SECONDS)
             if answer is None:
                 self._stop()
+                self._process = self._start()  # whoever comes next need not wait for it
                 raise ValueError("it takes too much time or memory")
             if answer:
                 raise ValueError(answer)
@@ -109,6 +118,7 @@ class Guard:
 
 
 def main() -> None:
+    os.nice(10)  # strangers' grammars come after the answers under way
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     tokenizer = engine(json.loads(sys.stdin.readline()))
     print('""', flush=True)

@@ -46,9 +46,9 @@ def _before(name: str) -> str:
 class HermesParser(Parser):
     """Visible text as it comes, calls when they are whole."""
 
-    def __init__(self, parallel: bool = True) -> None:
-        """parallel: more than one call counts."""
-        self._parallel = parallel
+    def __init__(self, parallel: bool = True, followed: bool = False) -> None:
+        """parallel: more than one call counts. followed: a grammar is, and an open call is one."""
+        self._parallel, self._followed = parallel, followed
         self._text = ""  # that is not yet taken in: nothing, or what may begin a marker
         self._open: OpenCall | None = None
         self._count = 0
@@ -85,7 +85,10 @@ class HermesParser(Parser):
             return Message()
         if self._open is None:
             return self._content(self._text)
-        return self._call(self._open.source() + self._text, "")
+        source, end = self._open.source() + self._text, self._text
+        if self._followed and end and _CLOSE.startswith(end):  # a marker that was cut
+            source = source.removesuffix(end)
+        return self._call(source, "")
 
     def _content(self, text: str) -> Message:
         """Text, but for the line breaks around calls that have been made."""
@@ -107,7 +110,10 @@ class HermesParser(Parser):
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             name = None
         if not isinstance(name, str):
-            return self._content(_OPEN + source + closing)
+            cut = _BEGUN.fullmatch(source) if self._followed and not closing else None
+            if cut is None:
+                return self._content(_OPEN + source + closing)
+            name, arguments = json.loads(cut[1]), cut[2]
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
         index, self._count = self._count, self._count + 1
@@ -150,6 +156,8 @@ class OpenCall:
         return "".join([*self._before, *self.parts])
 
 
+# What a grammar lets a call begin with: its name, and the arguments as far as they go.
+_BEGUN = re.compile(r'\s*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": (.*)', re.DOTALL)
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 
 

@@ -1,8 +1,9 @@
 """Function calling for Qwen v1: ReAct, word for word as the original API server has it."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_jax.text.chatml import DEFAULT_SYSTEM
@@ -46,21 +47,49 @@ class Conversation:
     query: str | None  # None: the last reply in the history goes on
     history: list[tuple[str, str]]
     system: str
+    # later system messages, by the place of the query or reply that they precede
+    asides: Mapping[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def turns(self) -> list[list[tuple[str, str]]]:
+        """(role, text) of each message, turn by turn; the last is open, or unanswered."""
+        said = [text for pair in self.history for text in pair]
+        said += [] if self.query is None else [self.query]
+        turns: list[list[tuple[str, str]]] = []
+        for place, text in enumerate(said):
+            if place % 2 == 0:
+                turns.append([])
+            turns[-1] += [("system", aside) for aside in self.asides.get(place, ())]
+            turns[-1].append(("assistant" if place % 2 else "user", text))
+        turns[-1] += [("system", aside) for aside in self.asides.get(len(said), ())]
+        return turns
 
 
 def conversation(
-    messages: Sequence[Mapping[str, Any]], functions: Sequence[Mapping[str, Any]] = ()
+    messages: Sequence[Mapping[str, Any]],
+    functions: Sequence[Mapping[str, Any]] = (),
+    going_on: bool = False,
 ) -> Conversation:
-    """Messages and functions in OpenAI's form; raises ValueError for what the form cannot hold."""
+    """Messages and functions in OpenAI's form; raises ValueError for what the form cannot hold.
+
+    going_on: the last message does, so blanks at its end count.
+    """
     if not any(message["role"] == "user" for message in messages):
         raise ValueError("Invalid request: Expecting at least one user message.")
-    messages, system = list(messages), DEFAULT_SYSTEM
-    if messages[0]["role"] == "system":
-        system = _trimmed(messages.pop(0)["content"])
+    first = list(itertools.takewhile(lambda message: message["role"] == "system", messages))
+    system = "\n\n".join(_trimmed(message["content"]) for message in first) if first else None
     parts: list[tuple[str, list[str]]] = []  # (role, what makes its text)
-    for index, message in enumerate(messages):
-        _append(parts, message, bool(functions), last=index == len(messages) - 1)
+    asides: dict[int, list[str]] = {}
+    messages = messages[len(first) :]
+    ends = max(place for place, message in enumerate(messages) if message["role"] != "system")
+    for place, message in enumerate(messages):
+        if message["role"] == "system":
+            asides.setdefault(len(parts), []).append(_trimmed(message["content"]))
+        else:
+            _append(parts, message, bool(functions), place == ends, going_on)
     turns = [(role, "".join(texts)) for role, texts in parts]
+    if turns[-1][0] == "assistant" and len(turns) in asides:  # it goes on, nothing stands behind
+        asides.setdefault(len(turns) - 1, []).extend(asides.pop(len(turns)))
     query = turns.pop()[1] if turns[-1][0] == "user" else None
     if [role for role, _ in turns] != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError("Invalid request: user and assistant have to take turns.")
@@ -73,13 +102,18 @@ def conversation(
         else:
             assert query is not None
             query = told + query
-    return Conversation(query, history, system)
+    return Conversation(query, history, DEFAULT_SYSTEM if system is None else system, asides)
 
 
 def _append(
-    turns: list[tuple[str, list[str]]], message: Mapping[str, Any], active: bool, last: bool
+    turns: list[tuple[str, list[str]]],
+    message: Mapping[str, Any],
+    active: bool,
+    last: bool,
+    going_on: bool,
 ) -> None:
-    role, content = message["role"], _trimmed(message.get("content"))
+    role, given = message["role"], message.get("content") or ""
+    content = given.lstrip("\n") if last and going_on else _trimmed(given)
     if role == "user":
         turns.append(("user", [content]))
     elif role == "assistant":
@@ -98,8 +132,8 @@ def _append(
     elif role == "function":
         if not turns or turns[-1][0] != "assistant":
             raise ValueError("Invalid request: Expecting role assistant before role function.")
-        going_on = "\nThought:" if last else ""
-        turns[-1][1].append(f"{_OBSERVATION} {content}{going_on}")
+        next_thought = "\nThought:" if last else ""
+        turns[-1][1].append(f"{_OBSERVATION} {content}{next_thought}")
     else:
         raise ValueError(f"Invalid request: Incorrect role {role}.")
 
@@ -111,15 +145,14 @@ def _trimmed(content: str | None) -> str:
 def _instruction(functions: Sequence[Mapping[str, Any]]) -> str:
     lines, names = [], []
     for function in functions:
-        if function.get("parameters") is None:
-            raise ValueError("Invalid request: a function needs parameters.")
         names.append(name(function))
         lines.append(
             _TOOL.format(
                 name=names[-1],
-                title=function.get("name_for_human") or function.get("name"),
-                description=function.get("description_for_model") or function.get("description"),
-                parameters=json.dumps(function["parameters"], ensure_ascii=False),
+                title=function.get("name_for_human") or function.get("name", names[-1]),
+                description=function.get("description_for_model")
+                or function.get("description", ""),
+                parameters=json.dumps(function.get("parameters", {}), ensure_ascii=False),
             )
         )
     return _INSTRUCTION.format(tools="\n\n".join(lines), names=", ".join(names))

@@ -29,6 +29,22 @@ def after(tokenizer: Tokenizer, ids: Sequence[int]) -> Thought:
     return "possible"
 
 
+def always(template: str | None) -> bool | None:
+    """Whether every answer to a template's prompts has a thought; None where a request says."""
+    if template is None:
+        return False
+    if "enable_thinking" in template:
+        return None
+    return _CLOSE in template
+
+
+def within(tokenizer: Tokenizer, text: str) -> Thought:
+    """What a message leaves open that is to go on."""
+    if _CLOSE not in (tokenizer.chat_template or "") or text.rfind(_OPEN) <= text.rfind(_CLOSE):
+        return "none"
+    return "begun"
+
+
 def rules(thought: Thought) -> str:
     """Lark rules of a `start` that leads to `answer`."""
     if thought == "none":

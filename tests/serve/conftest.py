@@ -3,11 +3,14 @@
 import copy
 import dataclasses
 import functools
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -84,7 +87,7 @@ def running(
     params: Qwen, device: Any = None, keys: Keys | None = None, **changes: Any
 ) -> Iterator[Running]:
     """A server while the context lasts; device: default, a runner of params."""
-    settings = dataclasses.replace(SETTINGS, name="tiny", **changes)
+    settings = dataclasses.replace(SETTINGS, **{"name": ("tiny",), **changes})
     listener = bind(settings)
     service = Service(settings)
     loading.start(service, params, device or loading.runner(params, settings))
@@ -124,6 +127,18 @@ def scripted(babbler: Qwen, small: Tokenizer) -> Callable[..., AbstractContextMa
         return running(params, device, **how)
 
     return start
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A key, and a certificate of 127.0.0.1 that it signed itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    key, public = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost".split()
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(public)]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    return key, public
 
 
 @pytest.fixture(scope="session")

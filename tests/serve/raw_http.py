@@ -6,6 +6,7 @@ ASK = {"model": "tiny", "messages": [{"role": "user", "content": "the dog"}]}
 LONG = ASK | {"max_tokens": 200}
 STREAM = LONG | {"stream": True}
 CHAT = "/v1/chat/completions"
+JSON = {"Content-Type": "application/json"}
 
 
 def fault(answer, status, match=""):
@@ -23,7 +24,16 @@ def connect(running):
 
 
 def head(length, path=CHAT):
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+    lines = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}"
+    return f"POST {path} HTTP/1.1\r\n{lines}\r\n\r\n".encode()
+
+
+def request(path=CHAT, body=b"", *lines, host="localhost"):
+    """A whole request; lines: of its head, beside Host and what its body needs."""
+    first = f"POST {path} HTTP/1.1" if body else f"GET {path} HTTP/1.1"
+    if body:
+        lines = ("Content-Type: application/json", f"Content-Length: {len(body)}", *lines)
+    return "\r\n".join([first, f"Host: {host}", *lines, "", ""]).encode() + body
 
 
 def drained(connection):

@@ -7,7 +7,9 @@ import time
 import httpx
 import pytest
 
-from tests.serve.raw_http import ASK, CHAT, LONG, STREAM, connect, drained, fault, head
+from tests.serve.raw_http import ASK, CHAT, JSON, LONG, STREAM, connect, drained, fault, head
+
+STRICT = {"name": "x", "strict": True}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,8 @@ def test_a_huge_body(quick, chunked):
     """Of 1 GB, announced or not."""
     with connect(quick) as connection:
         length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1000000000"
-        connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % (CHAT.encode(), length))
+        kind = b"Host: localhost\r\nContent-Type: application/json"
+        connection.sendall(b"POST %s HTTP/1.1\r\n%s\r\n%s\r\n\r\n" % (CHAT.encode(), kind, length))
         piece = b"100000\r\n" + b"x" * 2**20 + b"\r\n" if chunked else b"x" * 2**20
         sent = 0
         try:
@@ -127,7 +130,7 @@ def test_a_huge_body(quick, chunked):
 
 
 def test_a_body_over_the_limit_is_named(quick):
-    fault(httpx.post(quick.url + CHAT, content=b"x" * 30_000), 413, "20000 bytes")
+    fault(httpx.post(quick.url + CHAT, content=b"x" * 30_000, headers=JSON), 413, "20000 bytes")
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "9" * 30, "1, 2"])
@@ -154,7 +157,7 @@ def test_lengths_that_are_none(quick, length):
     ],
 )
 def test_malformed_json(quick, content):
-    fault(httpx.post(quick.url + CHAT, content=content), 400)
+    fault(httpx.post(quick.url + CHAT, content=content, headers=JSON), 400)
 
 
 @pytest.mark.parametrize("line", [b"\0\0\0\0\r\n\r\n", b"GET\r\n\r\n", b"GET / FTP/1.1\r\n\r\n"])
@@ -184,9 +187,9 @@ def test_paths_and_methods(quick):
         {"type": "regex", "pattern": "(?=x)a"},
         {"type": "grammar", "grammar": "start: x"},
         {"type": "grammar", "grammar": ""},
-        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}},
-        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://a/b"}}},
-        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "file:///etc"}}},
+        {"type": "json_schema", "json_schema": STRICT | {"schema": {"type": "nothing"}}},
+        {"type": "json_schema", "json_schema": STRICT | {"schema": {"$ref": "http://a/b"}}},
+        {"type": "json_schema", "json_schema": STRICT | {"schema": {"$ref": "file:///etc"}}},
         {"type": "regex"},
         {"type": "regex", "pattern": "a", "grammar": "b"},
         {"type": "text", "pattern": "a"},
@@ -209,7 +212,7 @@ def test_hostile_grammars(quick, wanted):
         {"chat_template_kwargs": {"tools": [1]}},
         {"chat_template_kwargs": {"messages": []}},
         {"chat_template": "{{ 1 }}"},
-        {"add_generation_prompt": False},
+        {"add_generation_prompt": "no"},
         {"chat_template_kwargs": {"enable_thinking": "x"}},
     ],
 )

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from serve.http.keys import Keys
-from tests.serve.raw_http import ASK, CHAT, STREAM, connect, drained, fault, head
+from tests.serve.raw_http import ASK, CHAT, STREAM, connect, drained, fault, head, request
 
 KEYS = Keys({"a-secret-of-sixteen": "ann", "b-secret-of-sixteen": "bob"})
 # --- keys --------------------------------------------------------------------------------------
@@ -110,3 +110,24 @@ def test_draining_ends_in_time(scripted):
             with pytest.raises(httpx.HTTPError):
                 list(lines)
         assert time.monotonic() - began < 6
+
+
+def test_sigterm_under_attack(scripted, caplog):
+    """Neither silence, half of a head or a body, nor an answer that nobody reads holds it up."""
+    how = {"header_seconds": 60, "body_seconds": 60, "write_seconds": 60, "idle_seconds": 60}
+    with scripted("la " * 60, seconds=0.2, drain_seconds=1, step_tokens=1, **how) as running:
+        content = json.dumps(STREAM).encode()
+        starts = [b"", b"GET /", head(1000), head(10**9), request("/health"), b"no http\r\n\r\n"]
+        starts += [request("/health", b"", "Content-Length: 9"), request(CHAT, content)]
+        held = [connect(running) for _ in range(5 * len(starts))]
+        for number, connection in enumerate(held):
+            connection.sendall(starts[number % len(starts)])
+        time.sleep(0.5)
+        began = time.monotonic()
+        running.server.handle_exit(signal.SIGTERM, None)
+        while running.model.engine.alive:
+            assert time.monotonic() - began < 6
+            time.sleep(0.05)
+        for connection in held:
+            connection.close()
+    assert not [record for record in caplog.records if record.exc_info]

@@ -9,7 +9,9 @@ import time
 import httpx
 import pytest
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+from tests.serve.raw_http import CHAT, JSON, head
+
+TEXT = "/v1/completions"
 WORDS = "the quick brown fox jumps over lazy dog and doesn't mind at all".split()
 
 
@@ -77,18 +79,17 @@ def test_a_thousand_that_leave(scripted):
             {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 99}
             | {"stream": True}
         ).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode()
         host, port = running.url.removeprefix("http://").split(":")
         for number in range(1000):
             with socket.create_connection((host, int(port))) as connection:
-                connection.sendall(head + content)
+                connection.sendall(head(len(content)) + content)
                 if number % 10 == 0:
                     connection.recv(100)
         running.settle()
         assert not running.model.engine.busy
         finished = running.metric('qwen_requests_finished_total{reason="cancelled"}')
         assert finished > 100
-        answered = httpx.post(running.url + CHAT, content=content, timeout=30)
+        answered = httpx.post(running.url + CHAT, content=content, headers=JSON, timeout=30)
         assert answered.status_code == 200
 
 

@@ -4,9 +4,7 @@ import dataclasses
 import json
 import logging
 import re
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import httpx
@@ -23,23 +21,11 @@ ASK = {"model": "tiny", "messages": [{"role": "user", "content": "a secret quest
 CHAT = "/v1/chat/completions"
 
 
-def test_tls(scripted, tmp_path):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make a certificate")
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost".split()
-    names = [
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-    ]
-    subprocess.run([*command, *names], check=True, capture_output=True)
-    with scripted(tls_certificate=certificate, tls_key=key) as running:
+def test_tls(scripted, certificate):
+    key, public = certificate
+    with scripted(tls_certificate=public, tls_key=key) as running:
         # the port speaks TLS and nothing else
-        trusted = ssl.create_default_context(cafile=str(certificate))
+        trusted = ssl.create_default_context(cafile=str(public))
         url = running.url.replace("http:", "https:")
         with httpx.Client(verify=trusted) as client:
             assert client.post(url + CHAT, json=ASK).status_code == 200
@@ -104,7 +90,7 @@ def test_metrics_count(scripted):
 
 def test_before_the_model_is_there():
     service = Service(SETTINGS)
-    with TestClient(build(service, Keys({}))) as client:
+    with TestClient(build(service, Keys({})), "http://localhost") as client:
         assert client.get("/health").status_code == 200
         for answer in (client.get("/ready"), client.post(CHAT, json=ASK), client.get("/v1/models")):
             assert answer.status_code == 503
@@ -146,6 +132,9 @@ def test_keys_in_a_file(tmp_path):
         ({"max_length": 1}, "max_length is 1"),
         ({"tls_key": __file__}, "belong together"),
         ({"processes": 2}, "belong together"),
+        ({"max_connections": 0}, "max_connections is 0"),
+        ({"allowed_host": ("http://a",)}, "allowed_host is 'http://a', wanted a name"),
+        ({"cors": ("https://a.example/",)}, "cors is 'https://a.example/', wanted an origin"),
         ({"coordinator": "a:1"}, "belong together"),
         ({"coordinator": "auto", "process": 1}, "belong together"),
     ],

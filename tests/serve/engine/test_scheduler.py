@@ -32,7 +32,7 @@ class Alternating:
     def __init__(self, length=99):
         self.seen, self._asked, self._length = [], 0, length
 
-    def mask(self):
+    def mask(self, patience=0.0):
         assert self._asked == len(self.seen), "its last token is still unknown"
         self._asked += 1
         return b"\1\0\0\0"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qwen_jax.text.chatml import render
 from serve.text import thinking
-from serve.text.grammar import of_rules, of_schema
+from serve.text.grammar import Rules, of_rules, of_schema
 from serve.text.hermes import HermesParser
 from serve.text.message import Message
 from tests.serve.text.test_grammar import BODY, CALL, FORMAT, STRICT, fits, follows
@@ -115,7 +115,7 @@ def test_a_grammar_waits_for_the_thought(grammars, small, state, text, good):
 
 def test_a_marker_spelled_out_ends_no_thought(grammars, small):
     rules = of_rules(f"{thinking.rules('begun')}\nanswer: @body")
-    assert not follows(grammars.compile(rules, of_schema(BODY)), small.encode("a</think>"))
+    assert not follows(grammars.compile(Rules(rules, of_schema(BODY))), small.encode("a</think>"))
 
 
 # --- over HTTP ---------------------------------------------------------------------------------

@@ -106,15 +106,14 @@ def test_pieces_change_nothing(parts, cuts, parser):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        [{"name": "f", "description": "no parameters"}],
-        [{"name_for_model": "f"}],
-    ],
+    "function", [{"name": "f", "description": "none"}, {"name_for_model": "f"}]
 )
-def test_functions_the_original_crashed_on(change):
-    with pytest.raises(ValueError, match="a function needs parameters"):
-        react.conversation([{"role": "user", "content": "a"}], change)
+def test_a_function_without_parameters_has_none(function):
+    """The original crashed."""
+    query = react.conversation([{"role": "user", "content": "a"}], [function]).query
+    told = function.get("description", "")
+    assert "\n\nf: Call this tool to interact with the f API. What" in query
+    assert f"useful for? {told} Parameters: {{}}\n" in query
 
 
 def test_calls_made_together_come_in_turn():
@@ -261,7 +260,6 @@ def test_the_answer_to_a_call_goes_on(scripted):
         {"tools": [{"type": "function", "function": {"name": "f", "code": "x"}}]},
         {"tools": [{"type": "retrieval"}]},
         {"tools": TOOLS * 65},
-        {"functions": [{"name": "f"}]},
         {"messages": [{"role": "function", "content": "x"}, {"role": "user", "content": "y"}]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
         {"messages": [{"role": "assistant", "content": "a"}]},

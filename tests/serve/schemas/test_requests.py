@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from serve.api import schemas
 from serve.engine.operations import Prefill
+from serve.schemas import fields, unasked
 from tests.serve.raw_http import CHAT, fault
 from tests.serve.text.test_grammar import CALL, NOW, ODD
 from tests.serve.text.test_tools import TIME, TOOLS, WEATHER
@@ -27,6 +27,7 @@ ASKED = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "
 NAMED = {"type": "function", "function": {"name": "time"}}
 GRAMMAR = {"type": "grammar", "grammar": 'start: "a"'}
 BEFORE = WORDS["messages"]
+PARTS = [{"type": "text", "text": "hi"}]
 SCHEMA = {"name": "x", "schema": ODD, "strict": False}
 BASES = {
     "chat": (CHAT, WORDS),
@@ -34,6 +35,7 @@ BASES = {
     "tokenize": ("/tokenize", {"messages": WORDS["messages"]}),
     "text": ("/tokenize", {"prompt": "hi"}),
     "detokenize": ("/detokenize", {"tokens": [5]}),
+    "parts": (CHAT, WORDS | {"messages": [{"role": "user", "content": PARTS}]}),
     "tools": (CHAT, WORDS | {"tools": TOOLS}),
     "functions": (CHAT, WORDS | {"functions": [WEATHER]}),
     "named": (CHAT, WORDS | {"tools": TOOLS, "tool_choice": NAMED}),
@@ -62,19 +64,27 @@ USED_FIELDS = {
     "SamplingFields.stop": ("chat completion", "stop", "l"),
     "SamplingFields.stop_token_ids": ("chat completion", "stop_token_ids", [5]),
     "SamplingFields.ignore_eos": ("chat", "ignore_eos", True),
+    "StreamOptions.continuous_usage_stats": (
+        "chat completion", "stream_options.continuous_usage_stats", True
+    ),
     "StreamOptions.include_usage": ("chat completion", "stream_options.include_usage", True),
     "ChatRequest.messages": ("chat", "messages.0.content", "bye"),
     "ChatRequest.max_completion_tokens": ("chat", "max_completion_tokens", 3),
     "ChatRequest.logprobs": ("chat", "logprobs", True),
     "ChatRequest.top_logprobs": ("chat", "top_logprobs", 1),
-    "ChatRequest.tools": ("chat", "tools", TOOLS),
+    "ConversationFields.tools": ("chat tokenize", "tools", TOOLS),
     "ChatRequest.tool_choice": ("tools", "tool_choice", "none"),
     "ChatRequest.parallel_tool_calls": ("tools", "parallel_tool_calls", False),
     "ChatRequest.functions": ("chat", "functions", [TIME]),
     "ChatRequest.function_call": ("functions", "function_call", "none"),
     "ChatRequest.response_format": ("chat", "response_format", {"type": "json_object"}),
-    "ChatRequest.enable_thinking": ("chat", "enable_thinking", False),
-    "ChatRequest.chat_template_kwargs": ("chat", "chat_template_kwargs", {"enable_thinking": True}),
+    "ConversationFields.enable_thinking": ("chat tokenize", "enable_thinking", False),
+    "ConversationFields.chat_template_kwargs": (
+        "chat tokenize", "chat_template_kwargs", {"enable_thinking": True}
+    ),
+    "ConversationFields.reasoning_effort": ("chat", "reasoning_effort", "none"),
+    "ConversationFields.add_generation_prompt": ("chat tokenize", "add_generation_prompt", False),
+    "ConversationFields.continue_final_message": ("turns tokenize", "continue_final_message", True),
     "TemplateArguments.enable_thinking": ("chat", "chat_template_kwargs.enable_thinking", False),
     "Function.name": ("tools functions", "*function.name", "other"),
     "Function.description": ("tools functions", "*function.description", "other"),
@@ -91,8 +101,10 @@ USED_FIELDS = {
     "ToolCall.id": ("calls", "messages.1.tool_calls.0.id", "b"),
     "ToolCall.function": ("calls", "messages.1.tool_calls.0.function.name", "g"),
     "Message.role": ("chat turns tokenize", "messages.0.role", "system"),
+    "TextPart.text": ("parts", "messages.0.content.0.text", "bye"),
     "Message.content": ("chat tokenize", "messages.0.content", [{"type": "text", "text": "a"}]),
     "Message.reasoning_content": ("turns", "messages.1.reasoning_content", "hm"),
+    "Message.reasoning": ("turns", "messages.1.reasoning", "hm"),
     "Message.name": ("chat", "messages.0.name", "Ann"),
     "Message.function_call": ("turns", "messages.1.function_call", ASKED["function"]),
     "Message.tool_calls": ("turns", "messages.1.tool_calls", [ASKED]),
@@ -105,12 +117,12 @@ USED_FIELDS = {
     "JsonSchema.strict": ("format", "response_format.json_schema.strict", True),
     "CompletionRequest.prompt": ("completion", "prompt", "bye"),
     "CompletionRequest.logprobs": ("completion", "logprobs", 1),
+    "CompletionRequest.suffix": ("completion", "suffix", "x"),
     "CompletionRequest.echo": ("completion", "echo", True),
     "CompletionRequest.response_format": ("completion", "response_format", {"type": "json_object"}),
     "TokenizeRequest.model": ("tokenize", "model", "other"),
     "TokenizeRequest.prompt": ("text", "prompt", "bye"),
     "TokenizeRequest.messages": ("tokenize", "messages.0.content", "bye"),
-    "TokenizeRequest.add_generation_prompt": ("tokenize", "add_generation_prompt", False),
     "TokenizeRequest.return_token_strs": ("tokenize text", "return_token_strs", True),
     "DetokenizeRequest.model": ("detokenize", "model", "other"),
     "DetokenizeRequest.tokens": ("detokenize", "tokens", [6]),
@@ -120,32 +132,38 @@ BESIDE = {
     "SamplingFields.stream_options": {"stream": True},
     "StreamOptions.include_usage": {"stream": True, "stream_options": {}},
     "ChatRequest.top_logprobs": {"logprobs": True},
+    "StreamOptions.continuous_usage_stats": {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    "ConversationFields.continue_final_message": {"add_generation_prompt": False},
     "TemplateArguments.enable_thinking": {"chat_template_kwargs": {}},
 }
+MAY_BE_REFUSED = ("ToolCall.id", "JsonSchema.strict", "CompletionRequest.suffix")
 # The one value they may have is what happens anyway; any other is refused by name.
 FIXED = {
     "Tool.type": ("tools", "tools.0.type", "retrieval"),
     "ToolName.type": ("named", "tool_choice.type", "custom"),
     "ToolCall.type": ("calls", "messages.1.tool_calls.0.type", "custom"),
-    "Message.refusal": ("turns", "messages.1.refusal", "no"),
-    "CompletionRequest.best_of": ("completion", "best_of", 2),
-    "CompletionRequest.suffix": ("completion", "suffix", "x"),
+    "TextPart.type": ("parts", "messages.0.content.0.type", "image_url"),
 }
 # Names for others; they ask for nothing.
 LABELS = {
-    "SamplingFields.user": ("chat completion", "user", "x"),  # OpenAI's own bookkeeping
     "JsonSchema.name": ("format", "response_format.json_schema.name", "y"),
     "JsonSchema.description": ("format", "response_format.json_schema.description", "y"),
-    "TokenizeRequest.add_special_tokens": ("text", "add_special_tokens", False),  # no Qwen has any
 }
 
 
-def kinds(kind=schemas.Fields):
+def kinds(kind=fields.Fields):
     return {one for child in kind.__subclasses__() for one in {child} | kinds(child)}
 
 
 def test_every_field_is_in_a_table():
-    known = {f"{kind.__name__}.{name}" for kind in kinds() for name in kind.__annotations__}
+    known = {
+        f"{kind.__name__}.{name}"
+        for kind in kinds()
+        for name in kind.model_fields.keys() & kind.__annotations__.keys()
+    }
     assert known == USED_FIELDS.keys() | FIXED.keys() | LABELS.keys()
 
 
@@ -203,7 +221,11 @@ def both(servers, field, table):
 @pytest.mark.parametrize("field", USED_FIELDS)
 def test_fields_that_are_used(servers, field):
     for before, after in both(servers, field, USED_FIELDS):
-        assert after[0] in (200, 404) or field in ("ToolCall.id", "JsonSchema.strict"), after
+        assert after[0] in (200, 404) or field in (
+            "ToolCall.id",
+            "JsonSchema.strict",
+            "CompletionRequest.suffix",
+        ), after
         assert before != after
 
 
@@ -219,3 +241,39 @@ def test_fields_with_one_value(servers, field):
 def test_fields_that_are_labels(servers, field):
     for before, after in both(servers, field, LABELS):
         assert before == after
+
+
+# What other servers' clients send: the body, where, and what of it asks for nothing.
+PLACES = {
+    "chat completion": ("", unasked.LABELS, unasked.REQUEST),
+    "turns": ("messages.1.", unasked.MESSAGE_LABELS, unasked.MESSAGE),
+    "parts": ("messages.0.content.0.", unasked.PART_LABELS, unasked.PART),
+    "calls": ("messages.1.tool_calls.0.", unasked.CALL_LABELS, {}),
+    "tools": ("*function.", unasked.TOOL_LABELS, {}),
+    "tokenize": ("", unasked.TOKENIZE_LABELS, unasked.TOKENIZE),
+}
+
+
+@pytest.mark.parametrize("bases", PLACES)
+def test_what_asks_for_nothing(servers, bases):
+    where, labels, idle = PLACES[bases]
+    for base in bases.split():
+        path, body = BASES[base]
+        before = seen(servers["modern"], path, body)
+        assert before[0] == 200, before
+        before = seen(servers["modern"], path, body)  # once more: now the prompt is in a slot
+        values = [(name, value) for name in labels for value in ("x", {"a": [1]}, None)]
+        values += [(name, value) for name in idle for value in (None, *idle[name])]
+        values.append(("unheard_of", None))
+        for name, value in values:
+            assert seen(servers["modern"], path, put(body, where + name, value)) == before, name
+
+
+@pytest.mark.parametrize("name", sorted(unasked.REQUEST.keys() - {"tools", "functions", "stop"}))
+def test_what_asks_for_something_is_named(servers, name):
+    """Of another value; 1 is not true."""
+    path, body = BASES["chat"]
+    flag = isinstance(unasked.REQUEST[name][0], bool)
+    for value in ({"a": 1}, 7, *([0, 1] if flag else [])):
+        answer = httpx.post(servers["modern"].url + path, json=body | {name: value})
+        assert fault(answer, 400, name)["param"] == name

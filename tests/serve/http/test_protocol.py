@@ -1,0 +1,233 @@
+"""Every state of a connection has a bound, and a probe is answered through all of it."""
+
+import json
+import socket
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.serve.raw_http import (
+    ASK,
+    CHAT,
+    JSON,
+    LONG,
+    STREAM,
+    connect,
+    drained,
+    head,
+    request,
+)
+
+TEXT = json.dumps(ASK | {"max_tokens": 3}).encode()
+SECONDS = {"header_seconds": 0.5, "body_seconds": 0.5, "write_seconds": 1.0, "idle_seconds": 1.0}
+
+
+@pytest.fixture(scope="module")
+def quick(scripted):
+    with scripted("la " * 120, seconds=0.02, max_body=200_000, **SECONDS) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def survives(quick):
+    yield
+    quick.settle()
+    assert httpx.get(quick.url + "/health").status_code == 200
+
+
+def closed(connection, seconds):
+    """How long the server takes to close; it is given so many seconds."""
+    began = time.monotonic()
+    connection.settimeout(seconds)
+    drained(connection)
+    return time.monotonic() - began
+
+
+def status(answer):
+    """Of an answer in the API's form, which says that the connection ends."""
+    start, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in start.lower()
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    return int(start.split()[1])
+
+
+# --- answers that come before the body ---------------------------------------------------------
+@pytest.mark.parametrize(
+    "start",
+    [
+        request("/health", b"", "Content-Length: 1000000"),
+        request("/health", b"", "Transfer-Encoding: chunked"),
+        head(1000, "/nothing"),
+        head(10**9),
+        head(1000).replace(b"application/json", b"text/plain"),
+    ],
+    ids=["get", "chunked", "404", "413", "415"],
+)
+@pytest.mark.parametrize("trickle", [False, True])
+def test_a_body_that_nobody_reads(quick, start, trickle):
+    """The answer comes at once, says that the connection ends, and it does."""
+    with connect(quick) as connection:
+        began = time.monotonic()
+        connection.sendall(start)
+        answer = connection.recv(65536)
+        assert b"connection: close" in answer.lower()
+        assert time.monotonic() - began < 1
+        connection.settimeout(0.1)
+        while time.monotonic() - began < 10:
+            try:
+                if trickle:
+                    connection.sendall(b"1\r\nx\r\n" if b"chunked" in start else b"x")
+                if connection.recv(100) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        assert time.monotonic() - began < 5
+
+
+def test_an_answer_is_not_lost_behind_a_body(quick):
+    """A client that sends all of a body that is too large, and only then reads."""
+    with connect(quick) as connection:
+        connection.sendall(head(4_000_000) + b"x" * 4_000_000)
+        assert status(drained(connection)) == 413
+
+
+def test_kept_connections_end(quick):
+    with connect(quick) as connection:
+        connection.sendall(request("/health"))
+        assert b"200" in connection.recv(65536)
+        assert 0.5 < closed(connection, 5) < 4
+
+
+# --- clients that do not read, or end their side ---------------------------------------------
+def test_a_stream_that_nobody_reads(scripted):
+    """Its slot is freed although the client stays; the server holds little for it meanwhile."""
+    with scripted("la " * 3000, max_length=4096, **SECONDS) as running:
+        how = {"max_tokens": 3900, "n": 4, "logprobs": True, "top_logprobs": 20}
+        content = json.dumps(STREAM | how).encode()
+        address = urlsplit(running.url)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((address.hostname, address.port))
+        with connection:
+            connection.sendall(request(CHAT, content))
+            running.settle()
+            # the system reset it: nobody waits for the client to take what was left
+            deadline = time.monotonic() + 10
+            while running.server.server_state.connections:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
+def test_half_an_end_is_answered(quick):
+    """The client ends its side after the request, and reads."""
+    content = json.dumps(LONG | {"max_tokens": 130}).encode()
+    for body in (TEXT, content):
+        with connect(quick) as connection:
+            connection.sendall(request(CHAT, body))
+            connection.shutdown(socket.SHUT_WR)
+            answer = drained(connection)
+        final = answer[answer.rindex(b"HTTP/1.1 ") :]
+        assert final.startswith(b"HTTP/1.1 200")
+        assert json.loads(final.partition(b"\r\n\r\n")[2])["choices"]
+
+
+def test_pipelined_requests_are_answered_in_turn_after_half_an_end(quick):
+    with connect(quick) as connection:
+        connection.sendall(request("/health") * 20 + request("/nothing"))
+        connection.shutdown(socket.SHUT_WR)
+        answer = drained(connection)
+    assert answer.count(b"HTTP/1.1 200") == 20
+    assert answer.count(b"HTTP/1.1 404") == 1
+
+
+def test_a_client_that_waits_to_be_told(quick):
+    with connect(quick) as connection:
+        connection.sendall(request(CHAT, TEXT, "Expect: 100-continue")[: -len(TEXT)])
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")
+        connection.sendall(TEXT)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    with connect(quick) as connection:
+        large = head(10**9).replace(b"Host", b"Expect: 100-continue\r\nHost")
+        connection.sendall(large)
+        assert status(drained(connection)) == 413  # and no 100 before it
+
+
+# --- what is ambiguous or too much -------------------------------------------------------------
+LENGTH, CHUNKS = "Content-Length: 2", "Transfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (request("/health", b"", LENGTH, CHUNKS) + b"{}", 400),
+        (request("/health", b"", LENGTH, "Content-Length: 3") + b"{}", 400),
+        (request("/health", b"", "Content-Length: +2") + b"{}", 400),
+        (request("/health", b"", "Transfer-Encoding: gzip"), 501),
+        (request("/health", b"", CHUNKS, CHUNKS), 501),
+        (request("/health", b"", CHUNKS) + b"zz\r\n", 400),
+        (b"POST /health HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (request("/health", b"", "Host: b"), 400),
+        (b"GET /health HTTP/1.1\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\n folded: x\r\nHost: a\r\n\r\n", 400),
+        (b"GET /health HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n", 400),
+        (request("/health", b"", f"X: {'x' * 33_500}"), 431),
+        (request("/health", b"", f"X:{' ' * 33_500}x"), 431),
+        (request("/" + "x" * 33_500), 431),
+        (request("/health", b"", *["X: y"] * 101), 431),
+        (request("/health", b"", *["X: y"] * 5000), 431),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_heads_that_are_refused(quick, content, wanted):
+    """As RFC 9112 says, and the connection is of no more use."""
+    with connect(quick) as connection:
+        connection.sendall(content)
+        assert status(drained(connection)) == wanted
+
+
+def test_heads_within_the_limits(quick):
+    with connect(quick) as connection:
+        connection.sendall(request("/health", b"", f"X: {'x' * 32_000}", *["Y: z"] * 90))
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_tiny_chunks(quick):
+    """They would keep the event loop busy for many times the time they take to send."""
+    with connect(quick) as connection:
+        connection.sendall(
+            request(CHAT, b"", CHUNKS)
+            .replace(b"GET", b"POST", 1)
+            .replace(b"Host", b"Content-Type: application/json\r\nHost")
+        )
+        connection.sendall(b"1\r\nx\r\n" * 10_000)
+        assert status(drained(connection)) == 400
+
+
+def test_a_refusal_in_the_middle_of_a_body(quick):
+    with connect(quick) as connection:
+        start = head(0).replace(b"Content-Length: 0", CHUNKS.encode())
+        connection.sendall(start + b"2\r\n{}\r\n")
+        time.sleep(0.1)
+        connection.sendall(b"no chunk\r\n")
+        assert status(drained(connection)) == 400
+
+
+def test_large_bodies_at_once(scripted):
+    """Past so many bytes only small bodies are read on."""
+    with scripted(max_body=100_000, body_seconds=5) as running:
+        connections = [connect(running) for _ in range(20)]
+        for connection in connections:
+            connection.sendall(head(100_000) + b"x" * 99_000)
+        assert status(drained(connections[-1])) == 503
+        assert httpx.post(running.url + CHAT, json=ASK).status_code == 200
+        for connection in connections:
+            connection.close()
+        deadline = time.monotonic() + 10
+        ask = json.dumps(ASK) + " " * 90_000
+        while httpx.post(running.url + CHAT, content=ask, headers=JSON).status_code != 200:
+            assert time.monotonic() < deadline

@@ -1,0 +1,158 @@
+"""One tenant's hostile grammars and long texts beside another's ordinary requests."""
+
+import asyncio
+import concurrent.futures
+import itertools
+import threading
+import time
+
+import httpx
+import pytest
+
+from serve.engine.fair_queue import QueueFull
+from serve.engine.scheduler import Scheduler
+from serve.http.keys import Keys
+from serve.lanes import Lane
+from serve.text import grammar, guard
+from serve.text.grammar import Constraint
+from serve.threads import Threads
+from tests.serve.fake import Client, Fake, drive
+from tests.serve.raw_http import ASK, CHAT, fault
+
+KEYS = Keys({"a-secret-of-sixteen": "ann", "b-secret-of-sixteen": "bob"})
+HOSTILE = {"type": "regex", "pattern": "(a{1000}){1000}"}
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+SMALL = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+
+
+def ask(running, key, **change):
+    headers = {"Authorization": f"Bearer {key}-secret-of-sixteen"}
+    return httpx.post(running.url + CHAT, json=ASK | change, headers=headers, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def shared(scripted):
+    with scripted('{"n": 1}', keys=KEYS, max_body=4 * 2**20) as running:
+        yield running
+
+
+@pytest.fixture
+def hostile(shared, monkeypatch):
+    """Twenty of ann's patterns, under way; each would take its two seconds."""
+    monkeypatch.setattr(guard, "SECONDS", 0.5)
+    patterns = [HOSTILE | {"pattern": f"(a{{{1000 + n}}}){{1000}}"} for n in range(20)]
+    for key in "ab":  # whose first grammars start the processes
+        assert ask(shared, key, response_format=SMALL).status_code == 200
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(ask, shared, "a", response_format=one) for one in patterns]
+        time.sleep(0.3)
+        yield asked
+        answers = [one.result() for one in asked]
+    # those past the sixteen that may wait are told to come again, the others what is wrong
+    assert sorted({answer.status_code for answer in answers}) == [400, 429]
+    for answer in answers:
+        if answer.status_code == 400:
+            fault(answer, 400, "response_format cannot be used")
+        else:
+            fault(answer, 429, "wait for grammars already")
+
+
+def test_hostile_grammars_delay_no_neighbour(shared, hostile):
+    """Neither his plain requests, nor his grammars, nor those of their own tenant without one."""
+    quick = []
+    for key, change in itertools.product("ba", ({}, {"response_format": SMALL})):
+        if (key, change) != ("a", {"response_format": SMALL}):  # that one waits for its own
+            began = time.monotonic()
+            assert ask(shared, key, **change).status_code == 200
+            quick.append(time.monotonic() - began)
+    assert not all(one.done() for one in hostile)
+    assert max(quick) < 2
+
+
+def test_long_texts_delay_no_short_ones(shared):
+    headers = {"Authorization": "Bearer a-secret-of-sixteen"}
+    text = {"prompt": "the dog " * 500_000}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        post = lambda: httpx.post(shared.url + "/tokenize", json=text, headers=headers, timeout=120)
+        long = [pool.submit(post) for _ in range(8)]
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert ask(shared, "b").status_code == 200
+        assert ask(shared, "a").status_code == 200
+        assert time.monotonic() - began < 2
+        assert not all(one.done() for one in long)
+        assert {one.result().status_code for one in long} == {200}
+
+
+# --- the parts ---------------------------------------------------------------------------------
+@pytest.mark.anyio
+async def test_a_lane_takes_tenants_in_turn():
+    lane, order, first = Lane("x", 1, 1, 3), [], threading.Event()
+    work = lambda name: order.append(name) or first.wait(10)
+    asked = [asyncio.ensure_future(lane.run("ann", work, f"ann {n}")) for n in range(3)]
+    await asyncio.sleep(0)
+    asked.append(asyncio.ensure_future(lane.run("bob", work, "bob")))
+    with pytest.raises(QueueFull, match="3 of your requests"):
+        await lane.run("ann", work, "too many")
+    first.set()
+    await asyncio.gather(*asked)
+    assert order == ["ann 0", "bob", "ann 1", "ann 2"]
+    assert await lane.run("ann", lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        await lane.run("ann", lambda: 1 / 0)
+    lane.close()
+
+
+@pytest.mark.anyio
+async def test_who_leaves_a_lane_makes_no_room_in_it():
+    """Before the work is done, however often he comes and goes."""
+    lane, first, under_way = Lane("x", 2, 1, 9), threading.Event(), []
+    work = lambda: under_way.append(1) or first.wait(10)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(lane.run("ann", work), 0.05)
+    assert len(under_way) == 1
+    first.set()
+    assert await lane.run("ann", lambda: 5) == 5
+    assert not lane._tenants
+    lane.close()
+
+
+class Matcher:
+    """A grammar that allows one id, and takes time to say so."""
+
+    def __init__(self, seconds):
+        self._seconds = seconds
+
+    def compute_bitmask(self):
+        time.sleep(self._seconds)
+        return b"\xff\xff\xff\xff"
+
+    def deep_copy(self):
+        return self
+
+    def consume_token(self, token):
+        pass
+
+    def is_stopped(self):
+        return False
+
+
+@pytest.mark.parametrize(("seconds", "finish"), [(0.05, "length"), (60, "length")])
+def test_a_slow_grammar_holds_up_only_itself(seconds, finish, monkeypatch):
+    """Its neighbour's turns go on; an answer whose next token is unknown for long ends."""
+    monkeypatch.setattr(grammar, "_SECONDS", 0.5)
+    threads = Threads("masks", 1)
+    schedule, device = Scheduler(2, 16, 9, 4, share=False), Fake(2, 16)
+    slow = Client([1, 2], 3, constraint=Constraint(Matcher(seconds), threads, b"\xff" * 4))
+    plain = Client([3], 200)
+    began = time.monotonic()
+    for client in (slow, plain):
+        schedule.submit(client.request)
+    while not plain.finish:
+        drive(schedule, device, turns=1)
+    assert time.monotonic() - began < 2
+    drive(schedule, device, turns=2000, ahead=False)
+    assert slow.finish == finish
+    assert slow.tokens == (slow.wanted if seconds < 1 else slow.wanted[:1])
+    threads.close()

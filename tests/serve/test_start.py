@@ -1,0 +1,93 @@
+"""What cannot be served ends the command with one line and 1, before it listens or after."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qwen_jax.bundled import native_folder
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "serve", "--port", "0"]
+# A program that is `python -m serve`, but for what a test puts in its way.
+INSTEAD = """
+import sys, time
+from serve import loading
+def parameters(settings):
+    {}
+loading.parameters = parameters
+sys.argv[0] = "serve"
+import runpy
+runpy.run_module("serve", run_name="__main__")
+"""
+
+
+def ended(*options, program=COMMAND):
+    return subprocess.run(
+        [*program, *options], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """The bundled checkpoint without a piece of its weights and with a tokenizer of another."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(native_folder(), folder)
+    next(file for file in sorted((folder / "weights").rglob("*")) if file.is_file()).unlink()
+    return folder
+
+
+def refused(result, *words):
+    assert result.returncode == 1
+    assert "listening" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: ")
+    assert len(lines) == 1, result.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_what_is_checked_before_listening(tmp_path, damaged):
+    """The model's folder and files, adapters, keys, the certificate."""
+    refused(ended("--model", str(tmp_path / "none")), "there is no folder")
+    refused(ended("--model", str(damaged)), "cannot be loaded", "bytes")
+    (tmp_path / "empty").mkdir()
+    refused(ended("--model", "demo", "--adapter", f"a={tmp_path / 'empty'}"), "empty")
+    (tmp_path / "file").write_text("no key and no certificate\n")
+    file = str(tmp_path / "file")
+    refused(ended("--model", "demo", "--api-keys", file), file)
+    how = ("--tls-certificate", file, "--tls-key", file)
+    refused(ended("--model", "demo", *how), "no certificate")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("raise MemoryError", "MemoryError"),
+        ("raise ValueError('two\\nlines')", "two lines"),
+        ("raise KeyError('x')", "KeyError: 'x' (<string>, line 5)"),
+    ],
+)
+def test_a_fault_while_the_model_is_loaded(fault, words):
+    program = [sys.executable, "-c", INSTEAD.format(fault)]
+    result = ended("--port", "0", program=program)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "listening" not in line]
+    assert line.startswith("error: the model cannot be loaded: ")
+    assert words in line
+
+
+def test_sigterm_while_the_model_is_loaded():
+    program = [sys.executable, "-c", INSTEAD.format("time.sleep(1000)"), "--port", "0"]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert re.search("listening on", process.stderr.readline())
+        began = time.monotonic()
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < 5
