@@ -115,7 +115,7 @@ def serving(babbler: Qwen) -> Callable[..., AbstractContextManager[Running]]:
 def scripted(babbler: Qwen, small: Tokenizer) -> Callable[..., AbstractContextManager[Running]]:  # noqa: F811
     """scripted(text, setting=…): a server whose every answer is the text; nothing compiles."""
 
-    def start(text: str = "Hello, world", template: str | None = None, **how: Any):
+    def start(text: str = "Hello, world", template: str | None = None, **how: Any) -> Any:
         names = {field.name for field in dataclasses.fields(Script)}
         device = Script.of(small, text, **{name: how.pop(name) for name in names & set(how)})
         params = babbler

@@ -25,26 +25,26 @@ class Fake:
     chunk: int
     log: list[Any] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.reset()
 
-    def warm(self):
+    def warm(self) -> None:
         pass
 
-    def close(self):
+    def close(self) -> None:
         pass
 
-    def reset(self):
+    def reset(self) -> None:
         self.state = [Slot() for _ in range(self.slots)]
 
-    def run(self, operations):
+    def run(self, operations: list[Any]) -> list[Any]:
         self.log += operations
         return [self._run(operation) for operation in operations]
 
-    def read(self, operations, outputs):
+    def read(self, operations: list[Any], outputs: list[Any]) -> list[Any]:
         return outputs
 
-    def _run(self, operation):
+    def _run(self, operation: Any) -> Result | None:
         match operation:
             case Release(slot):
                 self.state[slot].remaining = 0
@@ -61,7 +61,7 @@ class Fake:
                 return self._step(count, masks)
         return None
 
-    def _prefill(self, chunk):
+    def _prefill(self, chunk: Prefill) -> Result:
         slot = self.state[chunk.slot]
         assert not slot.remaining, "a slot that answers is not filled"
         assert chunk.start % self.chunk == 0
@@ -76,7 +76,7 @@ class Fake:
             slot.remaining = 0
         return result([[slot.token]], [slot.remaining > 0])
 
-    def _step(self, count, masks):
+    def _step(self, count: int, masks: dict[int, bytes] | None) -> Result:
         rows = []
         for number, slot in enumerate(self.state):
             row = []
@@ -89,12 +89,12 @@ class Fake:
         return result(rows, [slot.remaining > 0 for slot in self.state])
 
 
-def result(tokens, active):
+def result(tokens: list[Any], active: list[bool]) -> Result:
     best = lambda row, place, most: [(tokens[row][place], -0.5)][:most]
     return Result(tokens, [[-0.5] * len(row) for row in tokens], active, best)
 
 
-def answer(tokens, count, ends=()):
+def answer(tokens: list[int], count: int, ends: tuple[Any, ...] = ()) -> list[Any]:
     """What the fake says to a prompt."""
     said = list(range(sum(tokens), sum(tokens) + count))
     stops = [place for place, token in enumerate(said) if token in ends]
@@ -104,7 +104,7 @@ def answer(tokens, count, ends=()):
 class Client:
     """Somebody who waits for an answer."""
 
-    def __init__(self, tokens, count=5, **how):
+    def __init__(self, tokens: list[int], count: int = 5, **how: Any) -> None:
         self.updates: list[Update] = []
         ends = how.pop("ends", ())
         self.wanted = answer(tokens, count, ends)
@@ -113,15 +113,15 @@ class Client:
         )
 
     @property
-    def tokens(self):
+    def tokens(self) -> list[Any]:
         return [token for update in self.updates if not update.of_prompt for token in update.tokens]
 
     @property
-    def finish(self):
+    def finish(self) -> str:
         return self.updates[-1].finish if self.updates else ""
 
 
-def drive(schedule: Scheduler, device: Fake, turns=10_000, ahead=True):
+def drive(schedule: Scheduler, device: Fake, turns: int = 10_000, ahead: bool = True) -> int:
     """The engine's loop: with `ahead` a turn is read after the next has been started."""
     under_way = None
     for count in range(turns):

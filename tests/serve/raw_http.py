@@ -1,6 +1,9 @@
 """What tests of faults say over a bare connection, and what an error looks like."""
 
 import socket
+from typing import Any
+
+from tests.serve.conftest import Running
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "the dog"}]}
 LONG = ASK | {"max_tokens": 200}
@@ -9,7 +12,7 @@ CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
 
 
-def fault(answer, status, match=""):
+def fault(answer: Any, status: int, match: str = "") -> dict[str, Any]:
     """The error of an answer, which has OpenAI's form."""
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
@@ -18,17 +21,17 @@ def fault(answer, status, match=""):
     return error
 
 
-def connect(running):
+def connect(running: Running) -> Any:
     host, port = running.url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=10)
 
 
-def head(length, path=CHAT):
+def head(length: int | str, path: str = CHAT) -> bytes:
     lines = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}"
     return f"POST {path} HTTP/1.1\r\n{lines}\r\n\r\n".encode()
 
 
-def request(path=CHAT, body=b"", *lines, host="localhost"):
+def request(path: Any = CHAT, body: Any = b"", *lines: Any, host: Any = "localhost") -> Any:
     """A whole request; lines: of its head, beside Host and what its body needs."""
     first = f"POST {path} HTTP/1.1" if body else f"GET {path} HTTP/1.1"
     if body:
@@ -36,7 +39,7 @@ def request(path=CHAT, body=b"", *lines, host="localhost"):
     return "\r\n".join([first, f"Host: {host}", *lines, "", ""]).encode() + body
 
 
-def drained(connection):
+def drained(connection: Any) -> bytes:
     """Everything until the server closes."""
     content = b""
     try:

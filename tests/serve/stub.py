@@ -20,7 +20,7 @@ TYPES = {
 class Refusal(Exception):
     """An answer that is an error: before the first piece by its status, later in the stream."""
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status, self.message = status, message
 
@@ -32,7 +32,9 @@ class BreaksOff(Exception):
 class Stub:
     """A running server; `answer` makes the pieces of text for a request's body."""
 
-    def __init__(self, answer: Callable[[dict[str, Any]], Iterable[str]] = lambda body: ["Hi."]):
+    def __init__(
+        self, answer: Callable[[dict[str, Any]], Iterable[str]] = lambda body: ["Hi."]
+    ) -> None:
         self.answer, self.key, self.finish = answer, "", "stop"
         self.models = ["qwen-tiny", "qwen-tiny-adapter"]
         self.requests: list[dict[str, Any]] = []

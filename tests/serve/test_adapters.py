@@ -2,6 +2,9 @@
 
 import concurrent.futures
 import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import jax
@@ -12,17 +15,18 @@ from qwen_jax import Sampling, load
 from qwen_jax.adapters import attach, peft
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.nn.lora import Deltas, fuse
+from qwen_jax.nn.model import Qwen
 from serve import loading
 from serve.settings import ServeConfig
 from tests.adapters import random_adapter
-from tests.serve.conftest import running
+from tests.serve.conftest import Running, running
 
 TEXT = "/v1/completions"
 NAMES = ("fox", "dog")
 
 
 @pytest.fixture(scope="module")
-def folders(babbler, tmp_path_factory):
+def folders(babbler: Qwen, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two adapters of the babbler, as PEFT writes them."""
     made = {}
     for number, name in enumerate(NAMES):
@@ -35,7 +39,7 @@ def folders(babbler, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(babbler, folders):
+def server(babbler: Qwen, folders: dict[str, Path]) -> Iterator[Running]:
     params = attach.add_all(babbler, {name: peft.read(made) for name, made in folders.items()})
     named = tuple(f"{name}={folder}" for name, folder in folders.items())
     with running(params, adapter=named) as made:
@@ -43,10 +47,10 @@ def server(babbler, folders):
 
 
 @pytest.fixture(scope="module")
-def alone(babbler, folders):
+def alone(babbler: Qwen, folders: dict[str, Path]) -> Callable[..., Any]:
     """alone(name, prompts): what a network says that has just this adapter."""
 
-    def answers(name, prompts):
+    def answers(name: str, prompts: list[list[int]]) -> list[str]:
         params = babbler
         if name in folders:
             params = fuse(attach.add(babbler, peft.read(folders[name])))
@@ -57,13 +61,13 @@ def alone(babbler, folders):
     return answers
 
 
-def said(server, model, prompt):
+def said(server: Running, model: str, prompt: list[int]) -> str:
     ask = {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 1}
     (choice,) = httpx.post(server.url + TEXT, json=ask, timeout=60).json()["choices"]
     return choice["text"]
 
 
-def test_one_batch_of_several(server, alone):
+def test_one_batch_of_several(server: Running, alone: Callable[..., Any]) -> None:
     """Also where prompts begin alike: keys and values are another adapter's."""
     prompts = [[*range(5, 75), last] for last in range(4)]  # one chunk of 64 is the same in all
     names = ("tiny", *NAMES)
@@ -79,7 +83,7 @@ def test_one_batch_of_several(server, alone):
     assert len({tuple(answers) for answers in got.values()}) == 3
 
 
-def test_they_are_models(server):
+def test_they_are_models(server: Running) -> None:
     listed = httpx.get(f"{server.url}/v1/models").json()["data"]
     assert [(one["id"], one["parent"]) for one in listed] == [
         ("tiny", None),
@@ -92,7 +96,7 @@ def test_they_are_models(server):
     assert "'tiny', 'fox', 'dog'" in refused.json()["error"]["message"]
 
 
-def test_loaded_by_their_names(tmp_path):
+def test_loaded_by_their_names(tmp_path: Path) -> None:
     fresh = attach.fresh(load("demo"), LoraConfig(2, 8.0, ("c_attn",)), jax.random.key(0))
     for name in NAMES:
         peft.write(fresh, tmp_path / name)
@@ -112,7 +116,7 @@ def test_loaded_by_their_names(tmp_path):
         ("x=nowhere", "adapter 'x': there is no folder nowhere"),
     ],
 )
-def test_names_that_are_wrong(given, wanted):
+def test_names_that_are_wrong(given: str, wanted: str) -> None:
     with pytest.raises(ValueError, match=wanted):
         dataclasses.replace(ServeConfig(), adapter=(given,))
     with pytest.raises(ValueError, match="'x' has the name"):

@@ -4,6 +4,9 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,16 +18,23 @@ EXTRA = {"model": "qwen-tiny"}
 
 
 @pytest.fixture
-def stub():
+def stub() -> Iterator[Stub]:
     with Stub() as stub:
         yield stub
 
 
-def loaded(stub, jobs, concurrency=None, rate=float("inf"), timeout=30.0, seed=0):
+def loaded(
+    stub: Stub,
+    jobs: list[Job],
+    concurrency: int | None = None,
+    rate: float = float("inf"),
+    timeout: float = 30.0,
+    seed: int = 0,
+) -> tuple[list[Outcome], float]:
     return asyncio.run(load(stub.url, jobs, EXTRA, concurrency, rate, seed, timeout))
 
 
-def test_metrics():
+def test_metrics() -> None:
     """Worked out by hand."""
     outcomes = [
         Outcome(latency=1.0, texts=[0.2, 0.4, 0.9], input_tokens=10, output_tokens=5),
@@ -50,8 +60,8 @@ def test_metrics():
     assert metrics(outcomes[3:], 1.0)["mean_itl_ms"] is None
 
 
-def test_known_delays_are_found(stub):
-    def answer(body):
+def test_known_delays_are_found(stub: Stub) -> None:
+    def answer(body: dict[str, Any]) -> Iterator[str]:
         time.sleep(0.3)
         yield "first"
         for _ in range(4):
@@ -69,10 +79,10 @@ def test_known_delays_are_found(stub):
     assert stub.requests == [{"prompt": [1, 2, 3], "max_tokens": 5, **EXTRA, **options}]
 
 
-def test_so_many_at_a_time_and_no_more(stub):
+def test_so_many_at_a_time_and_no_more(stub: Stub) -> None:
     running, most, lock = set(), [], threading.Lock()
 
-    def answer(body):
+    def answer(body: dict[str, Any]) -> Iterator[str]:
         with lock:
             running.add(id(body))
             most.append(len(running))
@@ -87,12 +97,12 @@ def test_so_many_at_a_time_and_no_more(stub):
     assert max(most) == 5
 
 
-def test_arrivals_are_a_poisson_process(stub, monkeypatch):
+def test_arrivals_are_a_poisson_process(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gaps that are waited for: their mean is 1/rate, and they spread as much."""
     waits = []
     sleep = asyncio.sleep
 
-    async def record(seconds):
+    async def record(seconds: float) -> None:
         if sys._getframe(1).f_globals["__name__"] == "serve.bench":  # others sleep, too
             waits.append(seconds)
         await sleep(0)
@@ -109,8 +119,8 @@ def test_arrivals_are_a_poisson_process(stub, monkeypatch):
     assert waits == first
 
 
-def test_failures_are_counted_and_named(stub):
-    def answer(body):
+def test_failures_are_counted_and_named(stub: Stub) -> None:
+    def answer(body: dict[str, Any]) -> Iterator[str]:
         match body["max_tokens"]:
             case 1:
                 raise Refusal(429, "the queue is full")
@@ -141,7 +151,7 @@ def test_failures_are_counted_and_named(stub):
     }
 
 
-def test_the_command(stub, tmp_path, capsys):
+def test_the_command(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stub.answer = lambda body: ["a", "b"]
     out = tmp_path / "result.json"
     found = main(url=stub.url + "/", requests=5, concurrency=2, warmup=3, input_length=7, out=out)
@@ -171,13 +181,15 @@ def test_the_command(stub, tmp_path, capsys):
         ({"concurrency": 1, "model": "x"}, "no model 'x', it has qwen-tiny"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_sent(stub, how, error):
+def test_what_cannot_be_is_refused_before_anything_is_sent(
+    stub: Stub, how: dict[str, Any], error: str
+) -> None:
     with pytest.raises(ValueError, match=error):
         main(url=stub.url, **how)
     assert stub.requests == []
 
 
-def test_random_prompts():
+def test_random_prompts() -> None:
     jobs = random_jobs(200, 1, 100, 20, 0.5)
     assert jobs == random_jobs(200, 1, 100, 20, 0.5) != random_jobs(200, 2, 100, 20, 0.5)
     lengths = [len(job.prompt) for job in jobs]
@@ -187,7 +199,7 @@ def test_random_prompts():
     assert {len(job.prompt) for job in random_jobs(9, 1, 100, 20, 0.0)} == {100}
 
 
-def test_sharegpt(tmp_path):
+def test_sharegpt(tmp_path: Path) -> None:
     file = tmp_path / "sharegpt.json"
     told = lambda *texts: {"conversations": [{"from": "human", "value": text} for text in texts]}
     words = lambda count: " ".join(["w"] * count)
@@ -204,7 +216,7 @@ def test_sharegpt(tmp_path):
     assert {job.max_tokens for job in sharegpt_jobs(file, 8, 0, 5, measure)} == {5}
 
 
-def test_sharegpt_is_measured_by_the_server(stub, tmp_path):
+def test_sharegpt_is_measured_by_the_server(stub: Stub, tmp_path: Path) -> None:
     file = tmp_path / "sharegpt.json"
     turns = [{"value": "one two three four"}, {"value": "a b c d e f"}]
     file.write_text(json.dumps([{"conversations": turns}]))
@@ -212,7 +224,7 @@ def test_sharegpt_is_measured_by_the_server(stub, tmp_path):
     assert [request["max_tokens"] for request in stub.requests] == [6, 6]
 
 
-def test_json_lines(tmp_path):
+def test_json_lines(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     messages = [{"role": "user", "content": "c"}]
     rows = [{"prompt": "a\u2028b", "max_tokens": 3}, {"messages": messages, "max_tokens": 4}]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+from pathlib import Path
+from typing import Any
 
 import httpx
 import jax
@@ -29,19 +31,19 @@ SETTINGS = ServeConfig(slots=4, chunk=64)
         (1000, 1024, 1024),  # longer than the checkpoint's, as asked
     ],
 )
-def test_the_longest_that_fits(babbler, asked, fitting, length):
+def test_the_longest_that_fits(babbler: Any, asked: Any, fitting: Any, length: Any) -> None:
     config = dataclasses.replace(babbler.config, max_length=512)
     settings = dataclasses.replace(SETTINGS, max_length=asked)
     assert cache_length.decide(settings, config, fitting, 0.5) == length
 
 
-def test_what_is_asked_for_and_cannot_fit(babbler):
+def test_what_is_asked_for_and_cannot_fit(babbler: Any) -> None:
     settings = dataclasses.replace(SETTINGS, max_length=300)
     with pytest.raises(ValueError, match=r"--max-length 300 for 4 slots .* room for 319 tokens"):
         cache_length.decide(settings, babbler.config, 319, 0.5)
 
 
-def test_before_anything_is_loaded(monkeypatch):
+def test_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free", lambda devices: (10**9, "cpu"))
     loading.check(ServeConfig(max_length=8192))  # half a gigabyte
     loading.check(ServeConfig())
@@ -49,14 +51,14 @@ def test_before_anything_is_loaded(monkeypatch):
         loading.check(ServeConfig(max_length=32768))
 
 
-def test_bytes_are_those_of_the_cache(babbler):
+def test_bytes_are_those_of_the_cache(babbler: Any) -> None:
     """As the runner makes it."""
     runner = loading.runner(babbler, dataclasses.replace(SETTINGS, max_length=128))
     held = sum(memory.by_dtype(jax.tree.leaves(runner._state.cache)).values())
     assert cache_length.bytes_of_token(babbler, SETTINGS) * 128 == held
 
 
-def test_memory_that_is_free(tmp_path, monkeypatch):
+def test_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the machine, and of a container that may have less."""
     machine, platform = memory.free(jax.devices())
     assert platform == "cpu"
@@ -70,7 +72,9 @@ def test_memory_that_is_free(tmp_path, monkeypatch):
     assert memory.free(jax.devices())[0] > 10**8
 
 
-def test_what_it_took_and_why(babbler, scripted, monkeypatch, caplog):
+def test_what_it_took_and_why(
+    babbler: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """In the log, at /v1/models, and in the error for what is longer."""
     caplog.set_level(logging.INFO)
     settings = dataclasses.replace(SETTINGS, slots=2)

@@ -4,12 +4,16 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pexpect import fdpexpect
 from rich.console import Console
 
 import qwen_jax
+from qwen_jax.nn.model import Qwen
 from serve.chat import SETTINGS, Chat
 from serve.cli.client import Answer, Remote, ServerError
 from serve.cli.local import Local
@@ -21,15 +25,17 @@ class Parrot:
 
     name = "parrot"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked = []
 
-    def settings(self, changes):
+    def settings(self, changes: dict[str, Any]) -> dict[str, Any]:
         if changes.get("top_k") == -1:
             raise ValueError("top_k is -1, expected more")
         return dict(changes)
 
-    def answer(self, query, history, system, seed, changes):
+    def answer(
+        self, query: str, history: list[Any], system: str | None, seed: int, changes: dict[str, Any]
+    ) -> Iterator[Answer]:
         self.asked.append((query, tuple(history), system, seed, dict(changes)))
         if query == "break":
             raise ServerError("it broke")
@@ -43,13 +49,13 @@ class Parrot:
 
 
 @pytest.fixture
-def talk():
+def talk() -> Callable[..., Any]:
     """talk(*lines) -> (what the source was asked, what the screen shows)"""
 
-    def talk(*lines, **how):
+    def talk(*lines: Any, **how: int | str) -> tuple[Any, ...]:
         said = iter(lines)
 
-        def read():
+        def read() -> str:
             line = next(said, EOFError())
             if isinstance(line, BaseException):
                 raise line
@@ -63,7 +69,7 @@ def talk():
     return talk
 
 
-def test_the_conversation_goes_on(talk):
+def test_the_conversation_goes_on(talk: Callable[..., Any]) -> None:
     asked, shown = talk("one", " :two ", "long three", system="Be.", seed=7)
     turns = ("one", "one"), (":two", ":two")
     assert asked == [
@@ -76,18 +82,18 @@ def test_the_conversation_goes_on(talk):
 
 
 @pytest.mark.parametrize("name", [":q", ":exit", ":quit"])
-def test_exit(talk, name):
+def test_exit(talk: Callable[..., Any], name: str) -> None:
     talk(name, "unread") if name == ":q" else talk(name)
 
 
-def test_an_interruption_ends_the_answer_and_not_the_program(talk):
+def test_an_interruption_ends_the_answer_and_not_the_program(talk: Callable[..., Any]) -> None:
     asked, shown = talk("a b interrupt c", KeyboardInterrupt(), "interrupt", "next")
     assert "stopped; what is shown is kept" in shown
     assert "Ctrl-D" in shown.split("kept")[1]
     assert asked[-1][:2] == ("next", (("a b interrupt c", "a b"),))
 
 
-def test_errors_leave_the_conversation_as_it_was(talk):
+def test_errors_leave_the_conversation_as_it_was(talk: Callable[..., Any]) -> None:
     asked, shown = talk("one", "break", "", "  ", "half \ud800", "two")
     assert "error: it broke" in shown
     assert shown.count("error: the message is empty") == 2
@@ -95,7 +101,7 @@ def test_errors_leave_the_conversation_as_it_was(talk):
     assert asked[-1][:2] == ("two", (("one", "one"),))
 
 
-def test_settings_have_effect(talk):
+def test_settings_have_effect(talk: Callable[..., Any]) -> None:
     asked, shown = talk(
         ":conf temperature=0.5 top_k=3 'stop=[\"a b\"]'", "one", ":seed 5", ":conf", ":seed", "two",
         ":reset-conf", "three",
@@ -122,14 +128,16 @@ def test_settings_have_effect(talk):
         (":hlp", "there is no command :hlp"),
     ],
 )
-def test_wrong_commands_are_refused_and_change_nothing(talk, line, error):
+def test_wrong_commands_are_refused_and_change_nothing(
+    talk: Callable[..., Any], line: str, error: str
+) -> None:
     asked, shown = talk(line, "one", ":D")
     assert error in shown.replace("\n", " ")
     assert [one[3:] for one in asked] == [(1234, {})] * 2
     assert asked[1][0] == ":D"  # no command
 
 
-def test_history_and_help(talk):
+def test_history_and_help(talk: Callable[..., Any]) -> None:
     asked, shown = talk(
         "one", ":his", ":clh", ":history", ":cl", "two", ":h", ":system Be.", "three", ":system -",
         "four",
@@ -143,7 +151,7 @@ def test_history_and_help(talk):
         assert f":{name}" in shown
 
 
-def test_a_server_behind_it():
+def test_a_server_behind_it() -> None:
     """What is sent, what is read, and every way in which it goes wrong."""
     with Stub(lambda body: ["a", " b\u2028", "c"]) as stub:
         remote = Remote(stub.url + "/", None)
@@ -157,7 +165,7 @@ def test_a_server_behind_it():
         assert sent == {"model": "qwen-tiny", "seed": 3, "max_tokens": 5, "top_k": 2, **rest}
         for error, said in [(Refusal(400, "no top_k"), "no top_k"), (BreaksOff(), "disconnected")]:
 
-            def answer(body, error=error):
+            def answer(body: dict[str, Any], error: BreaksOff | Refusal = error) -> None:
                 raise error
 
             stub.answer = answer
@@ -172,14 +180,14 @@ def test_a_server_behind_it():
         Remote(stub.url, None)
 
 
-def test_the_key_comes_from_the_environment(monkeypatch):
+def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with Stub() as stub:
         stub.key = "secret"
         monkeypatch.setenv("QWEN_API_KEY", "secret")
         assert Remote(stub.url, "qwen-tiny-adapter").name == "qwen-tiny-adapter"
 
 
-def test_a_model_behind_it(babbler):
+def test_a_model_behind_it(babbler: Qwen) -> None:
     local = Local(babbler, "random")
     changes = {"temperature": 0, "max_new_tokens": 4}
     settings = local.settings(changes)
@@ -195,12 +203,12 @@ def test_a_model_behind_it(babbler):
             local.settings(wrong)
 
 
-def test_in_a_terminal(tmp_path, monkeypatch):
+def test_in_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program as users have it: keys, several lines, Ctrl-C, and its history of inputs."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("TERM", "xterm")
 
-    def endless(body):
+    def endless(body: dict[str, Any]) -> Iterator[str]:
         while True:
             yield "more "
             stub.left.wait(0.05)

@@ -3,17 +3,20 @@
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
 
+from tests.serve.conftest import Running
 from tests.serve.raw_http import ASK, CHAT, JSON, LONG, STREAM, connect, drained, fault, head
 
 STRICT = {"name": "x", "strict": True}
 
 
 @pytest.fixture(scope="module")
-def quick(scripted):
+def quick(scripted: Callable[..., Any]) -> Iterator[Running]:
     """Answers of 200 tokens, each of which takes a moment; little time and space for requests."""
     with scripted(
         "la " * 120, seconds=0.02, header_seconds=0.5, body_seconds=0.5, max_body=20_000, queue=8
@@ -22,7 +25,7 @@ def quick(scripted):
 
 
 @pytest.fixture(autouse=True)
-def survives(quick):
+def survives(quick: Running) -> Iterator[None]:
     """After every test the server still answers, and nothing is left in its slots."""
     yield
     quick.settle()
@@ -32,7 +35,7 @@ def survives(quick):
 
 
 # --- clients that leave ------------------------------------------------------------------------
-def test_leaving_a_stream_frees_the_slot(quick):
+def test_leaving_a_stream_frees_the_slot(quick: Running) -> None:
     with httpx.stream("POST", quick.url + CHAT, json=STREAM) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -42,7 +45,7 @@ def test_leaving_a_stream_frees_the_slot(quick):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_leaving_in_the_queue(quick, stream):
+def test_leaving_in_the_queue(quick: Running, stream: bool) -> None:
     """All slots are taken, four more wait; then all leave."""
     content = json.dumps(LONG | {"stream": stream}).encode()
     connections = [connect(quick) for _ in range(8)]
@@ -56,7 +59,7 @@ def test_leaving_in_the_queue(quick, stream):
     quick.settle()
 
 
-def test_leaving_in_the_middle_of_a_body(quick):
+def test_leaving_in_the_middle_of_a_body(quick: Running) -> None:
     connection = connect(quick)
     connection.sendall(head(1000) + b'{"model"')
     connection.close()
@@ -64,7 +67,7 @@ def test_leaving_in_the_middle_of_a_body(quick):
 
 # --- too slow, too large -----------------------------------------------------------------------
 @pytest.mark.parametrize("kept", [False, True])
-def test_a_slow_head_is_cut_off(quick, kept):
+def test_a_slow_head_is_cut_off(quick: Running, kept: bool) -> None:
     """On a fresh connection, and on one that was used before."""
     with connect(quick) as connection:
         if kept:
@@ -84,12 +87,12 @@ def test_a_slow_head_is_cut_off(quick, kept):
         assert 0.3 < time.monotonic() - began < 4
 
 
-def test_silence_is_cut_off(quick):
+def test_silence_is_cut_off(quick: Running) -> None:
     with connect(quick) as connection:
         assert drained(connection) == b""
 
 
-def test_a_slow_body_is_cut_off(quick):
+def test_a_slow_body_is_cut_off(quick: Running) -> None:
     with connect(quick) as connection:
         connection.sendall(head(1000) + b"{")
         answer = drained(connection)
@@ -97,7 +100,7 @@ def test_a_slow_body_is_cut_off(quick):
     assert b'"the body took longer than 0.5 s"' in answer
 
 
-def test_a_huge_head(quick):
+def test_a_huge_head(quick: Running) -> None:
     """Of 100 MB, of which the server takes no more than its limit."""
     with connect(quick) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nX: ")
@@ -112,7 +115,7 @@ def test_a_huge_head(quick):
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_huge_body(quick, chunked):
+def test_a_huge_body(quick: Running, chunked: bool) -> None:
     """Of 1 GB, announced or not."""
     with connect(quick) as connection:
         length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1000000000"
@@ -129,12 +132,12 @@ def test_a_huge_body(quick, chunked):
         assert sent < 200
 
 
-def test_a_body_over_the_limit_is_named(quick):
+def test_a_body_over_the_limit_is_named(quick: Running) -> None:
     fault(httpx.post(quick.url + CHAT, content=b"x" * 30_000, headers=JSON), 413, "20000 bytes")
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "9" * 30, "1, 2"])
-def test_lengths_that_are_none(quick, length):
+def test_lengths_that_are_none(quick: Running, length: str) -> None:
     with connect(quick) as connection:
         connection.sendall(head(length) + b"{}")
         assert drained(connection)[9:12] in (b"400", b"413", b"408")
@@ -156,12 +159,12 @@ def test_lengths_that_are_none(quick, length):
         b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "n": 1e999}',
     ],
 )
-def test_malformed_json(quick, content):
+def test_malformed_json(quick: Running, content: bytes) -> None:
     fault(httpx.post(quick.url + CHAT, content=content, headers=JSON), 400)
 
 
 @pytest.mark.parametrize("line", [b"\0\0\0\0\r\n\r\n", b"GET\r\n\r\n", b"GET / FTP/1.1\r\n\r\n"])
-def test_what_is_no_http(quick, line):
+def test_what_is_no_http(quick: Running, line: bytes) -> None:
     with connect(quick) as connection:
         connection.sendall(line)
         answer = drained(connection)
@@ -169,7 +172,7 @@ def test_what_is_no_http(quick, line):
     assert b'"error"' in answer
 
 
-def test_paths_and_methods(quick):
+def test_paths_and_methods(quick: Running) -> None:
     fault(httpx.get(quick.url + "/nothing"), 404, "GET /nothing")
     fault(httpx.get(quick.url + CHAT), 405)
     fault(httpx.get(quick.url + "/../pyproject.toml"), 404)
@@ -196,7 +199,7 @@ def test_paths_and_methods(quick):
     ],
     ids=str,
 )
-def test_hostile_grammars(quick, wanted):
+def test_hostile_grammars(quick: Running, wanted: dict[str, Any]) -> None:
     """Refused in seconds, while another answer goes on."""
     with httpx.stream("POST", quick.url + CHAT, json=STREAM) as other:
         lines = other.iter_lines()
@@ -216,12 +219,12 @@ def test_hostile_grammars(quick, wanted):
         {"chat_template_kwargs": {"enable_thinking": "x"}},
     ],
 )
-def test_template_arguments(quick, change):
+def test_template_arguments(quick: Running, change: dict[str, Any]) -> None:
     error = fault(httpx.post(quick.url + CHAT, json=ASK | change), 400)
     assert error["param"].startswith(next(iter(change)))
 
 
-def test_a_users_control_tokens_are_text(quick):
+def test_a_users_control_tokens_are_text(quick: Running) -> None:
     """Typed, they take several tokens; a turn of its own would take one each."""
     count = lambda text: httpx.post(
         quick.url + "/tokenize", json={"messages": [{"role": "user", "content": text}]}
@@ -233,7 +236,7 @@ def test_a_users_control_tokens_are_text(quick):
 
 
 # --- too many ----------------------------------------------------------------------------------
-def test_a_full_queue_says_when_to_come_back(quick):
+def test_a_full_queue_says_when_to_come_back(quick: Running) -> None:
     results, threads = [], []
     for _ in range(24):
         ask = lambda: results.append(httpx.post(quick.url + CHAT, json=LONG, timeout=60))
@@ -249,6 +252,6 @@ def test_a_full_queue_says_when_to_come_back(quick):
         assert answer.headers["retry-after"] == "1"
 
 
-def test_all_of_a_request_is_queued_or_none(quick):
+def test_all_of_a_request_is_queued_or_none(quick: Running) -> None:
     fault(httpx.post(quick.url + CHAT, json=ASK | {"n": 20}), 429)
     assert quick.metric("qwen_requests_waiting") == 0

@@ -2,6 +2,8 @@
 
 import gc
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -10,7 +12,7 @@ from benchmarks.support.largest import LARGEST, ask, words
 
 
 @pytest.fixture(scope="module")
-def server(scripted):
+def server(scripted: Any) -> Iterator[Any]:
     with scripted("la " * 500, max_choices=16, slots=16) as running:
         gc.collect()
         gc.freeze()  # as a server does that has its model
@@ -19,7 +21,7 @@ def server(scripted):
 
 
 @pytest.mark.parametrize("name", LARGEST)
-def test_nobody_waits(server, name):
+def test_nobody_waits(server: Any, name: Any) -> None:
     """Not longer than a tenth of a second, but for what a busy machine adds by itself."""
     for _ in range(3):
         time.sleep(1)
@@ -32,7 +34,7 @@ def test_nobody_waits(server, name):
         pytest.fail(f"held up for {worst:.3f} s, {usual:.3f} s without it")
 
 
-def test_what_is_rendered_in_pieces_is_json(server):
+def test_what_is_rendered_in_pieces_is_json(server: Any) -> None:
     text = words(50_000)
     asked = {"prompt": text, "return_token_strs": True}
     answer = httpx.post(server.url + "/tokenize", json=asked, timeout=60).json()

@@ -3,11 +3,14 @@
 import json
 import signal
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
 
 from serve.http.keys import Keys
+from tests.serve.conftest import Running
 from tests.serve.raw_http import ASK, CHAT, STREAM, connect, drained, fault, head, request
 
 KEYS = Keys({"a-secret-of-sixteen": "ann", "b-secret-of-sixteen": "bob"})
@@ -16,20 +19,20 @@ PATHS = ["/v1/models", "/metrics", "/version", "/openapi.json", "/tokenizer_info
 
 
 @pytest.fixture(scope="module")
-def locked(scripted):
+def locked(scripted: Callable[..., Any]) -> Iterator[Running]:
     with scripted(keys=KEYS) as running:
         yield running
 
 
 @pytest.mark.parametrize("path", [*PATHS, "//health", "/health/", "/health/../metrics"])
 @pytest.mark.parametrize("key", [None, "", "Bearer", "Bearer x", "Basic a-secret-of-sixteen"])
-def test_no_key_no_answer(locked, path, key):
+def test_no_key_no_answer(locked: Running, path: str, key: str | None) -> None:
     headers = {} if key is None else {"Authorization": key}
     error = fault(httpx.get(locked.url + path, headers=headers), 401, "key")
     assert error["code"] == "invalid_api_key"
 
 
-def test_keys_open_doors(locked):
+def test_keys_open_doors(locked: Running) -> None:
     for key in ("a-secret-of-sixteen", "b-secret-of-sixteen"):
         headers = {"Authorization": f"Bearer {key}", "X-Request-Id": "mine-1"}
         answer = httpx.post(locked.url + CHAT, json=ASK, headers=headers)
@@ -40,13 +43,13 @@ def test_keys_open_doors(locked):
     fault(httpx.get(locked.url + "/metrics", headers={"Host": "x/health?"}), 401)
 
 
-def test_a_body_without_a_key_is_not_read(locked):
+def test_a_body_without_a_key_is_not_read(locked: Running) -> None:
     with connect(locked) as connection:
         connection.sendall(head(10**9) + b"x" * 1000)
         assert drained(connection).startswith(b"HTTP/1.1 401")
 
 
-def test_tenants_share_no_prefix(locked):
+def test_tenants_share_no_prefix(locked: Running) -> None:
     """The time an answer takes must not tell what somebody else has asked."""
     long = {"model": "tiny", "messages": [{"role": "user", "content": "the quick brown fox " * 9}]}
     cached = []
@@ -59,7 +62,7 @@ def test_tenants_share_no_prefix(locked):
 
 
 # --- the engine fails, the server ends ---------------------------------------------------------
-def test_an_engine_that_fails_goes_on(scripted):
+def test_an_engine_that_fails_goes_on(scripted: Callable[..., Any]) -> None:
     with scripted("la " * 50, seconds=0.01) as running:
         device = running.model.engine._device
         with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
@@ -76,7 +79,7 @@ def test_an_engine_that_fails_goes_on(scripted):
         assert httpx.get(running.url + "/health").status_code == 200
 
 
-def test_an_engine_that_cannot_go_on_says_so(scripted):
+def test_an_engine_that_cannot_go_on_says_so(scripted: Callable[..., Any]) -> None:
     with scripted() as running:
         running.model.engine._device.failures = 10**9
         answers = [httpx.post(running.url + CHAT, json=ASK) for _ in range(4)]
@@ -85,7 +88,7 @@ def test_an_engine_that_cannot_go_on_says_so(scripted):
         fault(httpx.get(running.url + "/ready"), 503)
 
 
-def test_sigterm_lets_answers_end(scripted):
+def test_sigterm_lets_answers_end(scripted: Callable[..., Any]) -> None:
     with scripted("la " * 60, seconds=0.02) as running:
         with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
             lines = answer.iter_lines()
@@ -100,7 +103,7 @@ def test_sigterm_lets_answers_end(scripted):
             httpx.get(running.url + "/health")
 
 
-def test_draining_ends_in_time(scripted):
+def test_draining_ends_in_time(scripted: Callable[..., Any]) -> None:
     with scripted("la " * 60, seconds=0.2, drain_seconds=1, step_tokens=1) as running:
         with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
             lines = answer.iter_lines()
@@ -112,7 +115,7 @@ def test_draining_ends_in_time(scripted):
         assert time.monotonic() - began < 6
 
 
-def test_sigterm_under_attack(scripted, caplog):
+def test_sigterm_under_attack(scripted: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Neither silence, half of a head or a body, nor an answer that nobody reads holds it up."""
     how = {"header_seconds": 60, "body_seconds": 60, "write_seconds": 60, "idle_seconds": 60}
     with scripted("la " * 60, seconds=0.2, drain_seconds=1, step_tokens=1, **how) as running:

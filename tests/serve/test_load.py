@@ -5,17 +5,20 @@ import json
 import random
 import socket
 import time
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 
+from tests.serve.conftest import Running
 from tests.serve.raw_http import CHAT, JSON, head
 
 TEXT = "/v1/completions"
 WORDS = "the quick brown fox jumps over lazy dog and doesn't mind at all".split()
 
 
-def request(number):
+def request(number: int) -> tuple[str, dict[str, Any]]:
     """One of many kinds of requests, the same for the same number."""
     chance = random.Random(number)
     words = " ".join(chance.choices(WORDS, k=chance.choice([1, 5, 20])))
@@ -40,7 +43,7 @@ def request(number):
     return CHAT, how | {"messages": [{"role": "user", "content": f"{words} {number}"}]}
 
 
-def answer(client, number):
+def answer(client: Any, number: int) -> tuple[Any, ...]:
     """The events of a stream but for names and times."""
     path, content = request(number)
     said, scores, finish = "", [], None
@@ -58,7 +61,7 @@ def answer(client, number):
     return said, scores, finish
 
 
-def test_two_hundred_streams_at_once(tiny):
+def test_two_hundred_streams_at_once(tiny: Running) -> None:
     compiled = tiny.metric("qwen_compilations")
     with httpx.Client(base_url=tiny.url, timeout=120) as client:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -72,7 +75,7 @@ def test_two_hundred_streams_at_once(tiny):
     assert tiny.metric("qwen_engine_failures_total") == 0
 
 
-def test_a_thousand_that_leave(scripted):
+def test_a_thousand_that_leave(scripted: Callable[..., Any]) -> None:
     """In the queue, before the first token, in the middle: slots and queue end empty."""
     with scripted("la " * 50, seconds=0.001) as running:
         content = json.dumps(
@@ -94,7 +97,7 @@ def test_a_thousand_that_leave(scripted):
 
 
 @pytest.mark.parametrize("count", [6])
-def test_a_long_prompt_lets_others_speak(tiny, count):
+def test_a_long_prompt_lets_others_speak(tiny: Running, count: int) -> None:
     """Tokens of an answer keep coming while long prompts are read."""
     with httpx.Client(base_url=tiny.url, timeout=60) as client:
         ask = {"model": "tiny", "prompt": "the fox", "max_tokens": 100, "stream": True, "seed": 1}

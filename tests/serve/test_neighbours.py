@@ -5,6 +5,8 @@ import concurrent.futures
 import itertools
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -25,19 +27,19 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 SMALL = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
 
 
-def ask(running, key, **change):
+def ask(running: Any, key: Any, **change: Any) -> Any:
     headers = {"Authorization": f"Bearer {key}-secret-of-sixteen"}
     return httpx.post(running.url + CHAT, json=ASK | change, headers=headers, timeout=120)
 
 
 @pytest.fixture(scope="module")
-def shared(scripted):
+def shared(scripted: Any) -> Iterator[Any]:
     with scripted('{"n": 1}', keys=KEYS, max_body=4 * 2**20) as running:
         yield running
 
 
 @pytest.fixture
-def hostile(shared, monkeypatch):
+def hostile(shared: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Twenty of ann's patterns, under way; each would take its two seconds."""
     monkeypatch.setattr(guard, "SECONDS", 0.5)
     patterns = [HOSTILE | {"pattern": f"(a{{{1000 + n}}}){{1000}}"} for n in range(20)]
@@ -57,7 +59,7 @@ def hostile(shared, monkeypatch):
             fault(answer, 429, "wait for grammars already")
 
 
-def test_hostile_grammars_delay_no_neighbour(shared, hostile):
+def test_hostile_grammars_delay_no_neighbour(shared: Any, hostile: Any) -> None:
     """Neither his plain requests, nor his grammars, nor those of their own tenant without one."""
     quick = []
     for key, change in itertools.product("ba", ({}, {"response_format": SMALL})):
@@ -69,7 +71,7 @@ def test_hostile_grammars_delay_no_neighbour(shared, hostile):
     assert max(quick) < 2
 
 
-def test_long_texts_delay_no_short_ones(shared):
+def test_long_texts_delay_no_short_ones(shared: Any) -> None:
     headers = {"Authorization": "Bearer a-secret-of-sixteen"}
     text = {"prompt": "the dog " * 500_000}
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -86,7 +88,7 @@ def test_long_texts_delay_no_short_ones(shared):
 
 # --- the parts ---------------------------------------------------------------------------------
 @pytest.mark.anyio
-async def test_a_lane_takes_tenants_in_turn():
+async def test_a_lane_takes_tenants_in_turn() -> None:
     lane, order, first = Lane("x", 1, 1, 3), [], threading.Event()
     work = lambda name: order.append(name) or first.wait(10)
     asked = [asyncio.ensure_future(lane.run("ann", work, f"ann {n}")) for n in range(3)]
@@ -104,7 +106,7 @@ async def test_a_lane_takes_tenants_in_turn():
 
 
 @pytest.mark.anyio
-async def test_who_leaves_a_lane_makes_no_room_in_it():
+async def test_who_leaves_a_lane_makes_no_room_in_it() -> None:
     """Before the work is done, however often he comes and goes."""
     lane, first, under_way = Lane("x", 2, 1, 9), threading.Event(), []
     work = lambda: under_way.append(1) or first.wait(10)
@@ -121,25 +123,27 @@ async def test_who_leaves_a_lane_makes_no_room_in_it():
 class Matcher:
     """A grammar that allows one id, and takes time to say so."""
 
-    def __init__(self, seconds):
+    def __init__(self, seconds: Any) -> None:
         self._seconds = seconds
 
-    def compute_bitmask(self):
+    def compute_bitmask(self) -> Any:
         time.sleep(self._seconds)
         return b"\xff\xff\xff\xff"
 
-    def deep_copy(self):
+    def deep_copy(self) -> Any:
         return self
 
-    def consume_token(self, token):
+    def consume_token(self, token: Any) -> None:
         pass
 
-    def is_stopped(self):
+    def is_stopped(self) -> Any:
         return False
 
 
 @pytest.mark.parametrize(("seconds", "finish"), [(0.05, "length"), (60, "length")])
-def test_a_slow_grammar_holds_up_only_itself(seconds, finish, monkeypatch):
+def test_a_slow_grammar_holds_up_only_itself(
+    seconds: Any, finish: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its neighbour's turns go on; an answer whose next token is unknown for long ends."""
     monkeypatch.setattr(grammar, "_SECONDS", 0.5)
     threads = Threads("masks", 1)

@@ -5,7 +5,9 @@ import json
 import logging
 import re
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +23,7 @@ ASK = {"model": "tiny", "messages": [{"role": "user", "content": "a secret quest
 CHAT = "/v1/chat/completions"
 
 
-def test_tls(scripted, certificate):
+def test_tls(scripted: Callable[..., Any], certificate: Any) -> None:
     key, public = certificate
     with scripted(tls_certificate=public, tls_key=key) as running:
         # the port speaks TLS and nothing else
@@ -33,7 +35,7 @@ def test_tls(scripted, certificate):
             httpx.get(running.url + "/health")
 
 
-def test_no_page_from_elsewhere_may_ask(scripted):
+def test_no_page_from_elsewhere_may_ask(scripted: Callable[..., Any]) -> None:
     asked = {"Origin": "https://elsewhere.example"}
     with scripted() as running:
         answer = httpx.get(running.url + "/health", headers=asked)
@@ -49,7 +51,9 @@ def test_no_page_from_elsewhere_may_ask(scripted):
             assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
 
 
-def test_the_log_holds_no_text(scripted, caplog):
+def test_the_log_holds_no_text(
+    scripted: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     with scripted("a secret answer") as running:
         httpx.post(running.url + CHAT, json=ASK, headers={"X-Request-Id": "mine"})
@@ -65,7 +69,9 @@ def test_the_log_holds_no_text(scripted, caplog):
     assert re.fullmatch("req-[0-9a-f]{16}", posts[1]["id"])
 
 
-def test_prompts_are_logged_on_request(scripted, caplog):
+def test_prompts_are_logged_on_request(
+    scripted: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     with scripted(log_prompts=True) as running:
         httpx.post(running.url + CHAT, json=ASK)
@@ -74,7 +80,7 @@ def test_prompts_are_logged_on_request(scripted, caplog):
         assert "a secret question" in running.model.tokenizer.decode(line["prompt"])
 
 
-def test_metrics_count(scripted):
+def test_metrics_count(scripted: Callable[..., Any]) -> None:
     with scripted("one two three") as running:
         answer = httpx.post(running.url + CHAT, json=ASK).json()
         httpx.post(running.url + CHAT, json={})
@@ -88,7 +94,7 @@ def test_metrics_count(scripted):
         assert running.metric("qwen_ready") == 1
 
 
-def test_before_the_model_is_there():
+def test_before_the_model_is_there() -> None:
     service = Service(SETTINGS)
     with TestClient(build(service, Keys({})), "http://localhost") as client:
         assert client.get("/health").status_code == 200
@@ -101,7 +107,7 @@ def test_before_the_model_is_there():
         assert "no such folder" in client.get("/ready").json()["error"]["message"]
 
 
-def test_while_it_drains(scripted):
+def test_while_it_drains(scripted: Callable[..., Any]) -> None:
     with scripted() as running:
         running.service.draining = True
         for path in ("/ready", "/v1/models"):
@@ -110,7 +116,7 @@ def test_while_it_drains(scripted):
         assert httpx.get(running.url + "/health").status_code == 200
 
 
-def test_keys_in_a_file(tmp_path):
+def test_keys_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\nann 0123456789abcdef\n\nbob fedcba9876543210\n")
     keys = Keys.read(file)
@@ -139,7 +145,7 @@ def test_keys_in_a_file(tmp_path):
         ({"coordinator": "auto", "process": 1}, "belong together"),
     ],
 )
-def test_settings_are_checked(change, message):
+def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
     change = {name: Path(value) if "tls" in name else value for name, value in change.items()}
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(ServeConfig(), **change)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,14 +29,14 @@ runpy.run_module("serve", run_name="__main__")
 """
 
 
-def ended(*options, program=COMMAND):
+def ended(*options: Any, program: Any = COMMAND) -> Any:
     return subprocess.run(
         [*program, *options], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
 
 
 @pytest.fixture
-def damaged(tmp_path):
+def damaged(tmp_path: Path) -> Any:
     """The bundled checkpoint without a piece of its weights and with a tokenizer of another."""
     folder = tmp_path / "damaged"
     shutil.copytree(native_folder(), folder)
@@ -43,7 +44,7 @@ def damaged(tmp_path):
     return folder
 
 
-def refused(result, *words):
+def refused(result: Any, *words: Any) -> None:
     assert result.returncode == 1
     assert "listening" not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.strip()]
@@ -52,7 +53,7 @@ def refused(result, *words):
     assert all(word in lines[0] for word in words), lines[0]
 
 
-def test_what_is_checked_before_listening(tmp_path, damaged):
+def test_what_is_checked_before_listening(tmp_path: Path, damaged: Any) -> None:
     """The model's folder and files, adapters, keys, the certificate."""
     refused(ended("--model", str(tmp_path / "none")), "there is no folder")
     refused(ended("--model", str(damaged)), "cannot be loaded", "bytes")
@@ -73,7 +74,7 @@ def test_what_is_checked_before_listening(tmp_path, damaged):
         ("raise KeyError('x')", "KeyError: 'x' (<string>, line 5)"),
     ],
 )
-def test_a_fault_while_the_model_is_loaded(fault, words):
+def test_a_fault_while_the_model_is_loaded(fault: Any, words: Any) -> None:
     program = [sys.executable, "-c", INSTEAD.format(fault)]
     result = ended("--port", "0", program=program)
     assert result.returncode == 1
@@ -83,7 +84,7 @@ def test_a_fault_while_the_model_is_loaded(fault, words):
     assert words in line
 
 
-def test_sigterm_while_the_model_is_loaded():
+def test_sigterm_while_the_model_is_loaded() -> None:
     program = [sys.executable, "-c", INSTEAD.format("time.sleep(1000)"), "--port", "0"]
     with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert re.search("listening on", process.stderr.readline())

@@ -1,24 +1,28 @@
 """The page, the terminal's client and the benchmark, each with the real server."""
 
 import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve.bench import main
 from serve.chat import SETTINGS
 from serve.cli.client import Remote, ServerError
+from tests.serve.conftest import Running
 from tests.serve.page.browser import answers, ask, chromium, opened, press
 
 SAID = "**quick** <b>fox</b>"
 
 
 @pytest.fixture(scope="module")
-def server(scripted):
+def server(scripted: Callable[..., Any]) -> Iterator[Running]:
     with scripted(SAID) as running:
         yield running
 
 
-def test_page(server):
+def test_page(server: Running) -> None:
     with chromium() as browser, opened(browser, server.url, ("400",)) as page:
         page.click("#open-settings")
         for name in ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "seed"):
@@ -38,7 +42,7 @@ def test_page(server):
         assert "100000" in page.inner_text("[role=alert]")
 
 
-def test_terminal(server):
+def test_terminal(server: Running) -> None:
     remote = Remote(server.url, "tiny")
     samplings = dict.fromkeys(SETTINGS, 1) | {"stop": ["zebra"], "max_new_tokens": 50}
     *_, answer = remote.answer("A question", [("a", "b")], "Be brief.", 1, samplings)
@@ -48,7 +52,7 @@ def test_terminal(server):
         list(remote.answer("A question", [], None, 1, {"top_p": 7}))
 
 
-def test_benchmark(server, tmp_path):
+def test_benchmark(server: Running, tmp_path: Path) -> None:
     how = {"url": server.url, "requests": 6, "warmup": 1, "concurrency": 3, "ignore_eos": False}
     found = main(**how, input_length=9, output_length=30)
     assert (found["completed"], found["failed"]) == (6, 0)

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import jinja2
@@ -20,7 +22,7 @@ class Weather(pydantic.BaseModel):
 HI = ASK["messages"]
 
 
-def spoken(message):
+def spoken(message: Any) -> Iterator[Any]:
     """The forms in which openai-python and openai-node send an answer back."""
     yield message
     yield message.model_dump(warnings=False)
@@ -37,7 +39,7 @@ def spoken(message):
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of openai's own parsed
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 @pytest.mark.parametrize("text", ["Hello.", HERMES, '{"city": "Rome"}'])
-def test_answers_are_sent_back(scripted, template, text):
+def test_answers_are_sent_back(scripted: Any, template: Any, text: Any) -> None:
     with scripted(text, template, length=2048) as running:
         client = running.client()
         answer = client.chat.completions.create(**ASK, tools=TOOLS).choices[0].message
@@ -57,7 +59,7 @@ def test_answers_are_sent_back(scripted, template, text):
             assert len(counts) == 1
 
 
-def test_a_stream_is_sent_back(scripted):
+def test_a_stream_is_sent_back(scripted: Any) -> None:
     with scripted(HERMES, TEMPLATE) as running:
         client = running.client()
         with client.chat.completions.stream(**ASK, tools=TOOLS) as stream:
@@ -67,13 +69,13 @@ def test_a_stream_is_sent_back(scripted):
         assert client.chat.completions.create(**ASK | {"messages": turns}).choices
 
 
-def count(running, **body):
+def count(running: Any, **body: Any) -> Any:
     answer = httpx.post(f"{running.url}/tokenize", json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()["tokens"]
 
 
-def test_empty_arguments_are_none(scripted):
+def test_empty_arguments_are_none(scripted: Any) -> None:
     call = {"id": "a", "type": "function", "function": {"name": "time", "arguments": ""}}
     turns = lambda arguments: [
         *HI,
@@ -87,7 +89,7 @@ def test_empty_arguments_are_none(scripted):
                 assert count(running, messages=turns(arguments)) == wanted
 
 
-def test_tools_are_shown_as_they_were_sent(scripted):
+def test_tools_are_shown_as_they_were_sent(scripted: Any) -> None:
     """As transformers renders them: in the client's order, and nothing beside."""
     bare = {"name": "f"}
     turned = {"parameters": {"b": None, "a": 1}, "strict": False, "name": "g"}
@@ -110,7 +112,7 @@ def test_tools_are_shown_as_they_were_sent(scripted):
         assert count(running, messages=HI, tools=sent) == wanted
 
 
-def test_system_messages_stand_where_they_stand(scripted):
+def test_system_messages_stand_where_they_stand(scripted: Any) -> None:
     """For the original: those at the start are one, later ones have a place of their own."""
     with scripted() as running:
         encode = lambda text: running.model.tokenizer.encode(text, specials=True)
@@ -127,7 +129,7 @@ def test_system_messages_stand_where_they_stand(scripted):
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
-def test_a_message_goes_on(scripted, template):
+def test_a_message_goes_on(scripted: Any, template: Any) -> None:
     with scripted(" world", template) as running:
         encode = lambda text: running.model.tokenizer.encode(text, specials=True)
         turns = [*HI, {"role": "assistant", "content": "Hello, "}]
@@ -148,7 +150,7 @@ def test_a_message_goes_on(scripted, template):
             create(**ASK | {"messages": turns}, extra_body={"continue_final_message": True})
 
 
-def test_thinking_that_happens_anyway(scripted):
+def test_thinking_that_happens_anyway(scripted: Any) -> None:
     for template in (None, TEMPLATE):
         with scripted(template=template) as running:
             create = running.client().chat.completions.create
@@ -159,7 +161,7 @@ def test_thinking_that_happens_anyway(scripted):
 
 
 @pytest.mark.parametrize("stop", ["<|im_end|>", "<|endoftext|>", ["never", "<|endoftext|>"]])
-def test_a_control_token_stops(scripted, stop):
+def test_a_control_token_stops(scripted: Any, stop: Any) -> None:
     with scripted("Hello") as running:
         device, specials = running.model.engine._device, running.model.tokenizer.specials
         name = stop if isinstance(stop, str) else stop[-1]
@@ -169,7 +171,7 @@ def test_a_control_token_stops(scripted, stop):
         assert (choice.message.content, choice.finish_reason) == ("Hello", "stop")
 
 
-def test_a_middle_is_filled(scripted):
+def test_a_middle_is_filled(scripted: Any) -> None:
     with scripted("x") as running:
         ask = {"model": "tiny", "prompt": "def f(", "suffix": "): pass"}
         answer = httpx.post(f"{running.url}/v1/completions", json=ask)
@@ -189,7 +191,7 @@ def test_a_middle_is_filled(scripted):
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
-def test_a_call_that_was_cut_is_partial(scripted, template):
+def test_a_call_that_was_cut_is_partial(scripted: Any, template: Any) -> None:
     with scripted("no", template) as running:
         how = {"tools": [{"type": "function", "function": WEATHER}], "tool_choice": "required"}
         create = running.client().chat.completions.create
@@ -207,7 +209,7 @@ def test_a_call_that_was_cut_is_partial(scripted, template):
         assert partial > 3
 
 
-def test_several_names(scripted):
+def test_several_names(scripted: Any) -> None:
     with scripted(name=("tiny", "gpt-4o", "other")) as running:
         client = running.client()
         assert [model.id for model in client.models.list()] == ["tiny", "gpt-4o", "other"]
@@ -215,7 +217,7 @@ def test_several_names(scripted):
             assert client.chat.completions.create(**ASK | {"model": name}).model == name
 
 
-def test_bodies_as_they_come(scripted):
+def test_bodies_as_they_come(scripted: Any) -> None:
     with scripted() as running:
         body = json.dumps(ASK).encode()
         post = lambda content, **headers: httpx.post(

@@ -1,6 +1,7 @@
 """Every number in an answer obeys its definition, and a stream's are those of the whole answer."""
 
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -11,12 +12,12 @@ COMPLETION = "/v1/completions"
 WIDE = "naïve 你好 🎉 done, 再见。"
 
 
-def events(url, body):
+def events(url: Any, body: Any) -> Any:
     lines = httpx.post(url, json=body | {"stream": True}, timeout=60).text.split("\n\n")
     return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
 
 
-def rebuilt(url, body):
+def rebuilt(url: Any, body: Any) -> Any:
     """The choices and the usage that a stream adds up to."""
     options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     *chunks, last = events(url, body | options)
@@ -35,7 +36,7 @@ def rebuilt(url, body):
     return choices, last["usage"]
 
 
-def entries(scores):
+def entries(scores: Any) -> Any:
     """The entries of log probabilities in either form, one by one."""
     if scores is None:
         return []
@@ -47,7 +48,7 @@ def entries(scores):
     ]
 
 
-def told(url, body):
+def told(url: Any, body: Any) -> Any:
     """The same of a whole answer, and its usage."""
     made = httpx.post(url, json=body, timeout=60).json()
     return [
@@ -60,14 +61,14 @@ def told(url, body):
     ], made["usage"]
 
 
-def check_usage(usage):
+def check_usage(usage: Any) -> None:
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert 0 <= usage["prompt_tokens_details"]["cached_tokens"] <= usage["prompt_tokens"]
     thought = usage["completion_tokens_details"]["reasoning_tokens"]
     assert 0 <= thought <= usage["completion_tokens"]
 
 
-def check_completion(choice, most):
+def check_completion(choice: Any, most: Any) -> None:
     tokens = choice["entries"]
     assert "".join(entry["tokens"] for entry in tokens) == choice["text"]
     offsets = [len("".join(e["tokens"] for e in tokens[:n])) for n in range(len(tokens))]
@@ -80,7 +81,7 @@ def check_completion(choice, most):
             assert list(best.values()) == sorted(best.values(), reverse=True)
 
 
-def check_chat(choice, most):
+def check_chat(choice: Any, most: Any) -> None:
     spelled = b"".join(bytes(entry["bytes"]) for entry in choice["entries"])
     assert spelled.decode("utf-8", "replace") == choice["text"]
     for entry in choice["entries"]:
@@ -104,7 +105,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("form", ["chat", "completion", "echo"])
-def test_numbers(tiny, way, seed, form):
+def test_numbers(tiny: Any, way: Any, seed: Any, form: Any) -> None:
     """Random answers hold halves of characters, control tokens and rows that are no token."""
     asked = {"model": "tiny", "seed": seed, "max_tokens": 30, **WAYS[way]}
     if form == "chat":
@@ -132,7 +133,7 @@ def test_numbers(tiny, way, seed, form):
 
 
 @pytest.mark.parametrize("stop", [None, "好", "🎉 d", " done, 再"])
-def test_characters_in_several_tokens(scripted, stop):
+def test_characters_in_several_tokens(scripted: Any, stop: Any) -> None:
     with scripted(WIDE) as running:
         asked = {"model": "tiny", "prompt": "再 a", "logprobs": 1, "max_tokens": 90, "stop": stop}
         for echo in (False, True):
@@ -144,7 +145,7 @@ def test_characters_in_several_tokens(scripted, stop):
             check_usage(usage)
 
 
-def test_min_tokens_hold_against_stop_strings(scripted):
+def test_min_tokens_hold_against_stop_strings(scripted: Any) -> None:
     with scripted("a b a b a b a b") as running:
         ask = {"model": "tiny", "prompt": "x", "max_tokens": 50, "stop": " b"}
         size = len(running.model.tokenizer.encode("a b a b"))
@@ -155,7 +156,7 @@ def test_min_tokens_hold_against_stop_strings(scripted):
         assert usage["completion_tokens"] > size
 
 
-def test_usage_is_null_until_the_end(tiny):
+def test_usage_is_null_until_the_end(tiny: Any) -> None:
     asked = {"model": "tiny", "prompt": "a", "stream_options": {"include_usage": True}}
     *chunks, last = events(tiny.url + COMPLETION, asked)
     assert {chunk["usage"] for chunk in chunks} == {None}

@@ -1,6 +1,8 @@
 """The official client against a running server."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,22 +10,24 @@ import openai
 import pytest
 
 import qwen_jax
+from qwen_jax.nn.model import Qwen
+from tests.serve.conftest import Running
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "the dog"}]}
 THINK_NOT = {"enable_thinking": False}
 
 
 @pytest.fixture(scope="module")
-def client(tiny):
+def client(tiny: Running) -> Any:
     return tiny.client()
 
 
-def text_of(stream):
+def text_of(stream: Any) -> tuple[str, list[Any]]:
     chunks = list(stream)
     return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices), chunks
 
 
-def test_models(client):
+def test_models(client: Any) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError, match="no model 'other'") as caught:
@@ -31,7 +35,7 @@ def test_models(client):
     assert caught.value.code == "model_not_found"
 
 
-def test_an_answer(client, tiny):
+def test_an_answer(client: Any, tiny: Running) -> None:
     answer = client.chat.completions.create(**ASK, seed=1)
     (choice,) = answer.choices
     assert choice.message.role == "assistant"
@@ -42,7 +46,7 @@ def test_an_answer(client, tiny):
     assert answer.object == "chat.completion"
 
 
-def test_a_stream_is_the_same_answer(client):
+def test_a_stream_is_the_same_answer(client: Any) -> None:
     whole = client.chat.completions.create(**ASK, seed=1)
     options = {"include_usage": True}
     stream = client.chat.completions.create(**ASK, seed=1, stream=True, stream_options=options)
@@ -55,7 +59,7 @@ def test_a_stream_is_the_same_answer(client):
     assert len([c for c in chunks if c.choices]) > 4  # it came in pieces
 
 
-def test_several_answers(client):
+def test_several_answers(client: Any) -> None:
     """Each like the one alone: choice i has seed + i."""
     together = client.chat.completions.create(**ASK, n=3, seed=5)
     alone = [client.chat.completions.create(**ASK, seed=5 + n) for n in range(3)]
@@ -72,7 +76,7 @@ def test_several_answers(client):
     assert found == texts
 
 
-def test_seeds_and_greedy(client):
+def test_seeds_and_greedy(client: Any) -> None:
     ask = lambda **how: client.chat.completions.create(**ASK, **how).choices[0].message.content
     assert ask(seed=-7) == ask(seed=-7) != ask(seed=8)
     assert ask() != ask()
@@ -80,7 +84,7 @@ def test_seeds_and_greedy(client):
     assert ask(extra_body={"top_k": 1}) == ask(temperature=0)
 
 
-def test_stop_strings(client):
+def test_stop_strings(client: Any) -> None:
     whole = client.chat.completions.create(**ASK, seed=1).choices[0].message.content
     stop = whole[len(whole) // 2 :][:3]
     cut = client.chat.completions.create(**ASK, seed=1, stop=[stop, "never there"])
@@ -91,14 +95,14 @@ def test_stop_strings(client):
     assert text_of(stream)[0] == cut.choices[0].message.content
 
 
-def test_what_began_like_a_stop_string_is_text(scripted):
+def test_what_began_like_a_stop_string_is_text(scripted: Callable[..., Any]) -> None:
     with scripted("Hello, world") as running:
         ask = running.client().chat.completions.create
         assert ask(**ASK, stop="ld!").choices[0].message.content == "Hello, world"
         assert text_of(ask(**ASK, stop="ld!", stream=True))[0] == "Hello, world"
 
 
-def test_stop_ids(client, tiny):
+def test_stop_ids(client: Any, tiny: Running) -> None:
     encode = tiny.model.tokenizer.encode
     logged = client.chat.completions.create(**ASK, seed=1, logprobs=True).choices[0]
     said = [encode(entry.token) for entry in logged.logprobs.content]
@@ -112,7 +116,7 @@ def test_stop_ids(client, tiny):
     assert ask(place + 5).usage.completion_tokens > place + 1
 
 
-def test_logprobs(client):
+def test_logprobs(client: Any) -> None:
     options = {"logprobs": True, "top_logprobs": 3}
     answer = client.chat.completions.create(**ASK, temperature=0, max_tokens=6, **options)
     (choice,) = answer.choices
@@ -136,13 +140,13 @@ def test_logprobs(client):
     assert streamed == entries
 
 
-def test_logit_bias(client, tiny):
+def test_logit_bias(client: Any, tiny: Running) -> None:
     (id,) = tiny.model.tokenizer.encode("!")
     answer = client.chat.completions.create(**ASK, max_tokens=5, logit_bias={str(id): 100})
     assert answer.choices[0].message.content == "!!!!!"
 
 
-def test_json_schema(client):
+def test_json_schema(client: Any) -> None:
     schema = {
         "type": "object",
         "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}},
@@ -163,7 +167,7 @@ def test_json_schema(client):
         {"type": "grammar", "grammar": 'start: ("yes" | "no") " " /[0-9][0-9][0-9]/'},
     ],
 )
-def test_patterns_and_grammars(client, wanted):
+def test_patterns_and_grammars(client: Any, wanted: dict[str, str]) -> None:
     """Streaming, beside answers that are free."""
     free = client.completions.create(model="tiny", prompt="the fox", seed=3, max_tokens=9)
     stream = client.chat.completions.create(
@@ -176,7 +180,7 @@ def test_patterns_and_grammars(client, wanted):
     assert beside.choices[0].text == free.choices[0].text
 
 
-def test_completions(client, tiny):
+def test_completions(client: Any, tiny: Running) -> None:
     ids = tiny.model.tokenizer.encode("the fox")
     texts = [
         client.completions.create(model="tiny", prompt=prompt, seed=3).choices[0].text
@@ -191,7 +195,7 @@ def test_completions(client, tiny):
     assert "".join(chunk.choices[0].text for chunk in stream) == texts[0]
 
 
-def test_echo_scores_the_prompt(client, tiny, babbler):
+def test_echo_scores_the_prompt(client: Any, tiny: Running, babbler: Qwen) -> None:
     """Over two chunks, against the logits of the whole text; then the answer goes on."""
     ids = tiny.model.tokenizer.encode("the quick brown fox " * 10)
     ask = {"model": "tiny", "prompt": ids, "temperature": 0, "logprobs": 2, "echo": True}
@@ -213,7 +217,7 @@ def test_echo_scores_the_prompt(client, tiny, babbler):
         assert own == max(top.values())  # greedy: lm-eval compares them exactly
 
 
-def test_a_system_prompt_is_reused(client, tiny):
+def test_a_system_prompt_is_reused(client: Any, tiny: Running) -> None:
     messages = [{"role": "system", "content": "the quick brown fox jumps over " * 5}]
     ask = lambda word: client.chat.completions.create(
         model="tiny", messages=[*messages, {"role": "user", "content": word}], seed=1, max_tokens=9
@@ -247,14 +251,14 @@ def test_a_system_prompt_is_reused(client, tiny):
         ({"extra_body": {"enable_thinking": True, "chat_template_kwargs": THINK_NOT}}, None),
     ],
 )
-def test_refusals_name_the_field(client, change, param):
+def test_refusals_name_the_field(client: Any, change: dict[str, Any], param: str | None) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**ASK | change)
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
 
 
-def test_tokens_and_back(client, tiny):
+def test_tokens_and_back(client: Any, tiny: Running) -> None:
     post = lambda path, **body: client.post(f"{tiny.url}{path}", body=body, cast_to=object)
     tokens = post("/tokenize", prompt="the dog<|im_end|>")
     assert tokens["tokens"] == tiny.model.tokenizer.encode("the dog<|im_end|>", specials=True)

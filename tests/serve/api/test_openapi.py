@@ -1,6 +1,8 @@
 """schemathesis sends what the description allows and what it does not; nothing breaks."""
 
 import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -9,10 +11,11 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serve.api.openapi import document
+from tests.serve.conftest import Running
 
 
 @pytest.fixture(scope="module")
-def api(scripted):
+def api(scripted: Callable[..., Any]) -> Iterator[Running]:
     with scripted() as running:
         yield running
 
@@ -27,12 +30,12 @@ schema = schemathesis.openapi.from_dict(json.loads(document()))
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-def test_the_description_holds(api, case):
+def test_the_description_holds(api: Running, case: Any) -> None:
     # what is well described may still be refused: a description cannot say what goes with what
     case.call_and_validate(base_url=api.url, excluded_checks=[positive_data_acceptance])
 
 
-def test_every_route_is_described(api):
+def test_every_route_is_described(api: Running) -> None:
     described = set(httpx.get(f"{api.url}/openapi.json").json()["paths"])
     routes = {route.path for route in api.server.config.app.routes}
     assert described <= routes

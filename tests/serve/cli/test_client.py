@@ -17,7 +17,7 @@ LINES = [": a comment", *(f"data: {json.dumps(c, ensure_ascii=False)}" for c in 
 
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n"])
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_a_stream_in_any_pieces(end, size):
+def test_a_stream_in_any_pieces(end: str, size: int) -> None:
     data = end.join([*LINES, "data:[DONE]", ""]).encode()
     stream, texts = Stream(), []
     for at in range(0, len(data), size):
@@ -27,7 +27,7 @@ def test_a_stream_in_any_pieces(end, size):
     assert (stream.finish_reason, stream.usage) == ("stop", {"completion_tokens": 2})
 
 
-def test_a_stream_that_ends_early():
+def test_a_stream_that_ends_early() -> None:
     stream = Stream()
     stream.push("\n\n".join([*LINES, ""]).encode())
     with pytest.raises(ServerError, match="lost before the answer was whole"):
@@ -37,6 +37,6 @@ def test_a_stream_that_ends_early():
 @pytest.mark.parametrize(
     "event", ["{", "[]", "{}", '{"choices": [{}]}', '{"error": 3}', '"choices"']
 )
-def test_what_is_no_answer(event):
+def test_what_is_no_answer(event: str) -> None:
     with pytest.raises(ServerError, match="got an event that is no chunk"):
         Stream().push(f"data: {event}\n".encode())

@@ -9,6 +9,7 @@ from qwen_jax.decoding import decode, prefix
 from qwen_jax.decoding.completion import complete
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.rope import octave
 from serve import loading
 from serve.engine.model_runner import ModelRunner
@@ -22,24 +23,24 @@ MASK = b"\xff" * 52
 
 
 @pytest.fixture(scope="module")
-def warm(babbler):
+def warm(babbler: Qwen) -> ModelRunner:
     runner = loading.runner(babbler, SETTINGS)
     runner.warm()
     return runner
 
 
-def compiled():
+def compiled() -> list[int]:
     programs = [program.plain for program in (decode._prefill, decode._step, prefix._score_chunk)]
     jitted = (*programs, decode._start, decode._release, prefix._copy_prefix)
     return [function._cache_size() for function in jitted]
 
 
-def prefill(slot, length, start, mask=None, new=1):
+def prefill(slot: int, length: int, start: int, mask: bytes | None = None, new: int = 1) -> Prefill:
     return Prefill(slot, [5] * length, start, start + length, WISH, new, mask)
 
 
 @pytest.mark.parametrize("first", ["prefill", "judge", "step", "masked", "share", "release"])
-def test_whatever_comes_first_is_compiled(warm, first):
+def test_whatever_comes_first_is_compiled(warm: ModelRunner, first: str) -> None:
     """And whatever comes then: chunks of every size at every place, with masks and without."""
     before = compiled()
     warm.reset()
@@ -63,7 +64,7 @@ def test_whatever_comes_first_is_compiled(warm, first):
 
 @pytest.mark.parametrize("length", [16, 64, 256, 2048])
 @pytest.mark.parametrize("chunk", [16, 64, 128])
-def test_every_program_is_named(length, chunk):
+def test_every_program_is_named(length: int, chunk: int) -> None:
     """Sizes and windows of all chunks that can be, without a device."""
     if length % chunk:
         return
@@ -88,7 +89,7 @@ def test_every_program_is_named(length, chunk):
     assert {min(length, decode.bucket(n)) for n in range(chunk, length, chunk)} <= shared
 
 
-def test_answers_are_those_of_generate(warm, babbler):
+def test_answers_are_those_of_generate(warm: ModelRunner, babbler: Qwen) -> None:
     """Through the schedule, in chunks, beside others, the first with a grammar's mask of all."""
     schedule = Scheduler(warm.slots, warm.chunk, 99, 4, share=True)
     texts = [[7, 8, 9], list(range(30, 110)), [50] * 64]
@@ -114,7 +115,7 @@ def test_answers_are_those_of_generate(warm, babbler):
         assert request.answer == alone.tokens
 
 
-def test_lineage_is_the_octave(warm):
+def test_lineage_is_the_octave(warm: ModelRunner) -> None:
     runner = object.__new__(ModelRunner)
     for trained in (None, 32, 512):
         runner.config = replace(warm.config, ntk_length=trained)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jax
@@ -27,13 +28,13 @@ ROOT = Path(__file__).parents[3]
 SMALL = "--model demo --slots 2 --max-length 64 --chunk 64 --step-tokens 2".split()
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def serve(*options):
+def serve(*options: int | str) -> Any:
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "serve", *SMALL, *map(str, options)]
     return subprocess.Popen(
@@ -41,7 +42,7 @@ def serve(*options):
     )
 
 
-def ready(url, processes):
+def ready(url: str, processes: list[Any]) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for process in processes:
@@ -56,7 +57,7 @@ def ready(url, processes):
 
 
 @pytest.mark.timeout(400)
-def test_two_processes_one_model():
+def test_two_processes_one_model() -> None:
     """The same tokens as one device gives; SIGTERM under load lets the answer end; both exit."""
     port, coordinator = free_port(), f"127.0.0.1:{free_port()}"
     url = f"http://127.0.0.1:{port}"
@@ -104,7 +105,7 @@ def test_two_processes_one_model():
     assert text == answers[0]["choices"][0]["text"] == alone.text
 
 
-def test_operations_survive_the_wire():
+def test_operations_survive_the_wire() -> None:
     samplings = SamplingArrays.of(
         Sampling(temperature=0.5, logit_bias={3: 1.5}), ((1, 2),), 2**64 - 1
     )
@@ -129,7 +130,7 @@ def test_operations_survive_the_wire():
         assert operation == back
 
 
-def test_the_port_is_taken_before_anything_is_loaded():
+def test_the_port_is_taken_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = serve("--port", taken.getsockname()[1])
         _, said = server.communicate(timeout=60)

@@ -1,5 +1,7 @@
 """The schedule against a device that only counts."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,35 +15,37 @@ from tests.serve.fake import Client, Fake, drive
 CHUNK = 4
 
 
-def make(slots=2, queue=100, steps=3, share=True):
+def make(
+    slots: int = 2, queue: int = 100, steps: int = 3, share: bool = True
+) -> tuple[Scheduler, Fake]:
     return Scheduler(slots, CHUNK, queue, steps, share), Fake(slots, CHUNK)
 
 
-def submit(schedule, *clients):
+def submit(schedule: Scheduler, *clients: Client) -> None:
     for client in clients:
         schedule.submit(client.request)
 
 
-def chunks(device, slot=None):
+def chunks(device: Fake, slot: None = None) -> list[Any]:
     return [op for op in device.log if isinstance(op, Prefill) and slot in (None, op.slot)]
 
 
 class Alternating:
     """A grammar: it allows everything, and wants to see each token before the next."""
 
-    def __init__(self, length=99):
+    def __init__(self, length: int = 99) -> None:
         self.seen, self._asked, self._length = [], 0, length
 
-    def mask(self, patience=0.0):
+    def mask(self, patience: Any = 0.0) -> bytes:
         assert self._asked == len(self.seen), "its last token is still unknown"
         self._asked += 1
         return b"\1\0\0\0"
 
-    def accept(self, token):
+    def accept(self, token: int) -> None:
         self.seen.append(token)
 
     @property
-    def finished(self):
+    def finished(self) -> bool:
         return len(self.seen) >= self._length
 
 
@@ -61,7 +65,9 @@ class Alternating:
     st.booleans(),
     st.booleans(),
 )
-def test_everybody_gets_the_right_answer(wanted, slots, steps, share, ahead):
+def test_everybody_gets_the_right_answer(
+    wanted: list[Any], slots: int, steps: int, share: bool, ahead: bool
+) -> None:
     schedule, device = make(slots, steps=steps, share=share)
     clients = []
     for tokens, count, tenant, kind in wanted:
@@ -92,7 +98,7 @@ def test_everybody_gets_the_right_answer(wanted, slots, steps, share, ahead):
             assert client.request.constraint.seen == expected
 
 
-def test_a_long_prompt_does_not_stall_others():
+def test_a_long_prompt_does_not_stall_others() -> None:
     schedule, device = make(slots=2)
     quick, long = Client([1], 30), Client([1] * 41, 2)
     submit(schedule, quick)
@@ -109,21 +115,21 @@ def test_a_long_prompt_does_not_stall_others():
     assert steps[-1] == 3
 
 
-def test_two_long_prompts_take_turns():
+def test_two_long_prompts_take_turns() -> None:
     schedule, device = make(slots=2)
     submit(schedule, Client([1] * 12), Client([2] * 12))
     drive(schedule, device)
     assert [op.slot for op in chunks(device)] == [0, 1, 0, 1, 0, 1]
 
 
-def test_short_prompts_share_a_turn():
+def test_short_prompts_share_a_turn() -> None:
     schedule = Scheduler(8, 64, 100, 3, True)
     submit(schedule, *(Client([n], 5) for n in range(6)))
     turn = schedule.next()
     assert [type(op) for op in turn.operations] == [Prefill] * 4 + [Step]  # 16 tokens at least each
 
 
-def test_slots_are_taken_in_turn_by_tenants():
+def test_slots_are_taken_in_turn_by_tenants() -> None:
     schedule, device = make(slots=1)
     many = [Client([n], 1, tenant="many") for n in range(5)]
     one = Client([50], 1, tenant="one")
@@ -133,14 +139,14 @@ def test_slots_are_taken_in_turn_by_tenants():
     assert order == [0, 50, 1, 2, 3, 4]
 
 
-def test_a_full_queue_refuses():
+def test_a_full_queue_refuses() -> None:
     schedule, _ = make(queue=2)
     submit(schedule, Client([1]), Client([2], tenant="other"))
     with pytest.raises(QueueFull, match="2 requests wait"):
         submit(schedule, Client([3]))
 
 
-def test_the_queue_forgets_nobody():
+def test_the_queue_forgets_nobody() -> None:
     queue = FairQueue(10)
     for name in "aab":
         queue.put(name, name)
@@ -150,7 +156,7 @@ def test_the_queue_forgets_nobody():
 
 # --- cancelling --------------------------------------------------------------------------------
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5])
-def test_cancelling_frees_the_slot_at_once(turns):
+def test_cancelling_frees_the_slot_at_once(turns: int) -> None:
     """In the queue, in the middle of a prompt, in the middle of an answer."""
     schedule, device = make(slots=1)
     gone, next_one = Client([1] * 9, 50), Client([3], 4)
@@ -170,7 +176,7 @@ def test_cancelling_frees_the_slot_at_once(turns):
         assert releases[0] < device.log.index(chunks(device)[-1])
 
 
-def test_a_thousand_cancelled_requests_leave_nothing():
+def test_a_thousand_cancelled_requests_leave_nothing() -> None:
     schedule, device = make(slots=3)
     for n in range(1000):
         client = Client([n % 7] * (1 + n % 11), 1 + n % 13, tenant=str(n % 3))
@@ -182,7 +188,7 @@ def test_a_thousand_cancelled_requests_leave_nothing():
     assert (schedule.occupied, len(schedule.queue), schedule.busy) == (0, 0, False)
 
 
-def test_a_failure_ends_what_is_in_slots_and_keeps_the_queue():
+def test_a_failure_ends_what_is_in_slots_and_keeps_the_queue() -> None:
     schedule, device = make(slots=1)
     lost, kept = Client([1], 50), Client([2], 3)
     submit(schedule, lost, kept)
@@ -198,7 +204,7 @@ def test_a_failure_ends_what_is_in_slots_and_keeps_the_queue():
 SYSTEM = [5, 6, 7, 8, 9, 1, 2, 3]  # two chunks
 
 
-def test_a_shared_beginning_is_computed_once():
+def test_a_shared_beginning_is_computed_once() -> None:
     schedule, device = make(slots=2)
     first, second = Client([*SYSTEM, 1], 3), Client([*SYSTEM, 2, 3], 3)
     submit(schedule, first)
@@ -211,7 +217,7 @@ def test_a_shared_beginning_is_computed_once():
     assert schedule.shared_tokens == second.request.shared == 8
 
 
-def test_a_busy_slot_can_be_copied_from():
+def test_a_busy_slot_can_be_copied_from() -> None:
     schedule, device = make(slots=2)
     submit(schedule, Client([*SYSTEM, 1], 50))
     drive(schedule, device, turns=5)
@@ -233,7 +239,7 @@ def test_a_busy_slot_can_be_copied_from():
         ([*SYSTEM, 4], "a", False, 0),
     ],
 )
-def test_what_may_be_shared(tokens, prefix_scope, share, found):
+def test_what_may_be_shared(tokens: list[int], prefix_scope: str, share: bool, found: int) -> None:
     schedule, device = make(slots=1, share=share)
     submit(schedule, Client([*SYSTEM, 1], 2, prefix_scope="a"))
     drive(schedule, device)
@@ -244,7 +250,7 @@ def test_what_may_be_shared(tokens, prefix_scope, share, found):
     assert other.tokens == other.wanted
 
 
-def test_empty_slots_go_first():
+def test_empty_slots_go_first() -> None:
     """A slot that holds a beginning is kept while there are others."""
     schedule, device = make(slots=3)
     for n in range(3):
@@ -257,7 +263,7 @@ def test_empty_slots_go_first():
     assert again.request.shared == 8
 
 
-def test_scoring_computes_every_chunk():
+def test_scoring_computes_every_chunk() -> None:
     schedule, device = make(slots=1)
     for _ in range(2):
         client = Client([*SYSTEM, 1], 1, judged=True, logprobs=0)
@@ -268,7 +274,7 @@ def test_scoring_computes_every_chunk():
     assert not [op for op in device.log if isinstance(op, CopyPrefix)]
 
 
-def test_scoring_alone_generates_nothing():
+def test_scoring_alone_generates_nothing() -> None:
     schedule, device = make(slots=1)
     client = Client([*SYSTEM, 1], 0, judged=True, logprobs=1)
     submit(schedule, client)
@@ -280,7 +286,7 @@ def test_scoring_alone_generates_nothing():
     assert schedule.occupied == 0
 
 
-def test_chains_differ_where_texts_do():
+def test_chains_differ_where_texts_do() -> None:
     same = chain("a", SYSTEM, 4)
     assert same == chain("a", [*SYSTEM, 1, 2], 4)
     assert same[0] == chain("a", [*SYSTEM[:4], 0, 0, 0, 0], 4)[0]
@@ -288,7 +294,7 @@ def test_chains_differ_where_texts_do():
     assert not set(same) & set(chain("b", SYSTEM, 4))
 
 
-def test_prefixes_forget():
+def test_prefixes_forget() -> None:
     prefixes, digests = PrefixCache(2), chain("", SYSTEM, 4)
     prefixes.reset(0, digests)
     prefixes.reset(1, digests[:1])

@@ -3,6 +3,8 @@
 import json
 import time
 import tracemalloc
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -21,13 +23,13 @@ MOST = 4 * 2**20  # bytes of a body
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
-def filled(before, item, after, joint=","):
+def filled(before: Any, item: Any, after: Any, joint: Any = ",") -> Any:
     """As many items as a body holds."""
     count = (MOST - len(before) - len(after)) // (len(item) + len(joint))
     return (before + joint.join([item] * count) + after).encode()
 
 
-def keys(before, item, after):
+def keys(before: Any, item: Any, after: Any) -> Any:
     """The same, each item with a number in it."""
     count = (MOST - len(before) - len(after)) // (len(item) + 6)
     return (before + ",".join(item % number for number in range(count)) + after).encode()
@@ -80,7 +82,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bodies_cost_little(name):
+def test_bodies_cost_little(name: Any) -> None:
     """At most 100 MB beside the body and a second of the processor, for an answer of 1 kB."""
     kind, content = BOMBS[name]
     began = time.thread_time()
@@ -98,7 +100,7 @@ def test_bodies_cost_little(name):
         tracemalloc.stop()
 
 
-def refused(content):
+def refused(content: Any) -> Any:
     with pytest.raises(ApiError) as caught:
         value(content)
     return caught.value.message
@@ -123,7 +125,7 @@ def refused(content):
         (b"", "Expecting value"),
     ],
 )
-def test_what_is_not_taken_as_json(content, message):
+def test_what_is_not_taken_as_json(content: Any, message: Any) -> None:
     assert message in refused(content)
 
 
@@ -139,13 +141,13 @@ def test_what_is_not_taken_as_json(content, message):
         b"[%s, 1.5, -0, 1e-3]" % (b"1" * 40),
     ],
 )
-def test_what_is(content):
+def test_what_is(content: Any) -> None:
     """Brackets and commas in a text are text."""
     assert value(content) == json.loads(content)
 
 
 @pytest.fixture(scope="module")
-def server(scripted):
+def server(scripted: Any) -> Iterator[Any]:
     with scripted() as running:
         yield running
 
@@ -153,7 +155,7 @@ def server(scripted):
 @pytest.mark.parametrize(
     "name", ["9" * 5000, "007", "-1", "+1", " 1", "1_0", "٣", "1" * 9, "", "a"]
 )
-def test_biases_of_what_is_no_id(server, name):
+def test_biases_of_what_is_no_id(server: Any, name: Any) -> None:
     answer = httpx.post(server.url + CHAT, json=ASK | {"logit_bias": {name: 1}})
     error = fault(answer, 400, "wanted ids from 0 to")
     assert error["param"] == "logit_bias"
@@ -169,11 +171,11 @@ def test_biases_of_what_is_no_id(server, name):
         ("/detokenize", {"tokens": [2**31 - 1]}, "tokens"),
     ],
 )
-def test_ids_past_the_vocabulary(server, path, change, param):
+def test_ids_past_the_vocabulary(server: Any, path: Any, change: Any, param: Any) -> None:
     assert fault(httpx.post(server.url + path, json=change), 400)["param"] == param
 
 
-def test_every_bomb_over_http(server):
+def test_every_bomb_over_http(server: Any) -> None:
     """The server answers others meanwhile."""
     paths = {CompletionRequest: TEXT, ChatRequest: CHAT}
     paths |= {DetokenizeRequest: "/detokenize", TokenizeRequest: "/tokenize"}
@@ -185,7 +187,9 @@ def test_every_bomb_over_http(server):
     assert httpx.post(server.url + CHAT, json=ASK).status_code == 200
 
 
-def test_a_text_that_cannot_fit_is_not_tokenised(server, monkeypatch):
+def test_a_text_that_cannot_fit_is_not_tokenised(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server.model.tokenizer, "encode", None)
     text = "a" * 1_000_000
     for path, asked in (

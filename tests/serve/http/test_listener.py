@@ -4,6 +4,7 @@ import json
 import resource
 import ssl
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ from serve.http.listener import limit
 from tests.serve.raw_http import ASK, CHAT, STREAM, connect, drained, fault, head, request
 
 
-def test_who_waits_longest_makes_room(scripted):
+def test_who_waits_longest_makes_room(scripted: Any) -> None:
     """Of 200 connections that say nothing, or half of a request, 20 stay; everyone is answered."""
     with scripted(max_connections=20, header_seconds=60, body_seconds=60) as running:
         held = []
@@ -30,7 +31,7 @@ def test_who_waits_longest_makes_room(scripted):
             connection.close()
 
 
-def test_past_the_limit_only_probes_are_answered(scripted):
+def test_past_the_limit_only_probes_are_answered(scripted: Any) -> None:
     """Where every connection has an answer under way."""
     with scripted("la " * 120, seconds=0.05, max_connections=3) as running:
         held = [connect(running) for _ in range(3)]
@@ -47,7 +48,7 @@ def test_past_the_limit_only_probes_are_answered(scripted):
             assert time.monotonic() < deadline
 
 
-def test_tls_that_shakes_no_hands(scripted, certificate):
+def test_tls_that_shakes_no_hands(scripted: Any, certificate: Any) -> None:
     key, public = certificate
     how = {"tls_certificate": public, "tls_key": key, "header_seconds": 0.5}
     with scripted(**how) as running:
@@ -62,7 +63,7 @@ def test_tls_that_shakes_no_hands(scripted, certificate):
             assert client.get(url + "/health").status_code == 200
 
 
-def test_the_limit_follows_file_descriptors(monkeypatch):
+def test_the_limit_follows_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """The soft limit is raised as far as it has to be, and no further than the hard one."""
     raised = []
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: raised.append(limits))

@@ -1,6 +1,8 @@
 """A web page from elsewhere cannot use a server without keys; whoever asks for its own can."""
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -12,12 +14,19 @@ from tests.serve.raw_http import ASK, CHAT, JSON, connect, drained, fault, reque
 
 
 @pytest.fixture(scope="module")
-def open_server(scripted):
+def open_server(scripted: Any) -> Iterator[Any]:
     with scripted() as running:
         yield running
 
 
-def refused(host=None, origin=None, site=None, path="/v1/models", reached="127.0.0.1", **settings):
+def refused(
+    host: Any = None,
+    origin: Any = None,
+    site: Any = None,
+    path: Any = "/v1/models",
+    reached: Any = "127.0.0.1",
+    **settings: Any,
+) -> Any:
     """The status with which a request is refused, 0 if it is not."""
     given = {"host": host, "origin": origin, "sec-fetch-site": site}
     headers = [
@@ -35,7 +44,7 @@ def refused(host=None, origin=None, site=None, path="/v1/models", reached="127.0
         *("[::1]:8000", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]"),
     ],
 )
-def test_own_names(host):
+def test_own_names(host: Any) -> None:
     assert not refused(host)
 
 
@@ -46,12 +55,12 @@ def test_own_names(host):
         *("localhost:x", "[::1", "[::2]:80", "2130706433", "localhost evil", "x@localhost"),
     ],
 )
-def test_names_of_others(host):
+def test_names_of_others(host: Any) -> None:
     assert refused(host) == 421
     assert not refused(host, path="/health")  # says nothing, and probes use many names
 
 
-def test_names_that_are_set():
+def test_names_that_are_set() -> None:
     """--host and --allowed-host; every address where all are listened to, since none is a name."""
     assert not refused("Box.lan:80", allowed_host=("box.lan",))
     assert not refused("anything", allowed_host=("*",))
@@ -79,20 +88,20 @@ def test_names_that_are_set():
         ("https://friend.example", 0),
     ],
 )
-def test_pages(origin, status):
+def test_pages(origin: Any, status: Any) -> None:
     cors = ("https://friend.example",)
     for path in ("/v1/models", "/", "/health"):
         assert refused("localhost:8000", origin, path=path, cors=cors) == status
 
 
-def test_pages_by_what_browsers_say_of_them():
+def test_pages_by_what_browsers_say_of_them() -> None:
     """Without Origin, as images and links are asked for; a link to the page itself is fine."""
     for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 0), ("none", 0)):
         assert refused("localhost", site=site) == status
         assert not refused("localhost", site=site, path="/")
 
 
-def test_over_the_network(open_server):
+def test_over_the_network(open_server: Any) -> None:
     for headers in ({"Host": "evil.example"}, {"Host": "evil.example:8000"}):
         error = fault(httpx.post(open_server.url + CHAT, json=ASK, headers=headers), 421)
         assert "--allowed-host evil.example" in error["message"]
@@ -103,7 +112,7 @@ def test_over_the_network(open_server):
     assert httpx.post(open_server.url + CHAT, json=ASK, headers=own).status_code == 200
 
 
-def test_with_keys_the_key_decides(scripted):
+def test_with_keys_the_key_decides(scripted: Any) -> None:
     with scripted(keys=Keys({"k" * 16: "ann"})) as running:
         headers = {"Host": "chat.example", "Authorization": f"Bearer {'k' * 16}"}
         answer = httpx.post(running.url + CHAT, json=ASK, headers=headers)
@@ -111,7 +120,7 @@ def test_with_keys_the_key_decides(scripted):
 
 
 @pytest.mark.parametrize("absolute", ["http://{}/version", "HTTP://{}/version?x=1"])
-def test_targets_as_a_proxy_is_asked(open_server, absolute):
+def test_targets_as_a_proxy_is_asked(open_server: Any, absolute: Any) -> None:
     """The host is in the target, whatever the header says."""
     own = open_server.url.removeprefix("http://")
     for authority, said, status in ((own, "x", b"200"), ("evil.example", own, b"421")):
@@ -122,7 +131,7 @@ def test_targets_as_a_proxy_is_asked(open_server, absolute):
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8"])
-def test_json_is_read(open_server, kind):
+def test_json_is_read(open_server: Any, kind: Any) -> None:
     content, headers = json.dumps(ASK), {"Content-Type": kind}
     answer = httpx.post(open_server.url + CHAT, content=content, headers=headers)
     assert answer.status_code == 200
@@ -141,7 +150,7 @@ def test_json_is_read(open_server, kind):
     ],
     ids=str,
 )
-def test_other_bodies_are_refused(open_server, headers):
+def test_other_bodies_are_refused(open_server: Any, headers: Any) -> None:
     """With what to send instead."""
     answer = httpx.post(open_server.url + CHAT, content=json.dumps(ASK), headers=headers)
     fault(answer, 415, "Content-Encoding" if "Content-Encoding" in headers else "application/json")

@@ -3,6 +3,8 @@
 import json
 import socket
 import time
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,19 +27,19 @@ SECONDS = {"header_seconds": 0.5, "body_seconds": 0.5, "write_seconds": 1.0, "id
 
 
 @pytest.fixture(scope="module")
-def quick(scripted):
+def quick(scripted: Any) -> Iterator[Any]:
     with scripted("la " * 120, seconds=0.02, max_body=200_000, **SECONDS) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def survives(quick):
+def survives(quick: Any) -> Iterator[None]:
     yield
     quick.settle()
     assert httpx.get(quick.url + "/health").status_code == 200
 
 
-def closed(connection, seconds):
+def closed(connection: Any, seconds: Any) -> Any:
     """How long the server takes to close; it is given so many seconds."""
     began = time.monotonic()
     connection.settimeout(seconds)
@@ -45,7 +47,7 @@ def closed(connection, seconds):
     return time.monotonic() - began
 
 
-def status(answer):
+def status(answer: Any) -> Any:
     """Of an answer in the API's form, which says that the connection ends."""
     start, _, body = answer.partition(b"\r\n\r\n")
     assert b"connection: close" in start.lower()
@@ -66,7 +68,7 @@ def status(answer):
     ids=["get", "chunked", "404", "413", "415"],
 )
 @pytest.mark.parametrize("trickle", [False, True])
-def test_a_body_that_nobody_reads(quick, start, trickle):
+def test_a_body_that_nobody_reads(quick: Any, start: Any, trickle: Any) -> None:
     """The answer comes at once, says that the connection ends, and it does."""
     with connect(quick) as connection:
         began = time.monotonic()
@@ -88,14 +90,14 @@ def test_a_body_that_nobody_reads(quick, start, trickle):
         assert time.monotonic() - began < 5
 
 
-def test_an_answer_is_not_lost_behind_a_body(quick):
+def test_an_answer_is_not_lost_behind_a_body(quick: Any) -> None:
     """A client that sends all of a body that is too large, and only then reads."""
     with connect(quick) as connection:
         connection.sendall(head(4_000_000) + b"x" * 4_000_000)
         assert status(drained(connection)) == 413
 
 
-def test_kept_connections_end(quick):
+def test_kept_connections_end(quick: Any) -> None:
     with connect(quick) as connection:
         connection.sendall(request("/health"))
         assert b"200" in connection.recv(65536)
@@ -103,7 +105,7 @@ def test_kept_connections_end(quick):
 
 
 # --- clients that do not read, or end their side ---------------------------------------------
-def test_a_stream_that_nobody_reads(scripted):
+def test_a_stream_that_nobody_reads(scripted: Any) -> None:
     """Its slot is freed although the client stays; the server holds little for it meanwhile."""
     with scripted("la " * 3000, max_length=4096, **SECONDS) as running:
         how = {"max_tokens": 3900, "n": 4, "logprobs": True, "top_logprobs": 20}
@@ -122,7 +124,7 @@ def test_a_stream_that_nobody_reads(scripted):
                 time.sleep(0.05)
 
 
-def test_half_an_end_is_answered(quick):
+def test_half_an_end_is_answered(quick: Any) -> None:
     """The client ends its side after the request, and reads."""
     content = json.dumps(LONG | {"max_tokens": 130}).encode()
     for body in (TEXT, content):
@@ -135,7 +137,7 @@ def test_half_an_end_is_answered(quick):
         assert json.loads(final.partition(b"\r\n\r\n")[2])["choices"]
 
 
-def test_pipelined_requests_are_answered_in_turn_after_half_an_end(quick):
+def test_pipelined_requests_are_answered_in_turn_after_half_an_end(quick: Any) -> None:
     with connect(quick) as connection:
         connection.sendall(request("/health") * 20 + request("/nothing"))
         connection.shutdown(socket.SHUT_WR)
@@ -144,7 +146,7 @@ def test_pipelined_requests_are_answered_in_turn_after_half_an_end(quick):
     assert answer.count(b"HTTP/1.1 404") == 1
 
 
-def test_a_client_that_waits_to_be_told(quick):
+def test_a_client_that_waits_to_be_told(quick: Any) -> None:
     with connect(quick) as connection:
         connection.sendall(request(CHAT, TEXT, "Expect: 100-continue")[: -len(TEXT)])
         assert connection.recv(100).startswith(b"HTTP/1.1 100")
@@ -183,20 +185,20 @@ LENGTH, CHUNKS = "Content-Length: 2", "Transfer-Encoding: chunked"
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_heads_that_are_refused(quick, content, wanted):
+def test_heads_that_are_refused(quick: Any, content: Any, wanted: Any) -> None:
     """As RFC 9112 says, and the connection is of no more use."""
     with connect(quick) as connection:
         connection.sendall(content)
         assert status(drained(connection)) == wanted
 
 
-def test_heads_within_the_limits(quick):
+def test_heads_within_the_limits(quick: Any) -> None:
     with connect(quick) as connection:
         connection.sendall(request("/health", b"", f"X: {'x' * 32_000}", *["Y: z"] * 90))
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_tiny_chunks(quick):
+def test_tiny_chunks(quick: Any) -> None:
     """They would keep the event loop busy for many times the time they take to send."""
     with connect(quick) as connection:
         connection.sendall(
@@ -208,7 +210,7 @@ def test_tiny_chunks(quick):
         assert status(drained(connection)) == 400
 
 
-def test_a_refusal_in_the_middle_of_a_body(quick):
+def test_a_refusal_in_the_middle_of_a_body(quick: Any) -> None:
     with connect(quick) as connection:
         start = head(0).replace(b"Content-Length: 0", CHUNKS.encode())
         connection.sendall(start + b"2\r\n{}\r\n")
@@ -217,7 +219,7 @@ def test_a_refusal_in_the_middle_of_a_body(quick):
         assert status(drained(connection)) == 400
 
 
-def test_large_bodies_at_once(scripted):
+def test_large_bodies_at_once(scripted: Any) -> None:
     """Past so many bytes only small bodies are read on."""
     with scripted(max_body=100_000, body_seconds=5) as running:
         connections = [connect(running) for _ in range(20)]

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qwen_jax.text.tokenizer import Tokenizer
-from tests.serve.fake import Fake, result
+from serve.engine.operations import Prefill, Result
+from tests.serve.fake import Fake, Slot, result
 
 
 @dataclass
@@ -19,21 +21,21 @@ class Script(Fake):
     length: int = 4096
 
     @staticmethod
-    def of(tokenizer: Tokenizer, text: str, **how) -> "Script":
+    def of(tokenizer: Tokenizer, text: str, **how: float) -> "Script":
         ids = tokenizer.encode(text, specials=tokenizer.markup)
         how = {"slots": 4, "chunk": 32} | how
         return Script(says=ids, end=tokenizer.specials["<|im_end|>"], **how)
 
-    def prefix_scope(self, prompt_length):
+    def prefix_scope(self, prompt_length: int) -> int:
         return 0
 
-    def _run(self, operation):
+    def _run(self, operation: Any) -> Result | None:
         if self.failures:
             self.failures -= 1
             raise RuntimeError("the device is on fire")
         return super()._run(operation)
 
-    def _next(self, slot, mask):
+    def _next(self, slot: Slot, mask: bytes | None) -> int:
         place = slot.token
         id = self.says[place] if place < len(self.says) else self.end
         if mask is not None and not mask[id // 8] >> id % 8 & 1:
@@ -42,7 +44,7 @@ class Script(Fake):
         slot.remaining = 0 if (id,) in slot.ends else slot.remaining - 1
         return id
 
-    def _prefill(self, chunk):
+    def _prefill(self, chunk: Prefill) -> Result:
         slot = self.state[chunk.slot]
         slot.held = [*slot.held[: chunk.start], *chunk.tokens]
         if len(slot.held) < chunk.prompt_length:
@@ -52,7 +54,7 @@ class Script(Fake):
         slot.ends = {tuple(stop) for stop in stops}
         return result([[self._next(slot, chunk.mask)]], [slot.remaining > 0])
 
-    def _step(self, count, masks):
+    def _step(self, count: int, masks: dict[int, bytes] | None) -> Result:
         time.sleep(self.seconds)
         rows = []
         for number, slot in enumerate(self.state):

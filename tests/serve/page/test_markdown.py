@@ -1,5 +1,7 @@
 import random
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -72,16 +74,16 @@ ALLOWED = {
 
 
 @pytest.fixture(scope="module")
-def page():
+def page() -> Iterator[Any]:
     with chromium() as browser, Stub() as stub, opened(browser, stub.url) as page:
         yield page
 
 
-def test_what_markdown_becomes(page):
+def test_what_markdown_becomes(page: Any) -> None:
     assert dict(zip(CASES, page.evaluate(SHOW, list(CASES)), strict=True)) == CASES
 
 
-def test_any_text_gives_only_harmless_elements(page):
+def test_any_text_gives_only_harmless_elements(page: Any) -> None:
     """Whatever stands in a text: these tags, these attributes, these addresses."""
     choice = random.Random(0)
     texts = ["".join(choice.choices(PIECES, k=choice.randint(1, 40))) for _ in range(1500)]
@@ -92,7 +94,7 @@ def test_any_text_gives_only_harmless_elements(page):
         assert set(re.findall(r'href="([a-z]+:)', shown)) <= {"http:"}, (text, shown)
 
 
-def test_a_growing_text_ends_as_if_it_came_at_once(page):
+def test_a_growing_text_ends_as_if_it_came_at_once(page: Any) -> None:
     choice = random.Random(1)
     texts = ["".join(choice.choices(PIECES, k=30)) for _ in range(100)]
     grown = """async (texts) => {
@@ -107,7 +109,7 @@ def test_a_growing_text_ends_as_if_it_came_at_once(page):
     assert all(page.evaluate(grown, texts))
 
 
-def test_finished_blocks_stay_while_the_text_grows(page):
+def test_finished_blocks_stay_while_the_text_grows(page: Any) -> None:
     kept = """async () => {
       const { show } = await import("/markdown.js");
       const place = document.createElement("div");
@@ -132,7 +134,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:4] + text[-4:])
-def test_long_hostile_texts_are_fast_and_shallow(page, text):
+def test_long_hostile_texts_are_fast_and_shallow(page: Any, text: str) -> None:
     """No text is slow to read, or deeper than a browser can lay out."""
     measure = """async (text) => {
       const { show } = await import("/markdown.js");

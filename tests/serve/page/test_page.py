@@ -1,5 +1,8 @@
 import json
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,37 +11,37 @@ from tests.serve.stub import BreaksOff, Refusal, Stub
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     with chromium() as browser:
         yield browser
 
 
 @pytest.fixture
-def stub():
+def stub() -> Iterator[Stub]:
     with Stub() as stub:
         yield stub
 
 
 @pytest.fixture
-def page(browser, stub):
+def page(browser: Any, stub: Stub) -> Iterator[Any]:
     with opened(browser, stub.url) as page:
         yield page
 
 
-def endless(body):
+def endless(body: dict[str, Any]) -> Iterator[str]:
     while True:
         yield "more "
         threading.Event().wait(0.02)
 
 
-def contents(request):
+def contents(request: dict[str, Any]) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in request["messages"]]
 
 
-def test_an_answer_is_shown_while_it_streams(page, stub):
+def test_an_answer_is_shown_while_it_streams(page: Any, stub: Stub) -> None:
     goes_on = threading.Event()
 
-    def answer(body):
+    def answer(body: dict[str, Any]) -> Iterator[str | dict[str, str]]:
         yield from ({"reasoning_content": "hm"}, {"reasoning_content": "m"}, "**first** ")
         goes_on.wait(10)
         yield "second"
@@ -57,7 +60,7 @@ def test_an_answer_is_shown_while_it_streams(page, stub):
 
 
 @pytest.mark.parametrize("how", ["button", "key"])
-def test_stop(page, stub, how):
+def test_stop(page: Any, stub: Stub, how: str) -> None:
     stub.answer = endless
     ask(page, "Go on")
     page.wait_for_selector("text=more more")
@@ -72,7 +75,7 @@ def test_stop(page, stub, how):
     assert contents(stub.requests[1])[1][1].strip() == part.strip()
 
 
-def test_another_answer(page, stub):
+def test_another_answer(page: Any, stub: Stub) -> None:
     stub.answer = lambda body: [f"answer {len(stub.requests)}"]
     ask(page, "One")
     answers(page)
@@ -83,7 +86,7 @@ def test_another_answer(page, stub):
     assert stub.requests[2] == stub.requests[1]
 
 
-def test_edit_and_send_again(page, stub):
+def test_edit_and_send_again(page: Any, stub: Stub) -> None:
     stub.answer = lambda body: [f"to {body['messages'][-1]['content']}"]
     for text in ("One", "Two"):
         ask(page, text)
@@ -100,7 +103,7 @@ def test_edit_and_send_again(page, stub):
     assert contents(stub.requests[2]) == [("user", "One, changed")]
 
 
-def test_reload_keeps_the_conversation(page, stub):
+def test_reload_keeps_the_conversation(page: Any, stub: Stub) -> None:
     stub.answer = lambda body: ["*kept*"]
     ask(page, "Keep this")
     answers(page)
@@ -116,7 +119,7 @@ def test_reload_keeps_the_conversation(page, stub):
     assert page.inner_text("#conversations .name") == page.title() == "Keep this"
 
 
-def test_what_a_model_writes_is_text(page, stub):
+def test_what_a_model_writes_is_text(page: Any, stub: Stub) -> None:
     attack = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
     stub.answer = lambda body: [attack, "\n\n[go](javascript:window.hit=1) ", attack[:30]]
     ask(page, attack)
@@ -130,8 +133,10 @@ def test_what_a_model_writes_is_text(page, stub):
 
 @pytest.mark.parametrize("error", [Refusal(429, "too many requests; wait"), BreaksOff()])
 @pytest.mark.parametrize("when", ["at once", "later"])
-def test_errors_are_shown_and_tried_again(browser, stub, error, when):
-    def answer(body):
+def test_errors_are_shown_and_tried_again(
+    browser: Any, stub: Stub, error: BreaksOff | Refusal, when: str
+) -> None:
+    def answer(body: dict[str, Any]) -> Iterator[str]:
         if when == "later":
             yield "a part"
         raise error
@@ -149,8 +154,8 @@ def test_errors_are_shown_and_tried_again(browser, stub, error, when):
         assert contents(stub.requests[1]) == [("user", "A question")]
 
 
-def test_a_question_without_an_answer_is_not_sent_again(browser, stub):
-    def answer(body):
+def test_a_question_without_an_answer_is_not_sent_again(browser: Any, stub: Stub) -> None:
+    def answer(body: dict[str, Any]) -> None:
         raise Refusal(500, "broken")
 
     stub.answer = answer
@@ -163,7 +168,7 @@ def test_a_question_without_an_answer_is_not_sent_again(browser, stub):
     assert contents(stub.requests[1]) == [("user", "Found")]
 
 
-def test_the_key(browser, stub):
+def test_the_key(browser: Any, stub: Stub) -> None:
     stub.key = "secret"
     with opened(browser, stub.url, ("401",)) as page:
         assert "API key" in page.inner_text("#toast")
@@ -181,7 +186,7 @@ def test_the_key(browser, stub):
         page.wait_for_selector("option >> text=qwen-tiny-adapter", state="attached")
 
 
-def test_settings_are_sent_and_kept(page, stub):
+def test_settings_are_sent_and_kept(page: Any, stub: Stub) -> None:
     page.click("#open-settings")
     page.fill("[name=temperature]", "0.5")
     page.fill("[name=top_k]", "7")
@@ -203,7 +208,7 @@ def test_settings_are_sent_and_kept(page, stub):
         assert request == {"model": "qwen-tiny-adapter", "stream": True, **sampling}
 
 
-def test_conversations(page, stub, tmp_path):
+def test_conversations(page: Any, stub: Stub, tmp_path: Path) -> None:
     for text in ("First", "Second"):
         page.click("#new")
         ask(page, text)
@@ -227,10 +232,10 @@ def test_conversations(page, stub, tmp_path):
     assert names.count() == 0
 
 
-def test_an_answer_grows_while_another_conversation_is_shown(page, stub):
+def test_an_answer_grows_while_another_conversation_is_shown(page: Any, stub: Stub) -> None:
     goes_on = threading.Event()
 
-    def answer(body):
+    def answer(body: dict[str, Any]) -> Iterator[str]:
         yield "one "
         goes_on.wait(10)
         yield "two"
@@ -246,7 +251,7 @@ def test_an_answer_grows_while_another_conversation_is_shown(page, stub):
     assert answers(page) == ["one two"]
 
 
-def test_languages_and_themes(browser, stub):
+def test_languages_and_themes(browser: Any, stub: Stub) -> None:
     with opened(browser, stub.url, locale="zh-CN", color_scheme="dark") as page:
         background = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert page.get_attribute("#query", "placeholder") == "输入消息"
@@ -263,7 +268,7 @@ def test_languages_and_themes(browser, stub):
         assert page.get_attribute("html", "lang") == "en"
 
 
-def test_keyboard(page, stub):
+def test_keyboard(page: Any, stub: Stub) -> None:
     page.keyboard.type("one")  # the page begins there
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("two")
@@ -282,7 +287,7 @@ def test_keyboard(page, stub):
     assert {"new", "Export", "Delete", "Model", "Settings", "Copy", "Another answer"} <= seen
 
 
-def test_phone(browser, stub):
+def test_phone(browser: Any, stub: Stub) -> None:
     stub.answer = lambda body: ["```\n" + "long " * 80 + "\n```\n\n" + "x" * 300]
     how = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
     with opened(browser, stub.url, **how) as page:

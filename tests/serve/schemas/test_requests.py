@@ -2,6 +2,8 @@
 
 import copy
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import jax
@@ -154,11 +156,11 @@ LABELS = {
 }
 
 
-def kinds(kind=fields.Fields):
+def kinds(kind: Any = fields.Fields) -> Any:
     return {one for child in kind.__subclasses__() for one in {child} | kinds(child)}
 
 
-def test_every_field_is_in_a_table():
+def test_every_field_is_in_a_table() -> None:
     known = {
         f"{kind.__name__}.{name}"
         for kind in kinds()
@@ -168,13 +170,13 @@ def test_every_field_is_in_a_table():
 
 
 @pytest.fixture(scope="module")
-def servers(scripted):
+def servers(scripted: Any) -> Iterator[Any]:
     said = f"Hello.\n{CALL}\n{NOW} Bye."
     with scripted(said, TEMPLATE) as modern, scripted(said, length=999) as original:
         yield {"modern": modern, "v1": original}
 
 
-def put(body, where, value):
+def put(body: Any, where: Any, value: Any) -> Any:
     """A copy of body with a value at a place such as messages.0.role."""
     body = copy.deepcopy(body)
     if where.startswith("*function"):
@@ -187,7 +189,7 @@ def put(body, where, value):
     return body
 
 
-def seen(running, path, body):
+def seen(running: Any, path: Any, body: Any) -> Any:
     """All that a request makes happen: what it asks of the device, and the answer."""
     device = running.model.engine._device
     device.log.clear()
@@ -202,11 +204,11 @@ def seen(running, path, body):
     return answer.status_code, asked, said
 
 
-def leaves(settings):
+def leaves(settings: Any) -> Any:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(settings)]
 
 
-def both(servers, field, table):
+def both(servers: Any, field: Any, table: Any) -> Iterator[Any]:
     """What happens without the field's new value, and with it."""
     bases, where, value = table[field]
     form = "v1" if "v1" in bases else "modern"
@@ -219,7 +221,7 @@ def both(servers, field, table):
 
 
 @pytest.mark.parametrize("field", USED_FIELDS)
-def test_fields_that_are_used(servers, field):
+def test_fields_that_are_used(servers: Any, field: Any) -> None:
     for before, after in both(servers, field, USED_FIELDS):
         assert after[0] in (200, 404) or field in (
             "ToolCall.id",
@@ -230,7 +232,7 @@ def test_fields_that_are_used(servers, field):
 
 
 @pytest.mark.parametrize("field", FIXED)
-def test_fields_with_one_value(servers, field):
+def test_fields_with_one_value(servers: Any, field: Any) -> None:
     bases, where, value = FIXED[field]
     path, body = BASES[bases]
     answer = httpx.post(servers["modern"].url + path, json=put(body, where, value))
@@ -238,7 +240,7 @@ def test_fields_with_one_value(servers, field):
 
 
 @pytest.mark.parametrize("field", LABELS)
-def test_fields_that_are_labels(servers, field):
+def test_fields_that_are_labels(servers: Any, field: Any) -> None:
     for before, after in both(servers, field, LABELS):
         assert before == after
 
@@ -255,7 +257,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("bases", PLACES)
-def test_what_asks_for_nothing(servers, bases):
+def test_what_asks_for_nothing(servers: Any, bases: Any) -> None:
     where, labels, idle = PLACES[bases]
     for base in bases.split():
         path, body = BASES[base]
@@ -270,7 +272,7 @@ def test_what_asks_for_nothing(servers, bases):
 
 
 @pytest.mark.parametrize("name", sorted(unasked.REQUEST.keys() - {"tools", "functions", "stop"}))
-def test_what_asks_for_something_is_named(servers, name):
+def test_what_asks_for_something_is_named(servers: Any, name: Any) -> None:
     """Of another value; 1 is not true."""
     path, body = BASES["chat"]
     flag = isinstance(unasked.REQUEST[name][0], bool)

@@ -2,14 +2,17 @@
 
 import copy
 import json
+from collections.abc import Callable
+from typing import Any
 
 import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_jax.text.tokenizer import Tokenizer
 from serve.text import hermes, react
-from serve.text.grammar import Rules, Unusable, of_rules, of_schema
+from serve.text.grammar import Constraint, Grammars, Rules, Unusable, of_rules, of_schema
 from serve.text.message import Message
 from tests.serve.text.test_tools import ASK, HERMES, REACT, TEMPLATE, TIME, TOOLS, WEATHER, streamed
 
@@ -27,11 +30,11 @@ BERLIN = CALL.replace("Rome", "Berlin")
 FORMS = {"hermes": (HERMES, TEMPLATE), "v1": (REACT.split("\nObs")[0], None)}
 
 
-def allowed(constraint, id):
+def allowed(constraint: Constraint, id: int) -> int:
     return constraint.mask(60)[id // 8] >> id % 8 & 1
 
 
-def follows(constraint, ids):
+def follows(constraint: Constraint, ids: list[Any]) -> bool:
     """Whether a model may write these ids; as far as it may, it does."""
     for id in ids:
         if constraint.finished or not allowed(constraint, id):
@@ -40,7 +43,14 @@ def follows(constraint, ids):
     return True
 
 
-def fits(grammars, small, rules, text, markup=True, start="start: answer"):
+def fits(
+    grammars: Grammars,
+    small: Tokenizer,
+    rules: str,
+    text: str,
+    markup: bool = True,
+    start: str = "start: answer",
+) -> bool:
     """Whether a text may be the whole answer."""
     body = of_schema(BODY) if "@body" in rules else None
     constraint = grammars.compile(Rules(of_rules(f"{start}\n{rules}"), body))
@@ -69,7 +79,9 @@ def fits(grammars, small, rules, text, markup=True, start="start: answer"):
         ("<tool_call>\n{", []),
     ],
 )
-def test_hermes_answers(grammars, small, text, kinds, markup):
+def test_hermes_answers(
+    grammars: Grammars, small: Tokenizer, text: str, kinds: list[Any], markup: bool
+) -> None:
     """With the markers as tokens of their own, and as text."""
     tokens = small.markup if markup else ()
     for kind in ("nothing", "text", "body"):
@@ -77,7 +89,7 @@ def test_hermes_answers(grammars, small, text, kinds, markup):
         assert fits(grammars, small, rules, text, markup) == (kind in kinds), kind
 
 
-def test_markers_spelled_out_begin_no_call(grammars, small):
+def test_markers_spelled_out_begin_no_call(grammars: Grammars, small: Tokenizer) -> None:
     """Letter by letter a model could write a marker that the parser takes for a call's."""
     rules = hermes.rules([WEATHER], "text", small.markup)
     constraint = grammars.compile(Rules(of_rules(f"start: answer\n{rules}")))
@@ -98,13 +110,13 @@ def test_markers_spelled_out_begin_no_call(grammars, small):
         ('{"n": 3}', ["text"]),
     ],
 )  # fmt: skip
-def test_react_answers(grammars, small, text, kinds):
+def test_react_answers(grammars: Grammars, small: Tokenizer, text: str, kinds: list[Any]) -> None:
     for kind in ("nothing", "text", "body"):
         rules = react.rules([WEATHER, TIME], kind, going_on=False)
         assert fits(grammars, small, rules, text) == (kind in kinds), kind
 
 
-def test_a_thought_goes_on(grammars, small):
+def test_a_thought_goes_on(grammars: Grammars, small: Tokenizer) -> None:
     rules = react.rules([TIME], "nothing", going_on=True)
     assert fits(grammars, small, rules, " I need a tool.\nAction: time\nAction Input: {}")
 
@@ -119,7 +131,9 @@ PIECES = [
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PIECES), st.booleans()), max_size=14))
 @pytest.mark.parametrize("form", FORMS)
-def test_no_call_slips_through(grammars, small, form, parts):
+def test_no_call_slips_through(
+    grammars: Grammars, small: Tokenizer, form: str, parts: list[Any]
+) -> None:
     """Whatever a model tries, the parser finds no call whose arguments break the schema."""
     if form == "hermes":
         rules, parser = hermes.rules([WEATHER], "text", small.markup), hermes.HermesParser()
@@ -137,7 +151,7 @@ def test_no_call_slips_through(grammars, small, form, parts):
             assert json.loads(call.arguments)["city"] in ("Bonn", "Rome")
 
 
-def test_schemas_of_arguments(grammars, small):
+def test_schemas_of_arguments(grammars: Grammars, small: Tokenizer) -> None:
     """None declared: none taken. No schema: any object, unless it has to be followed."""
     ask = lambda function, arguments: fits(
         grammars,
@@ -160,7 +174,7 @@ def test_schemas_of_arguments(grammars, small):
 
 # --- over HTTP ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
-def test_strict_functions(scripted, form):
+def test_strict_functions(scripted: Callable[..., Any], form: str) -> None:
     """The model's call breaks the schema: strict, it cannot; its text is its own either way."""
     said, template = FORMS[form]
     with scripted(said.replace("Rome", "Berlin"), template) as running:
@@ -178,14 +192,14 @@ def test_strict_functions(scripted, form):
             assert (content, finish) == (choice.message.content, "tool_calls")
 
 
-def test_strict_functions_leave_text_alone(scripted):
+def test_strict_functions_leave_text_alone(scripted: Callable[..., Any]) -> None:
     said = "I need no <b>tool</b> for that, thank you."
     with scripted(said, TEMPLATE) as running:
         (choice,) = running.client().chat.completions.create(**ASK, tools=STRICT).choices
         assert (choice.message.content, choice.finish_reason) == (said, "stop")
 
 
-def test_at_most_one_call(scripted):
+def test_at_most_one_call(scripted: Callable[..., Any]) -> None:
     """parallel_tool_calls=false, the old form, and a function by name hold one call."""
     with scripted(f"{HERMES}\n{CALL} Done.", TEMPLATE) as running:
         client = running.client()
@@ -211,7 +225,7 @@ def test_at_most_one_call(scripted):
         running.settle()
 
 
-def test_required_calls(scripted):
+def test_required_calls(scripted: Callable[..., Any]) -> None:
     """One or several when any must be; one by name, or when they may not be parallel."""
     with scripted(f"{CALL}\n{NOW}", TEMPLATE) as running:
         named = {"type": "function", "function": {"name": "weather"}}
@@ -226,7 +240,9 @@ def test_required_calls(scripted):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("choice", ["auto", "required", "none"])
-def test_a_call_or_a_text_in_the_format(scripted, form, choice):
+def test_a_call_or_a_text_in_the_format(
+    scripted: Callable[..., Any], form: str, choice: str
+) -> None:
     said, template = FORMS[form]
     answer = '{"n": 3}'
     if form == "v1" and choice != "none":
@@ -256,7 +272,9 @@ def test_a_call_or_a_text_in_the_format(scripted, form, choice):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_enforced_is_named(scripted, change, param):
+def test_what_cannot_be_enforced_is_named(
+    scripted: Callable[..., Any], change: dict[str, Any], param: str | None
+) -> None:
     change = copy.deepcopy(change)
     for tool in change.get("tools", ()):
         tool["function"].setdefault("strict", True)
@@ -266,7 +284,7 @@ def test_what_cannot_be_enforced_is_named(scripted, change, param):
     assert caught.value.body["message"].startswith(f"{param} cannot be used: ")
 
 
-def test_a_strict_format_lets_no_keyword_pass(scripted):
+def test_a_strict_format_lets_no_keyword_pass(scripted: Any) -> None:
     wanted = {"name": "x", "schema": ODD, "strict": None}
     with scripted("{}") as running:
         ask = lambda: running.client().chat.completions.create(

@@ -1,5 +1,7 @@
 """What a model says is read in time that grows as it does, however a stranger made it say that."""
 
+from typing import Any
+
 import pytest
 
 from serve.text import react
@@ -27,10 +29,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_reading(case):
+def test_reading(case: Any) -> None:
     parser, before, part = CASES[case]
 
-    def read(pushes):
+    def read(pushes: Any) -> None:
         reader = parser()
         for text in pushes:
             reader.push(text)
@@ -40,13 +42,13 @@ def test_reading(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_reading_at_once(case):
+def test_reading_at_once(case: Any) -> None:
     parser, before, part = CASES[case]
     assert linear(lambda text: parser().push(text), lambda size: before + part * size, 4000)
 
 
-def test_a_message_of_many_gains():
-    def gather(gains):
+def test_a_message_of_many_gains() -> None:
+    def gather(gains: Any) -> Any:
         whole = Gathered()
         for gained in gains:
             whole.add(gained)
@@ -61,8 +63,8 @@ def test_a_message_of_many_gains():
     assert linear(gather, lambda size: gains * size, 2000)
 
 
-def test_replies_in_a_row():
-    def messages(size):
+def test_replies_in_a_row() -> None:
+    def messages(size: Any) -> Any:
         return [
             {"role": "user", "content": "a"},
             *[{"role": "assistant", "content": "b" * 99}] * size,
@@ -71,7 +73,7 @@ def test_replies_in_a_row():
     assert linear(react.conversation, messages, 2000)
 
 
-def test_a_marker_in_a_later_string_is_text():
+def test_a_marker_in_a_later_string_is_text() -> None:
     source = '{"name": "f", "arguments": {"a": "%s", "b": "\\"%s"}}' % (("</tool_call>",) * 2)
     parser = HermesParser()
     parser.push(f"<tool_call>{source[:40]}")

@@ -1,6 +1,7 @@
 """Schemas that are not strict: whatever they hold, the rest of them is enforced."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ ODDITIES = [
 
 
 @pytest.mark.parametrize("odd", ODDITIES, ids=str)
-def test_what_is_not_strict_is_never_refused_for_a_keyword(scripted, odd):
+def test_what_is_not_strict_is_never_refused_for_a_keyword(scripted: Any, odd: Any) -> None:
     """What stands beside the odd one is enforced all the same."""
     schema = {
         "type": "object",
@@ -41,7 +42,7 @@ def test_what_is_not_strict_is_never_refused_for_a_keyword(scripted, odd):
         assert FOLLOWED.match(call.function.arguments)
 
 
-def test_a_format_nobody_defined_asks_for_nothing(scripted):
+def test_a_format_nobody_defined_asks_for_nothing(scripted: Any) -> None:
     """Not even of a strict schema; as a name of a property it is one."""
     schema = {
         "type": "object",

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Callable
+from typing import Any
 
 import openai
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwen_jax.text.chatml import render
+from qwen_jax.text.tokenizer import Tokenizer
 from serve.text import thinking
-from serve.text.grammar import Rules, of_rules, of_schema
+from serve.text.grammar import Grammars, Rules, of_rules, of_schema
 from serve.text.hermes import HermesParser
 from serve.text.message import Message
 from tests.serve.text.test_grammar import BODY, CALL, FORMAT, STRICT, fits, follows
@@ -44,7 +47,7 @@ TOLD = "Let me see {.\n\nSo <b>."
         (True, "</think>\n\n\na\n\n</think>", "", "a\n\n</think>"),
     ],
 )
-def test_thoughts(begun, text, reasoning, content):
+def test_thoughts(begun: bool, text: str, reasoning: str, content: str) -> None:
     wanted = Message(content, reasoning)
     for size in range(1, len(text)):
         parser = thinking.ThinkingParser(thinking.Parser(), begun)
@@ -61,7 +64,7 @@ PARTS = "<think>|</think>|</th|\n|a| |<tool_call>|</tool_call>|" + CALL
     st.booleans(),
 )
 @example(["<think>", "a", "</think>", "\n", CALL, "\n", "a"], {1, 16}, False)
-def test_pieces_change_nothing(parts, cuts, begun):
+def test_pieces_change_nothing(parts: list[Any], cuts: set[Any], begun: bool) -> None:
     text = "".join(parts)
     cuts = {min(cut, len(text)) for cut in cuts}
     parser = lambda: thinking.ThinkingParser(HermesParser(), begun)
@@ -72,11 +75,11 @@ def test_pieces_change_nothing(parts, cuts, begun):
         assert whole.calls == read(HermesParser(), rest.lstrip("\n")).calls
 
 
-def test_what_a_prompt_leaves_open(small):
+def test_what_a_prompt_leaves_open(small: Tokenizer) -> None:
     asked = [{"role": "user", "content": "hi <think>"}]
     said = [*asked, {"role": "assistant", "content": "<think>a</think>b"}, *asked]
 
-    def after(template, said=asked, **how):
+    def after(template: str, said: list[dict[str, str]] = asked, **how: bool) -> str:
         tokenizer = copy.copy(small)
         tokenizer.chat_template = template
         return thinking.after(tokenizer, render(tokenizer, said, **how))
@@ -108,18 +111,20 @@ def test_what_a_prompt_leaves_open(small):
         ("none", THOUGHT + '\n\n{"n": 1}', False),
     ],
 )
-def test_a_grammar_waits_for_the_thought(grammars, small, state, text, good):
+def test_a_grammar_waits_for_the_thought(
+    grammars: Grammars, small: Tokenizer, state: str, text: str, good: bool
+) -> None:
     start = thinking.rules(state)
     assert fits(grammars, small, "answer: @body", text, start=start) == good
 
 
-def test_a_marker_spelled_out_ends_no_thought(grammars, small):
+def test_a_marker_spelled_out_ends_no_thought(grammars: Grammars, small: Tokenizer) -> None:
     rules = of_rules(f"{thinking.rules('begun')}\nanswer: @body")
     assert not follows(grammars.compile(Rules(rules, of_schema(BODY))), small.encode("a</think>"))
 
 
 # --- over HTTP ---------------------------------------------------------------------------------
-def streamed(client, **how):
+def streamed(client: Any, **how: Any) -> tuple[str, str, str, list[dict[str, Any]]]:
     """Thought, content, why it ended, and the deltas of a stream."""
     stream = client.chat.completions.create(**ASK | how, stream=True)
     choices = [choice for chunk in stream for choice in chunk.choices]
@@ -129,7 +134,7 @@ def streamed(client, **how):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_thought_is_told_apart(scripted, small, form):
+def test_a_thought_is_told_apart(scripted: Callable[..., Any], small: Tokenizer, form: str) -> None:
     template, thought = FORMS[form]
     with scripted(thought + REST, template) as running:
         client = running.client()
@@ -152,7 +157,7 @@ def test_a_thought_is_told_apart(scripted, small, form):
         assert got == (message.reasoning_content, "", "length")
 
 
-def test_no_thought(scripted):
+def test_no_thought(scripted: Callable[..., Any]) -> None:
     """None where it is switched off, where the model has none, in plain completions."""
     kwargs = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
     twice = {"extra_body": kwargs["extra_body"] | {"enable_thinking": False}}
@@ -170,7 +175,13 @@ def test_no_thought(scripted):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tools", [TOOLS, STRICT])
 @pytest.mark.parametrize("choice", ["auto", "required"])
-def test_calls_follow_thoughts(scripted, small, form, tools, choice):
+def test_calls_follow_thoughts(
+    scripted: Callable[..., Any],
+    small: Tokenizer,
+    form: str,
+    tools: list[dict[str, Any]],
+    choice: str,
+) -> None:
     """What looks like a call within a thought is none; one call ends the answer, where asked."""
     template, thought = FORMS[form]
     inner = thought.replace("{", f"{CALL}")
@@ -190,7 +201,7 @@ def test_calls_follow_thoughts(scripted, small, form, tools, choice):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_format_is_for_what_follows(scripted, form):
+def test_a_format_is_for_what_follows(scripted: Callable[..., Any], form: str) -> None:
     template, thought = FORMS[form]
     with scripted(f"{thought}\n\nNo JSON!", template) as running:
         client = running.client()
@@ -204,7 +215,7 @@ def test_a_format_is_for_what_follows(scripted, form):
         assert list(json.loads(message.content)) == BODY["required"]
 
 
-def test_thoughts_come_back(scripted):
+def test_thoughts_come_back(scripted: Callable[..., Any]) -> None:
     """A client sends the message it got; only what an assistant thought is taken."""
     with scripted("Hello.") as original, scripted("Hello.", HYBRID) as later:
         for running in (original, later):
@@ -217,7 +228,7 @@ def test_thoughts_come_back(scripted):
                 ask(**ASK | {"messages": turns})
 
 
-def test_arguments_as_deep_as_they_like(scripted):
+def test_arguments_as_deep_as_they_like(scripted: Callable[..., Any]) -> None:
     """What a client says it called is text; no parser chokes on it."""
     call = {"name": WEATHER["name"], "arguments": '{"a": ' + "[" * 5000}
     turn = {"role": "assistant", "content": None, "function_call": call}

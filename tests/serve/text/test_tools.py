@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import random
+from collections.abc import Callable
+from typing import Any
 
 import openai
 import pytest
@@ -39,7 +41,7 @@ TEMPLATE = (
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 120}
 
 
-def read(parser, text, cuts=()):
+def read(parser: Any, text: str, cuts: Any = ()) -> Message:
     """A message from text that comes in pieces."""
     message, ends = Message(), [*sorted(cuts), len(text)]
     for start, end in zip([0, *ends], ends, strict=False):
@@ -48,7 +50,7 @@ def read(parser, text, cuts=()):
     return message
 
 
-def calls_of(message):
+def calls_of(message: Message) -> list[Any]:
     return [dataclasses.asdict(message.calls[place]) for place in sorted(message.calls)]
 
 
@@ -56,7 +58,7 @@ def calls_of(message):
 @pytest.mark.parametrize(
     "case", CASES["parse_messages"], ids=lambda case: str(case["messages"])[:60]
 )
-def test_conversations(case):
+def test_conversations(case: dict[str, Any]) -> None:
     ask = lambda: react.conversation(case["messages"], case["functions"] or ())
     if "error" in case or case.get("crashes"):
         with pytest.raises(ValueError, match="Invalid request") as caught:
@@ -70,7 +72,7 @@ def test_conversations(case):
 
 
 @pytest.mark.parametrize("case", CASES["parse_response"], ids=lambda case: case["response"][:30])
-def test_responses(case):
+def test_responses(case: dict[str, Any]) -> None:
     for seed in range(50):
         chance = random.Random(seed)
         text = case["response"]
@@ -99,7 +101,7 @@ def test_responses(case):
     st.sets(st.integers(0, 60), max_size=9),
     st.sampled_from([react.ReactParser, hermes.HermesParser]),
 )
-def test_pieces_change_nothing(parts, cuts, parser):
+def test_pieces_change_nothing(parts: list[Any], cuts: set[Any], parser: type[Any]) -> None:
     text = "".join(parts)
     cuts = {min(cut, len(text)) for cut in cuts}
     assert read(parser(), text, cuts) == read(parser(), text)
@@ -108,7 +110,7 @@ def test_pieces_change_nothing(parts, cuts, parser):
 @pytest.mark.parametrize(
     "function", [{"name": "f", "description": "none"}, {"name_for_model": "f"}]
 )
-def test_a_function_without_parameters_has_none(function):
+def test_a_function_without_parameters_has_none(function: Any) -> None:
     """The original crashed."""
     query = react.conversation([{"role": "user", "content": "a"}], [function]).query
     told = function.get("description", "")
@@ -116,7 +118,7 @@ def test_a_function_without_parameters_has_none(function):
     assert f"useful for? {told} Parameters: {{}}\n" in query
 
 
-def test_calls_made_together_come_in_turn():
+def test_calls_made_together_come_in_turn() -> None:
     call = lambda id, city: {
         "id": id,
         "type": "function",
@@ -159,7 +161,7 @@ def test_calls_made_together_come_in_turn():
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_hermes(text, content, calls):
+def test_hermes(text: str, content: str, calls: list[Any]) -> None:
     message = read(hermes.HermesParser(), text)
     assert message.content == content
     made = calls_of(message)
@@ -167,7 +169,7 @@ def test_hermes(text, content, calls):
 
 
 # --- over HTTP ---------------------------------------------------------------------------------
-def streamed(client, **how):
+def streamed(client: Any, **how: Any) -> tuple[list[tuple[Any, ...]], str, str]:
     """Name and arguments of the calls in a stream, its content, why it ended."""
     calls, content, finish = {}, "", None
     for chunk in client.chat.completions.create(**ASK, stream=True, **how):
@@ -187,7 +189,7 @@ def streamed(client, **how):
 
 
 @pytest.mark.parametrize("form", ["v1", "hermes"])
-def test_a_call(scripted, form):
+def test_a_call(scripted: Callable[..., Any], form: str) -> None:
     text, template = (REACT, None) if form == "v1" else (HERMES, TEMPLATE)
     with scripted(text, template) as running:
         client = running.client()
@@ -217,7 +219,12 @@ def test_a_call(scripted, form):
         ({"type": "function", "function": {"name": "time"}}, {"time"}),
     ],
 )
-def test_a_call_that_must_be(scripted, template, choice, names):
+def test_a_call_that_must_be(
+    scripted: Callable[..., Any],
+    template: str | None,
+    choice: str | dict[str, Any],
+    names: set[str],
+) -> None:
     """The model would rather talk; the grammar holds it to a call with arguments that fit."""
     with scripted("I would rather not.", template) as running:
         client = running.client()
@@ -232,7 +239,7 @@ def test_a_call_that_must_be(scripted, template, choice, names):
         assert finish == "tool_calls"
 
 
-def test_the_answer_to_a_call_goes_on(scripted):
+def test_the_answer_to_a_call_goes_on(scripted: Callable[..., Any]) -> None:
     """The last reply is continued, as the original does; also as a stream, where it crashed."""
     with scripted(" I now know the final answer.\nFinal Answer: sunny") as running:
         client = running.client()
@@ -269,7 +276,9 @@ def test_the_answer_to_a_call_goes_on(scripted):
     ],
     ids=lambda change: str(change)[:50],
 )
-def test_what_cannot_be_is_a_clear_400(scripted, change):
+def test_what_cannot_be_is_a_clear_400(
+    scripted: Callable[..., Any], change: dict[str, Any]
+) -> None:
     with scripted() as running, pytest.raises(openai.BadRequestError) as caught:
         running.client().chat.completions.create(**ASK | change)
     assert caught.value.body["message"]
