@@ -25,8 +25,8 @@ from benchmarks.support import record
 from benchmarks.support.server import ROOT, Server, started
 
 DRAIN = 10  # seconds; two more are the server's own
-OPTIONS = ("--model", "demo", "--slots", "24", "--max-length", "1024")
-OPTIONS += ("--drain-seconds", str(DRAIN))
+OPTIONS = ["--model", "demo", "--slots", "24", "--max-length", "1024"]
+OPTIONS += ["--drain-seconds", str(DRAIN)]
 STREAMS = 16
 MEGABYTES, LAG_SECONDS, SLOWER = 200, 0.1, 2.0  # what is promised
 _LAG = 'qwen_event_loop_lag_seconds_bucket{le="'

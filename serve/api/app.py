@@ -1,6 +1,7 @@
 """Routes and what stands before them."""
 
 from collections.abc import Callable
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,7 +19,7 @@ from serve.http.middleware import Middleware
 from serve.http.pages import FILES
 from serve.service import Service
 
-_GETS: dict[str, Callable] = {
+_GETS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(FILES, status.page),
     "/health": status.health,
     "/ready": status.ready,
@@ -29,7 +30,7 @@ _GETS: dict[str, Callable] = {
     "/v1/models": status.models,
     "/v1/models/{name:path}": status.model,
 }
-_POSTS: dict[str, Callable] = {
+_POSTS: dict[str, Callable[..., Any]] = {
     "/v1/chat/completions": chat.complete,
     "/v1/completions": completions.complete,
     "/tokenize": tokenize.tokenize,

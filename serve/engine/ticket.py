@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from serve.engine.engine import Engine
 from serve.engine.operations import Update
@@ -27,7 +27,7 @@ class Ticket:
         engine.submit(requests)
         engine.metrics.prompt_tokens.inc(sum(len(request.tokens) for request in requests))
 
-    def _carrier(self, index: int):
+    def _carrier(self, index: int) -> Callable[[Update], None]:
         def carry(update: Update) -> None:  # called by the engine's thread
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._updates.put_nowait, (index, update))

@@ -72,6 +72,9 @@ class Running:
             time.sleep(0.05)
 
 
+Serve = Callable[..., AbstractContextManager[Running]]  # the fixtures that start one
+
+
 @pytest.fixture(scope="session")
 def babbler(small: Tokenizer) -> Qwen:  # noqa: F811
     """Random weights, wild enough that greedy answers differ and wander."""
@@ -106,13 +109,13 @@ def running(
 
 
 @pytest.fixture(scope="session")
-def serving(babbler: Qwen) -> Callable[..., AbstractContextManager[Running]]:
+def serving(babbler: Qwen) -> Serve:
     """serving(setting=…) is a server of random answers while its context lasts."""
     return functools.partial(running, babbler)
 
 
 @pytest.fixture(scope="session")
-def scripted(babbler: Qwen, small: Tokenizer) -> Callable[..., AbstractContextManager[Running]]:  # noqa: F811
+def scripted(babbler: Qwen, small: Tokenizer) -> Serve:  # noqa: F811
     """scripted(text, setting=…): a server whose every answer is the text; nothing compiles."""
 
     def start(text: str = "Hello, world", template: str | None = None, **how: Any) -> Any:
@@ -142,7 +145,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny(serving: Any) -> Iterator[Running]:
+def tiny(serving: Serve) -> Iterator[Running]:
     """A server of random answers."""
     with serving() as running:
         yield running

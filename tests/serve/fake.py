@@ -1,5 +1,6 @@
 """A device that counts: it plays the decode functions' part without any arrays."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ class Slot:
     held: list[int] = field(default_factory=list)
     token: int = 0
     remaining: int = 0
-    ends: tuple = ()
+    ends: Collection[Any] = ()
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Fake:
             slot.remaining = 0
         return result([[slot.token]], [slot.remaining > 0])
 
-    def _step(self, count: int, masks: dict[int, bytes] | None) -> Result:
+    def _step(self, count: int, masks: Mapping[int, bytes] | None) -> Result:
         rows = []
         for number, slot in enumerate(self.state):
             row = []

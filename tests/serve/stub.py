@@ -29,12 +29,14 @@ class BreaksOff(Exception):
     """An answer whose connection is lost."""
 
 
+Piece = str | dict[str, str]  # of the content, or a delta
+Answer = Callable[[dict[str, Any]], Iterable[Piece]]
+
+
 class Stub:
     """A running server; `answer` makes the pieces of text for a request's body."""
 
-    def __init__(
-        self, answer: Callable[[dict[str, Any]], Iterable[str]] = lambda body: ["Hi."]
-    ) -> None:
+    def __init__(self, answer: Answer = lambda body: ["Hi."]) -> None:
         self.answer, self.key, self.finish = answer, "", "stop"
         self.models = ["qwen-tiny", "qwen-tiny-adapter"]
         self.requests: list[dict[str, Any]] = []
@@ -104,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             pass
         self.close_connection = True
 
-    def _stream(self, body: dict[str, Any], first: list[str], rest: Iterable[str]) -> None:
+    def _stream(self, body: dict[str, Any], first: list[Piece], rest: Iterable[Piece]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -116,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
             for piece in itertools.chain(first, rest):
                 count += 1
                 delta = piece if isinstance(piece, dict) else {"content": piece}
-                said = {"delta": delta} if chat else {"text": piece}
+                said: dict[str, Any] = {"delta": delta} if chat else {"text": piece}
                 self._event({"choices": [{"index": 0, "finish_reason": None, **said}]})
         except Refusal as refusal:
             self._event({"error": {"message": refusal.message, "code": refusal.status}})

@@ -19,6 +19,7 @@ from qwen_jax.nn.model import Qwen
 from serve import loading
 from serve.settings import ServeConfig
 from tests.adapters import random_adapter
+from tests.assets import tokenizer_of
 from tests.serve.conftest import Running, running
 
 TEXT = "/v1/completions"
@@ -54,9 +55,8 @@ def alone(babbler: Qwen, folders: dict[str, Path]) -> Callable[..., Any]:
         params = babbler
         if name in folders:
             params = fuse(attach.add(babbler, peft.read(folders[name])))
-        how = {"sampling": Sampling(temperature=0), "max_new_tokens": 12}
-        made = qwen_jax.generate(params, prompts, **how)
-        return [params.assets.tokenizer.decode(ids) for ids in made]
+        made = qwen_jax.generate(params, prompts, Sampling(temperature=0), max_new_tokens=12)
+        return [tokenizer_of(params).decode(ids) for ids in made]
 
     return answers
 
@@ -101,7 +101,7 @@ def test_loaded_by_their_names(tmp_path: Path) -> None:
     for name in NAMES:
         peft.write(fresh, tmp_path / name)
     named = tuple(f"{name}={tmp_path / name}" for name in NAMES)
-    params = loading.parameters(ServeConfig(adapter=named))
+    params: Any = loading.parameters(ServeConfig(adapter=named))
     (several,) = params.blocks[0].attn.qkv.deltas
     assert isinstance(several, Deltas)
     assert several.numbers == (1, 2)

@@ -208,7 +208,7 @@ def test_sharegpt(tmp_path: Path) -> None:
     both, alone = told(words(1000), words(1049)), told(words(9))
     file.write_text(json.dumps([*good, short, long, both, alone, {}]))
     measure = lambda text: len(text.split())
-    jobs = sharegpt_jobs(file, 8, 0, None, measure)
+    jobs: list[Any] = sharegpt_jobs(file, 8, 0, None, measure)
     sizes = [(measure(job.prompt[0]["content"]), job.max_tokens) for job in jobs]
     assert sorted(sizes[:4]) == [(10, 20), (11, 21), (12, 22), (13, 23)] == sorted(sizes[4:])
     assert jobs[0].is_chat

@@ -4,9 +4,9 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from pexpect import fdpexpect
@@ -26,15 +26,20 @@ class Parrot:
     name = "parrot"
 
     def __init__(self) -> None:
-        self.asked = []
+        self.asked: list[tuple[Any, ...]] = []
 
-    def settings(self, changes: dict[str, Any]) -> dict[str, Any]:
+    def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         if changes.get("top_k") == -1:
             raise ValueError("top_k is -1, expected more")
         return dict(changes)
 
     def answer(
-        self, query: str, history: list[Any], system: str | None, seed: int, changes: dict[str, Any]
+        self,
+        query: str,
+        history: Sequence[tuple[str, str]],
+        system: str | None,
+        seed: int,
+        changes: Mapping[str, Any],
     ) -> Iterator[Answer]:
         self.asked.append((query, tuple(history), system, seed, dict(changes)))
         if query == "break":
@@ -52,7 +57,7 @@ class Parrot:
 def talk() -> Callable[..., Any]:
     """talk(*lines) -> (what the source was asked, what the screen shows)"""
 
-    def talk(*lines: Any, **how: int | str) -> tuple[Any, ...]:
+    def talk(*lines: Any, **how: Any) -> tuple[list[tuple[Any, ...]], str]:
         said = iter(lines)
 
         def read() -> str:
@@ -165,10 +170,10 @@ def test_a_server_behind_it() -> None:
         assert sent == {"model": "qwen-tiny", "seed": 3, "max_tokens": 5, "top_k": 2, **rest}
         for error, said in [(Refusal(400, "no top_k"), "no top_k"), (BreaksOff(), "disconnected")]:
 
-            def answer(body: dict[str, Any], error: BreaksOff | Refusal = error) -> None:
+            def fail(body: dict[str, Any], error: Exception = error) -> NoReturn:
                 raise error
 
-            stub.answer = answer
+            stub.answer = fail
             with pytest.raises(ServerError, match=said):
                 list(remote.answer("q", [], None, 0, {}))
         with pytest.raises(ServerError, match="model 'x'"):
@@ -195,7 +200,7 @@ def test_a_model_behind_it(babbler: Qwen) -> None:
     assert (settings["temperature"], settings["max_new_tokens"]) == (0, 4)
     *_, answer = local.answer("Hi", [("a", "b")], "s", 1, changes)
     sampling = qwen_jax.Sampling(repetition_penalty=settings["repetition_penalty"], temperature=0)
-    how = {"system": "s", "sampling": sampling, "max_new_tokens": 4}
+    how: dict[str, Any] = {"system": "s", "sampling": sampling, "max_new_tokens": 4}
     assert answer.text.strip() == qwen_jax.chat(babbler, "Hi", [("a", "b")], **how)[0]
     assert (answer.tokens, answer.finish_reason) == (4, "length")
     for wrong in ({"top_p": 2}, {"max_new_tokens": 0}, {"max_new_tokens": True}):

@@ -3,20 +3,20 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import ASK, CHAT, JSON, LONG, STREAM, connect, drained, fault, head
 
 STRICT = {"name": "x", "strict": True}
 
 
 @pytest.fixture(scope="module")
-def quick(scripted: Callable[..., Any]) -> Iterator[Running]:
+def quick(scripted: Serve) -> Iterator[Running]:
     """Answers of 200 tokens, each of which takes a moment; little time and space for requests."""
     with scripted(
         "la " * 120, seconds=0.02, header_seconds=0.5, body_seconds=0.5, max_body=20_000, queue=8

@@ -9,10 +9,11 @@ import httpx
 import pytest
 
 from benchmarks.support.largest import LARGEST, ask, words
+from tests.serve.conftest import Serve
 
 
 @pytest.fixture(scope="module")
-def server(scripted: Any) -> Iterator[Any]:
+def server(scripted: Serve) -> Iterator[Any]:
     with scripted("la " * 500, max_choices=16, slots=16) as running:
         gc.collect()
         gc.freeze()  # as a server does that has its model

@@ -3,14 +3,13 @@
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from serve.http.keys import Keys
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import ASK, CHAT, STREAM, connect, drained, fault, head, request
 
 KEYS = Keys({"a-secret-of-sixteen": "ann", "b-secret-of-sixteen": "bob"})
@@ -19,7 +18,7 @@ PATHS = ["/v1/models", "/metrics", "/version", "/openapi.json", "/tokenizer_info
 
 
 @pytest.fixture(scope="module")
-def locked(scripted: Callable[..., Any]) -> Iterator[Running]:
+def locked(scripted: Serve) -> Iterator[Running]:
     with scripted(keys=KEYS) as running:
         yield running
 
@@ -62,7 +61,7 @@ def test_tenants_share_no_prefix(locked: Running) -> None:
 
 
 # --- the engine fails, the server ends ---------------------------------------------------------
-def test_an_engine_that_fails_goes_on(scripted: Callable[..., Any]) -> None:
+def test_an_engine_that_fails_goes_on(scripted: Serve) -> None:
     with scripted("la " * 50, seconds=0.01) as running:
         device = running.model.engine._device
         with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
@@ -79,7 +78,7 @@ def test_an_engine_that_fails_goes_on(scripted: Callable[..., Any]) -> None:
         assert httpx.get(running.url + "/health").status_code == 200
 
 
-def test_an_engine_that_cannot_go_on_says_so(scripted: Callable[..., Any]) -> None:
+def test_an_engine_that_cannot_go_on_says_so(scripted: Serve) -> None:
     with scripted() as running:
         running.model.engine._device.failures = 10**9
         answers = [httpx.post(running.url + CHAT, json=ASK) for _ in range(4)]
@@ -88,7 +87,7 @@ def test_an_engine_that_cannot_go_on_says_so(scripted: Callable[..., Any]) -> No
         fault(httpx.get(running.url + "/ready"), 503)
 
 
-def test_sigterm_lets_answers_end(scripted: Callable[..., Any]) -> None:
+def test_sigterm_lets_answers_end(scripted: Serve) -> None:
     with scripted("la " * 60, seconds=0.02) as running:
         with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
             lines = answer.iter_lines()
@@ -103,7 +102,7 @@ def test_sigterm_lets_answers_end(scripted: Callable[..., Any]) -> None:
             httpx.get(running.url + "/health")
 
 
-def test_draining_ends_in_time(scripted: Callable[..., Any]) -> None:
+def test_draining_ends_in_time(scripted: Serve) -> None:
     with scripted("la " * 60, seconds=0.2, drain_seconds=1, step_tokens=1) as running:
         with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
             lines = answer.iter_lines()
@@ -115,7 +114,7 @@ def test_draining_ends_in_time(scripted: Callable[..., Any]) -> None:
         assert time.monotonic() - began < 6
 
 
-def test_sigterm_under_attack(scripted: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_sigterm_under_attack(scripted: Serve, caplog: pytest.LogCaptureFixture) -> None:
     """Neither silence, half of a head or a body, nor an answer that nobody reads holds it up."""
     how = {"header_seconds": 60, "body_seconds": 60, "write_seconds": 60, "idle_seconds": 60}
     with scripted("la " * 60, seconds=0.2, drain_seconds=1, step_tokens=1, **how) as running:

@@ -5,13 +5,12 @@ import json
 import random
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT, JSON, head
 
 TEXT = "/v1/completions"
@@ -75,7 +74,7 @@ def test_two_hundred_streams_at_once(tiny: Running) -> None:
     assert tiny.metric("qwen_engine_failures_total") == 0
 
 
-def test_a_thousand_that_leave(scripted: Callable[..., Any]) -> None:
+def test_a_thousand_that_leave(scripted: Serve) -> None:
     """In the queue, before the first token, in the middle: slots and queue end empty."""
     with scripted("la " * 50, seconds=0.001) as running:
         content = json.dumps(

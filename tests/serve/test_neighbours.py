@@ -18,6 +18,7 @@ from serve.lanes import Lane
 from serve.text import grammar, guard
 from serve.text.grammar import Constraint
 from serve.threads import Threads
+from tests.serve.conftest import Serve
 from tests.serve.fake import Client, Fake, drive
 from tests.serve.raw_http import ASK, CHAT, fault
 
@@ -33,7 +34,7 @@ def ask(running: Any, key: Any, **change: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def shared(scripted: Any) -> Iterator[Any]:
+def shared(scripted: Serve) -> Iterator[Any]:
     with scripted('{"n": 1}', keys=KEYS, max_body=4 * 2**20) as running:
         yield running
 
@@ -90,7 +91,11 @@ def test_long_texts_delay_no_short_ones(shared: Any) -> None:
 @pytest.mark.anyio
 async def test_a_lane_takes_tenants_in_turn() -> None:
     lane, order, first = Lane("x", 1, 1, 3), [], threading.Event()
-    work = lambda name: order.append(name) or first.wait(10)
+
+    def work(name: str) -> None:
+        order.append(name)
+        first.wait(10)
+
     asked = [asyncio.ensure_future(lane.run("ann", work, f"ann {n}")) for n in range(3)]
     await asyncio.sleep(0)
     asked.append(asyncio.ensure_future(lane.run("bob", work, "bob")))
@@ -109,7 +114,11 @@ async def test_a_lane_takes_tenants_in_turn() -> None:
 async def test_who_leaves_a_lane_makes_no_room_in_it() -> None:
     """Before the work is done, however often he comes and goes."""
     lane, first, under_way = Lane("x", 2, 1, 9), threading.Event(), []
-    work = lambda: under_way.append(1) or first.wait(10)
+
+    def work() -> None:
+        under_way.append(1)
+        first.wait(10)
+
     for _ in range(3):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(lane.run("ann", work), 0.05)
@@ -123,20 +132,20 @@ async def test_who_leaves_a_lane_makes_no_room_in_it() -> None:
 class Matcher:
     """A grammar that allows one id, and takes time to say so."""
 
-    def __init__(self, seconds: Any) -> None:
+    def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def compute_bitmask(self) -> Any:
+    def compute_bitmask(self) -> bytes:
         time.sleep(self._seconds)
         return b"\xff\xff\xff\xff"
 
-    def deep_copy(self) -> Any:
+    def deep_copy(self) -> "Matcher":
         return self
 
-    def consume_token(self, token: Any) -> None:
+    def consume_token(self, token: int) -> None:
         pass
 
-    def is_stopped(self) -> Any:
+    def is_stopped(self) -> bool:
         return False
 
 
@@ -148,7 +157,8 @@ def test_a_slow_grammar_holds_up_only_itself(
     monkeypatch.setattr(grammar, "_SECONDS", 0.5)
     threads = Threads("masks", 1)
     schedule, device = Scheduler(2, 16, 9, 4, share=False), Fake(2, 16)
-    slow = Client([1, 2], 3, constraint=Constraint(Matcher(seconds), threads, b"\xff" * 4))
+    matcher: Any = Matcher(seconds)
+    slow = Client([1, 2], 3, constraint=Constraint(matcher, threads, b"\xff" * 4))
     plain = Client([3], 200)
     began = time.monotonic()
     for client in (slow, plain):

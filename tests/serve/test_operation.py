@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ from serve.api.app import build
 from serve.http.keys import Keys
 from serve.service import Service
 from serve.settings import ServeConfig
-from tests.serve.conftest import SETTINGS
+from tests.serve.conftest import SETTINGS, Serve
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "a secret question"}]}
 CHAT = "/v1/chat/completions"
 
 
-def test_tls(scripted: Callable[..., Any], certificate: Any) -> None:
+def test_tls(scripted: Serve, certificate: Any) -> None:
     key, public = certificate
     with scripted(tls_certificate=public, tls_key=key) as running:
         # the port speaks TLS and nothing else
@@ -35,7 +34,7 @@ def test_tls(scripted: Callable[..., Any], certificate: Any) -> None:
             httpx.get(running.url + "/health")
 
 
-def test_no_page_from_elsewhere_may_ask(scripted: Callable[..., Any]) -> None:
+def test_no_page_from_elsewhere_may_ask(scripted: Serve) -> None:
     asked = {"Origin": "https://elsewhere.example"}
     with scripted() as running:
         answer = httpx.get(running.url + "/health", headers=asked)
@@ -51,9 +50,7 @@ def test_no_page_from_elsewhere_may_ask(scripted: Callable[..., Any]) -> None:
             assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
 
 
-def test_the_log_holds_no_text(
-    scripted: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_holds_no_text(scripted: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with scripted("a secret answer") as running:
         httpx.post(running.url + CHAT, json=ASK, headers={"X-Request-Id": "mine"})
@@ -69,9 +66,7 @@ def test_the_log_holds_no_text(
     assert re.fullmatch("req-[0-9a-f]{16}", posts[1]["id"])
 
 
-def test_prompts_are_logged_on_request(
-    scripted: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_prompts_are_logged_on_request(scripted: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with scripted(log_prompts=True) as running:
         httpx.post(running.url + CHAT, json=ASK)
@@ -80,7 +75,7 @@ def test_prompts_are_logged_on_request(
         assert "a secret question" in running.model.tokenizer.decode(line["prompt"])
 
 
-def test_metrics_count(scripted: Callable[..., Any]) -> None:
+def test_metrics_count(scripted: Serve) -> None:
     with scripted("one two three") as running:
         answer = httpx.post(running.url + CHAT, json=ASK).json()
         httpx.post(running.url + CHAT, json={})
@@ -107,7 +102,7 @@ def test_before_the_model_is_there() -> None:
         assert "no such folder" in client.get("/ready").json()["error"]["message"]
 
 
-def test_while_it_drains(scripted: Callable[..., Any]) -> None:
+def test_while_it_drains(scripted: Serve) -> None:
     with scripted() as running:
         running.service.draining = True
         for path in ("/ready", "/v1/models"):

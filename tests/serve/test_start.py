@@ -87,6 +87,7 @@ def test_a_fault_while_the_model_is_loaded(fault: Any, words: Any) -> None:
 def test_sigterm_while_the_model_is_loaded() -> None:
     program = [sys.executable, "-c", INSTEAD.format("time.sleep(1000)"), "--port", "0"]
     with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
         assert re.search("listening on", process.stderr.readline())
         began = time.monotonic()
         os.kill(process.pid, signal.SIGTERM)

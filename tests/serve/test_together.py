@@ -1,7 +1,7 @@
 """The page, the terminal's client and the benchmark, each with the real server."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import pytest
 from serve.bench import main
 from serve.chat import SETTINGS
 from serve.cli.client import Remote, ServerError
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, Serve
 from tests.serve.page.browser import answers, ask, chromium, opened, press
 
 SAID = "**quick** <b>fox</b>"
 
 
 @pytest.fixture(scope="module")
-def server(scripted: Callable[..., Any]) -> Iterator[Running]:
+def server(scripted: Serve) -> Iterator[Running]:
     with scripted(SAID) as running:
         yield running
 
@@ -53,7 +53,13 @@ def test_terminal(server: Running) -> None:
 
 
 def test_benchmark(server: Running, tmp_path: Path) -> None:
-    how = {"url": server.url, "requests": 6, "warmup": 1, "concurrency": 3, "ignore_eos": False}
+    how: dict[str, Any] = {
+        "url": server.url,
+        "requests": 6,
+        "warmup": 1,
+        "concurrency": 3,
+        "ignore_eos": False,
+    }
     found = main(**how, input_length=9, output_length=30)
     assert (found["completed"], found["failed"]) == (6, 0)
     assert found["total_input_tokens"] == 54

@@ -11,6 +11,7 @@ import openai
 import pydantic
 import pytest
 
+from tests.serve.conftest import Serve
 from tests.serve.raw_http import CHAT, fault
 from tests.serve.text.test_tools import ASK, HERMES, TEMPLATE, TOOLS, WEATHER
 
@@ -39,7 +40,7 @@ def spoken(message: Any) -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of openai's own parsed
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 @pytest.mark.parametrize("text", ["Hello.", HERMES, '{"city": "Rome"}'])
-def test_answers_are_sent_back(scripted: Any, template: Any, text: Any) -> None:
+def test_answers_are_sent_back(scripted: Serve, template: Any, text: Any) -> None:
     with scripted(text, template, length=2048) as running:
         client = running.client()
         answer = client.chat.completions.create(**ASK, tools=TOOLS).choices[0].message
@@ -59,7 +60,7 @@ def test_answers_are_sent_back(scripted: Any, template: Any, text: Any) -> None:
             assert len(counts) == 1
 
 
-def test_a_stream_is_sent_back(scripted: Any) -> None:
+def test_a_stream_is_sent_back(scripted: Serve) -> None:
     with scripted(HERMES, TEMPLATE) as running:
         client = running.client()
         with client.chat.completions.stream(**ASK, tools=TOOLS) as stream:
@@ -75,7 +76,7 @@ def count(running: Any, **body: Any) -> Any:
     return answer.json()["tokens"]
 
 
-def test_empty_arguments_are_none(scripted: Any) -> None:
+def test_empty_arguments_are_none(scripted: Serve) -> None:
     call = {"id": "a", "type": "function", "function": {"name": "time", "arguments": ""}}
     turns = lambda arguments: [
         *HI,
@@ -89,7 +90,7 @@ def test_empty_arguments_are_none(scripted: Any) -> None:
                 assert count(running, messages=turns(arguments)) == wanted
 
 
-def test_tools_are_shown_as_they_were_sent(scripted: Any) -> None:
+def test_tools_are_shown_as_they_were_sent(scripted: Serve) -> None:
     """As transformers renders them: in the client's order, and nothing beside."""
     bare = {"name": "f"}
     turned = {"parameters": {"b": None, "a": 1}, "strict": False, "name": "g"}
@@ -112,7 +113,7 @@ def test_tools_are_shown_as_they_were_sent(scripted: Any) -> None:
         assert count(running, messages=HI, tools=sent) == wanted
 
 
-def test_system_messages_stand_where_they_stand(scripted: Any) -> None:
+def test_system_messages_stand_where_they_stand(scripted: Serve) -> None:
     """For the original: those at the start are one, later ones have a place of their own."""
     with scripted() as running:
         encode = lambda text: running.model.tokenizer.encode(text, specials=True)
@@ -129,7 +130,7 @@ def test_system_messages_stand_where_they_stand(scripted: Any) -> None:
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
-def test_a_message_goes_on(scripted: Any, template: Any) -> None:
+def test_a_message_goes_on(scripted: Serve, template: Any) -> None:
     with scripted(" world", template) as running:
         encode = lambda text: running.model.tokenizer.encode(text, specials=True)
         turns = [*HI, {"role": "assistant", "content": "Hello, "}]
@@ -150,7 +151,7 @@ def test_a_message_goes_on(scripted: Any, template: Any) -> None:
             create(**ASK | {"messages": turns}, extra_body={"continue_final_message": True})
 
 
-def test_thinking_that_happens_anyway(scripted: Any) -> None:
+def test_thinking_that_happens_anyway(scripted: Serve) -> None:
     for template in (None, TEMPLATE):
         with scripted(template=template) as running:
             create = running.client().chat.completions.create
@@ -161,7 +162,7 @@ def test_thinking_that_happens_anyway(scripted: Any) -> None:
 
 
 @pytest.mark.parametrize("stop", ["<|im_end|>", "<|endoftext|>", ["never", "<|endoftext|>"]])
-def test_a_control_token_stops(scripted: Any, stop: Any) -> None:
+def test_a_control_token_stops(scripted: Serve, stop: Any) -> None:
     with scripted("Hello") as running:
         device, specials = running.model.engine._device, running.model.tokenizer.specials
         name = stop if isinstance(stop, str) else stop[-1]
@@ -171,7 +172,7 @@ def test_a_control_token_stops(scripted: Any, stop: Any) -> None:
         assert (choice.message.content, choice.finish_reason) == ("Hello", "stop")
 
 
-def test_a_middle_is_filled(scripted: Any) -> None:
+def test_a_middle_is_filled(scripted: Serve) -> None:
     with scripted("x") as running:
         ask = {"model": "tiny", "prompt": "def f(", "suffix": "): pass"}
         answer = httpx.post(f"{running.url}/v1/completions", json=ask)
@@ -191,7 +192,7 @@ def test_a_middle_is_filled(scripted: Any) -> None:
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
-def test_a_call_that_was_cut_is_partial(scripted: Any, template: Any) -> None:
+def test_a_call_that_was_cut_is_partial(scripted: Serve, template: Any) -> None:
     with scripted("no", template) as running:
         how = {"tools": [{"type": "function", "function": WEATHER}], "tool_choice": "required"}
         create = running.client().chat.completions.create
@@ -209,7 +210,7 @@ def test_a_call_that_was_cut_is_partial(scripted: Any, template: Any) -> None:
         assert partial > 3
 
 
-def test_several_names(scripted: Any) -> None:
+def test_several_names(scripted: Serve) -> None:
     with scripted(name=("tiny", "gpt-4o", "other")) as running:
         client = running.client()
         assert [model.id for model in client.models.list()] == ["tiny", "gpt-4o", "other"]
@@ -217,7 +218,7 @@ def test_several_names(scripted: Any) -> None:
             assert client.chat.completions.create(**ASK | {"model": name}).model == name
 
 
-def test_bodies_as_they_come(scripted: Any) -> None:
+def test_bodies_as_they_come(scripted: Serve) -> None:
     with scripted() as running:
         body = json.dumps(ASK).encode()
         post = lambda content, **headers: httpx.post(

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.serve.conftest import Serve
 from tests.serve.raw_http import CHAT
 
 COMPLETION = "/v1/completions"
@@ -21,7 +22,9 @@ def rebuilt(url: Any, body: Any) -> Any:
     """The choices and the usage that a stream adds up to."""
     options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     *chunks, last = events(url, body | options)
-    choices = [{"text": "", "finish": None, "entries": []} for _ in range(body.get("n", 1))]
+    choices: list[dict[str, Any]] = [
+        {"text": "", "finish": None, "entries": []} for _ in range(body.get("n", 1))
+    ]
     totals = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert totals == sorted(totals)
     for chunk in chunks:
@@ -92,7 +95,7 @@ def check_chat(choice: Any, most: Any) -> None:
         assert own in entry["top_logprobs"] or entry["logprob"] <= best[-1]
 
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "free": {},
     "several": {"n": 3},
     "to the limit": {"ignore_eos": True, "max_tokens": 40, "n": 2},
@@ -133,7 +136,7 @@ def test_numbers(tiny: Any, way: Any, seed: Any, form: Any) -> None:
 
 
 @pytest.mark.parametrize("stop", [None, "好", "🎉 d", " done, 再"])
-def test_characters_in_several_tokens(scripted: Any, stop: Any) -> None:
+def test_characters_in_several_tokens(scripted: Serve, stop: Any) -> None:
     with scripted(WIDE) as running:
         asked = {"model": "tiny", "prompt": "再 a", "logprobs": 1, "max_tokens": 90, "stop": stop}
         for echo in (False, True):
@@ -145,7 +148,7 @@ def test_characters_in_several_tokens(scripted: Any, stop: Any) -> None:
             check_usage(usage)
 
 
-def test_min_tokens_hold_against_stop_strings(scripted: Any) -> None:
+def test_min_tokens_hold_against_stop_strings(scripted: Serve) -> None:
     with scripted("a b a b a b a b") as running:
         ask = {"model": "tiny", "prompt": "x", "max_tokens": 50, "stop": " b"}
         size = len(running.model.tokenizer.encode("a b a b"))

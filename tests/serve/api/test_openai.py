@@ -1,7 +1,6 @@
 """The official client against a running server."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 
 import qwen_jax
 from qwen_jax.nn.model import Qwen
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, Serve
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "the dog"}]}
 THINK_NOT = {"enable_thinking": False}
@@ -95,7 +94,7 @@ def test_stop_strings(client: Any) -> None:
     assert text_of(stream)[0] == cut.choices[0].message.content
 
 
-def test_what_began_like_a_stop_string_is_text(scripted: Callable[..., Any]) -> None:
+def test_what_began_like_a_stop_string_is_text(scripted: Serve) -> None:
     with scripted("Hello, world") as running:
         ask = running.client().chat.completions.create
         assert ask(**ASK, stop="ld!").choices[0].message.content == "Hello, world"

@@ -1,7 +1,7 @@
 """schemathesis sends what the description allows and what it does not; nothing breaks."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serve.api.openapi import document
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, Serve
 
 
 @pytest.fixture(scope="module")
-def api(scripted: Callable[..., Any]) -> Iterator[Running]:
+def api(scripted: Serve) -> Iterator[Running]:
     with scripted() as running:
         yield running
 
@@ -37,7 +37,8 @@ def test_the_description_holds(api: Running, case: Any) -> None:
 
 def test_every_route_is_described(api: Running) -> None:
     described = set(httpx.get(f"{api.url}/openapi.json").json()["paths"])
-    routes = {route.path for route in api.server.config.app.routes}
+    app: Any = api.server.config.app
+    routes = {route.path for route in app.routes}
     assert described <= routes
     pages = {path for path in routes - described if httpx.get(api.url + path).status_code == 200}
     assert all(path == "/" or "." in path for path in pages)

@@ -36,7 +36,7 @@ y = 2
 the end"""
 
 
-def screen(**how: bool) -> Any:
+def screen(**how: Any) -> Any:
     return Console(file=io.StringIO(), width=40, height=12, color_system=None, **how)
 
 
@@ -92,7 +92,7 @@ def test_an_interruption_waits_for_the_screen(monkeypatch: pytest.MonkeyPatch) -
     update = shown._live.update
     drawn = []
 
-    def interrupted(*args: Block, **how: bool) -> None:
+    def interrupted(*args: Any, **how: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         update(*args, **how)
         drawn.append(args)

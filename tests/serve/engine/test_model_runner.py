@@ -1,6 +1,7 @@
 """The device side: everything is compiled beforehand, and runs as the schedule asks."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from serve.engine.model_runner import ModelRunner
 from serve.engine.operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
 from serve.engine.scheduler import Request, Scheduler
 from tests.qwen_jax.memorised_model import with_defaults
+from tests.qwen_jax.networks import cache_sizes
 from tests.serve.conftest import SETTINGS
 
 WISH = SamplingArrays.of(Sampling(temperature=0.5, logprobs=3, stop_ids=((1, 2),)), ((3,),), 9)
@@ -31,8 +33,7 @@ def warm(babbler: Qwen) -> ModelRunner:
 
 def compiled() -> list[int]:
     programs = [program.plain for program in (decode._prefill, decode._step, prefix._score_chunk)]
-    jitted = (*programs, decode._start, decode._release, prefix._copy_prefix)
-    return [function._cache_size() for function in jitted]
+    return cache_sizes(*programs, decode._start, decode._release, prefix._copy_prefix)
 
 
 def prefill(slot: int, length: int, start: int, mask: bytes | None = None, new: int = 1) -> Prefill:
@@ -44,7 +45,7 @@ def test_whatever_comes_first_is_compiled(warm: ModelRunner, first: str) -> None
     """And whatever comes then: chunks of every size at every place, with masks and without."""
     before = compiled()
     warm.reset()
-    operations = {
+    operations: dict[str, Any] = {
         "prefill": prefill(0, 64, 0),
         "judge": ScoreChunk(0, [1], [2], 0, 64),
         "step": Step(4),
@@ -120,5 +121,5 @@ def test_lineage_is_the_octave(warm: ModelRunner) -> None:
     for trained in (None, 32, 512):
         runner.config = replace(warm.config, ntk_length=trained)
         lengths = np.asarray([1, 31, 32, 33, 64, 65, 511, 512, 513, 1024, 1025, 5000])
-        wanted = octave(runner.config, lengths).tolist()
+        wanted = octave(runner.config, jnp.asarray(lengths)).tolist()
         assert [runner.prefix_scope(int(length)) for length in lengths] == wanted

@@ -26,7 +26,7 @@ def submit(schedule: Scheduler, *clients: Client) -> None:
         schedule.submit(client.request)
 
 
-def chunks(device: Fake, slot: None = None) -> list[Any]:
+def chunks(device: Fake, slot: int | None = None) -> list[Prefill]:
     return [op for op in device.log if isinstance(op, Prefill) and slot in (None, op.slot)]
 
 
@@ -34,7 +34,8 @@ class Alternating:
     """A grammar: it allows everything, and wants to see each token before the next."""
 
     def __init__(self, length: int = 99) -> None:
-        self.seen, self._asked, self._length = [], 0, length
+        self.seen: list[int] = []
+        self._asked, self._length = 0, length
 
     def mask(self, patience: Any = 0.0) -> bytes:
         assert self._asked == len(self.seen), "its last token is still unknown"
@@ -71,7 +72,7 @@ def test_everybody_gets_the_right_answer(
     schedule, device = make(slots, steps=steps, share=share)
     clients = []
     for tokens, count, tenant, kind in wanted:
-        how = {"tenant": tenant, "prefix_scope": tenant}
+        how: dict[str, Any] = {"tenant": tenant, "prefix_scope": tenant}
         if kind == "grammar":
             how["constraint"] = Alternating()
         if kind == "judged":
@@ -95,7 +96,8 @@ def test_everybody_gets_the_right_answer(
         scores = [token for update in client.updates if update.of_prompt for token in update.tokens]
         assert scores == (tokens[1:] if kind == "judged" else [])
         if kind in ("grammar", "short"):
-            assert client.request.constraint.seen == expected
+            constraint: Any = client.request.constraint
+            assert constraint.seen == expected
 
 
 def test_a_long_prompt_does_not_stall_others() -> None:
@@ -147,7 +149,7 @@ def test_a_full_queue_refuses() -> None:
 
 
 def test_the_queue_forgets_nobody() -> None:
-    queue = FairQueue(10)
+    queue: FairQueue[Any] = FairQueue(10)
     for name in "aab":
         queue.put(name, name)
     assert [queue.remove(name, name) for name in "bbc"] == [True, False, False]

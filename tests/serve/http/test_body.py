@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from serve.http.body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, parse, value
 from serve.http.errors import ApiError
@@ -17,6 +18,7 @@ from serve.schemas.requests import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from tests.serve.conftest import Serve
 from tests.serve.raw_http import ASK, JSON, fault
 
 MOST = 4 * 2**20  # bytes of a body
@@ -36,7 +38,7 @@ def keys(before: Any, item: Any, after: Any) -> Any:
 
 
 ASKED = '{"model": "tiny", "messages": [{"role": "user", "content": "a"}], '
-BOMBS = {
+BOMBS: dict[str, tuple[type[BaseModel], bytes]] = {
     "objects as prompts": (CompletionRequest, filled('{"model": "tiny", "prompt": [', "{}", "]}")),
     "lists as prompts": (CompletionRequest, filled('{"model": "tiny", "prompt": [', "[]", "]}")),
     "numbers below 0": (DetokenizeRequest, filled('{"tokens": [', "-1", "]}")),
@@ -147,7 +149,7 @@ def test_what_is(content: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(scripted: Any) -> Iterator[Any]:
+def server(scripted: Serve) -> Iterator[Any]:
     with scripted() as running:
         yield running
 

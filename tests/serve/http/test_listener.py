@@ -10,10 +10,11 @@ import httpx
 import pytest
 
 from serve.http.listener import limit
+from tests.serve.conftest import Serve
 from tests.serve.raw_http import ASK, CHAT, STREAM, connect, drained, fault, head, request
 
 
-def test_who_waits_longest_makes_room(scripted: Any) -> None:
+def test_who_waits_longest_makes_room(scripted: Serve) -> None:
     """Of 200 connections that say nothing, or half of a request, 20 stay; everyone is answered."""
     with scripted(max_connections=20, header_seconds=60, body_seconds=60) as running:
         held = []
@@ -31,7 +32,7 @@ def test_who_waits_longest_makes_room(scripted: Any) -> None:
             connection.close()
 
 
-def test_past_the_limit_only_probes_are_answered(scripted: Any) -> None:
+def test_past_the_limit_only_probes_are_answered(scripted: Serve) -> None:
     """Where every connection has an answer under way."""
     with scripted("la " * 120, seconds=0.05, max_connections=3) as running:
         held = [connect(running) for _ in range(3)]
@@ -48,7 +49,7 @@ def test_past_the_limit_only_probes_are_answered(scripted: Any) -> None:
             assert time.monotonic() < deadline
 
 
-def test_tls_that_shakes_no_hands(scripted: Any, certificate: Any) -> None:
+def test_tls_that_shakes_no_hands(scripted: Serve, certificate: Any) -> None:
     key, public = certificate
     how = {"tls_certificate": public, "tls_key": key, "header_seconds": 0.5}
     with scripted(**how) as running:

@@ -10,11 +10,12 @@ import pytest
 from serve.http.keys import Keys
 from serve.http.origins import Origins
 from serve.settings import ServeConfig
+from tests.serve.conftest import Serve
 from tests.serve.raw_http import ASK, CHAT, JSON, connect, drained, fault, request
 
 
 @pytest.fixture(scope="module")
-def open_server(scripted: Any) -> Iterator[Any]:
+def open_server(scripted: Serve) -> Iterator[Any]:
     with scripted() as running:
         yield running
 
@@ -112,7 +113,7 @@ def test_over_the_network(open_server: Any) -> None:
     assert httpx.post(open_server.url + CHAT, json=ASK, headers=own).status_code == 200
 
 
-def test_with_keys_the_key_decides(scripted: Any) -> None:
+def test_with_keys_the_key_decides(scripted: Serve) -> None:
     with scripted(keys=Keys({"k" * 16: "ann"})) as running:
         headers = {"Host": "chat.example", "Authorization": f"Bearer {'k' * 16}"}
         answer = httpx.post(running.url + CHAT, json=ASK, headers=headers)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.serve.conftest import Serve
 from tests.serve.raw_http import (
     ASK,
     CHAT,
@@ -27,7 +28,7 @@ SECONDS = {"header_seconds": 0.5, "body_seconds": 0.5, "write_seconds": 1.0, "id
 
 
 @pytest.fixture(scope="module")
-def quick(scripted: Any) -> Iterator[Any]:
+def quick(scripted: Serve) -> Iterator[Any]:
     with scripted("la " * 120, seconds=0.02, max_body=200_000, **SECONDS) as running:
         yield running
 
@@ -105,7 +106,7 @@ def test_kept_connections_end(quick: Any) -> None:
 
 
 # --- clients that do not read, or end their side ---------------------------------------------
-def test_a_stream_that_nobody_reads(scripted: Any) -> None:
+def test_a_stream_that_nobody_reads(scripted: Serve) -> None:
     """Its slot is freed although the client stays; the server holds little for it meanwhile."""
     with scripted("la " * 3000, max_length=4096, **SECONDS) as running:
         how = {"max_tokens": 3900, "n": 4, "logprobs": True, "top_logprobs": 20}
@@ -219,7 +220,7 @@ def test_a_refusal_in_the_middle_of_a_body(quick: Any) -> None:
         assert status(drained(connection)) == 400
 
 
-def test_large_bodies_at_once(scripted: Any) -> None:
+def test_large_bodies_at_once(scripted: Serve) -> None:
     """Past so many bytes only small bodies are read on."""
     with scripted(max_body=100_000, body_seconds=5) as running:
         connections = [connect(running) for _ in range(20)]

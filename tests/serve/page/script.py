@@ -1,7 +1,7 @@
 """A device that says what a test wants it to, as fast as it can."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ class Script(Fake):
     length: int = 4096
 
     @staticmethod
-    def of(tokenizer: Tokenizer, text: str, **how: float) -> "Script":
+    def of(tokenizer: Tokenizer, text: str, **how: Any) -> "Script":
         ids = tokenizer.encode(text, specials=tokenizer.markup)
         how = {"slots": 4, "chunk": 32} | how
         return Script(says=ids, end=tokenizer.specials["<|im_end|>"], **how)
@@ -54,11 +54,12 @@ class Script(Fake):
         slot.ends = {tuple(stop) for stop in stops}
         return result([[self._next(slot, chunk.mask)]], [slot.remaining > 0])
 
-    def _step(self, count: int, masks: dict[int, bytes] | None) -> Result:
+    def _step(self, count: int, masks: Mapping[int, bytes] | None) -> Result:
         time.sleep(self.seconds)
         rows = []
         for number, slot in enumerate(self.state):
-            row, mask = [], (masks or {}).get(number)
+            row: list[int] = []
+            mask = (masks or {}).get(number)
             while slot.remaining and len(row) < count and mask != b"":
                 row.append(self._next(slot, mask))
             rows.append(row)

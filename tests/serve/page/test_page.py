@@ -2,12 +2,12 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.serve.page.browser import answers, ask, chromium, opened, press, questions
-from tests.serve.stub import BreaksOff, Refusal, Stub
+from tests.serve.stub import BreaksOff, Piece, Refusal, Stub
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def contents(request: dict[str, Any]) -> list[tuple[str, str]]:
 def test_an_answer_is_shown_while_it_streams(page: Any, stub: Stub) -> None:
     goes_on = threading.Event()
 
-    def answer(body: dict[str, Any]) -> Iterator[str | dict[str, str]]:
+    def answer(body: dict[str, Any]) -> Iterator[Piece]:
         yield from ({"reasoning_content": "hm"}, {"reasoning_content": "m"}, "**first** ")
         goes_on.wait(10)
         yield "second"
@@ -155,7 +155,7 @@ def test_errors_are_shown_and_tried_again(
 
 
 def test_a_question_without_an_answer_is_not_sent_again(browser: Any, stub: Stub) -> None:
-    def answer(body: dict[str, Any]) -> None:
+    def answer(body: dict[str, Any]) -> NoReturn:
         raise Refusal(500, "broken")
 
     stub.answer = answer
@@ -289,7 +289,11 @@ def test_keyboard(page: Any, stub: Stub) -> None:
 
 def test_phone(browser: Any, stub: Stub) -> None:
     stub.answer = lambda body: ["```\n" + "long " * 80 + "\n```\n\n" + "x" * 300]
-    how = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
+    how: dict[str, Any] = {
+        "viewport": {"width": 360, "height": 640},
+        "has_touch": True,
+        "is_mobile": True,
+    }
     with opened(browser, stub.url, **how) as page:
         page.tap("#query")
         for key in ("a", "Enter", "b"):  # a new line: there is no Shift on a phone

@@ -12,6 +12,7 @@ import pytest
 
 from serve.engine.operations import Prefill
 from serve.schemas import fields, unasked
+from tests.serve.conftest import Serve
 from tests.serve.raw_http import CHAT, fault
 from tests.serve.text.test_grammar import CALL, NOW, ODD
 from tests.serve.text.test_tools import TIME, TOOLS, WEATHER
@@ -22,8 +23,12 @@ TEMPLATE = (
     "{{ m.tool_call_id }}\n{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "seed": 1}
-USED = {"role": "assistant", "content": "so"}
+WORDS: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "hi"}],
+    "seed": 1,
+}
+USED: dict[str, Any] = {"role": "assistant", "content": "so"}
 ANSWERED = {"role": "tool", "content": "4", "tool_call_id": "a"}
 ASKED = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 NAMED = {"type": "function", "function": {"name": "time"}}
@@ -31,7 +36,7 @@ GRAMMAR = {"type": "grammar", "grammar": 'start: "a"'}
 BEFORE = WORDS["messages"]
 PARTS = [{"type": "text", "text": "hi"}]
 SCHEMA = {"name": "x", "schema": ODD, "strict": False}
-BASES = {
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": (CHAT, WORDS),
     "completion": ("/v1/completions", {"model": "tiny", "prompt": "hi", "seed": 1}),
     "tokenize": ("/tokenize", {"messages": WORDS["messages"]}),
@@ -130,7 +135,7 @@ USED_FIELDS = {
     "DetokenizeRequest.tokens": ("detokenize", "tokens", [6]),
 }  # fmt: skip
 # What a field needs beside it, in both requests.
-BESIDE = {
+BESIDE: dict[str, Any] = {
     "SamplingFields.stream_options": {"stream": True},
     "StreamOptions.include_usage": {"stream": True, "stream_options": {}},
     "ChatRequest.top_logprobs": {"logprobs": True},
@@ -170,7 +175,7 @@ def test_every_field_is_in_a_table() -> None:
 
 
 @pytest.fixture(scope="module")
-def servers(scripted: Any) -> Iterator[Any]:
+def servers(scripted: Serve) -> Iterator[Any]:
     said = f"Hello.\n{CALL}\n{NOW} Bye."
     with scripted(said, TEMPLATE) as modern, scripted(said, length=999) as original:
         yield {"modern": modern, "v1": original}

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.text import hermes, react
 from serve.text.grammar import Constraint, Grammars, Rules, Unusable, of_rules, of_schema
-from serve.text.message import Message
+from serve.text.message import Message, Parser
+from tests.serve.conftest import Serve
 from tests.serve.text.test_tools import ASK, HERMES, REACT, TEMPLATE, TIME, TOOLS, WEATHER, streamed
 
 BODY = {
@@ -135,6 +135,7 @@ def test_no_call_slips_through(
     grammars: Grammars, small: Tokenizer, form: str, parts: list[Any]
 ) -> None:
     """Whatever a model tries, the parser finds no call whose arguments break the schema."""
+    parser: Parser
     if form == "hermes":
         rules, parser = hermes.rules([WEATHER], "text", small.markup), hermes.HermesParser()
     else:
@@ -174,7 +175,7 @@ def test_schemas_of_arguments(grammars: Grammars, small: Tokenizer) -> None:
 
 # --- over HTTP ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
-def test_strict_functions(scripted: Callable[..., Any], form: str) -> None:
+def test_strict_functions(scripted: Serve, form: str) -> None:
     """The model's call breaks the schema: strict, it cannot; its text is its own either way."""
     said, template = FORMS[form]
     with scripted(said.replace("Rome", "Berlin"), template) as running:
@@ -192,14 +193,14 @@ def test_strict_functions(scripted: Callable[..., Any], form: str) -> None:
             assert (content, finish) == (choice.message.content, "tool_calls")
 
 
-def test_strict_functions_leave_text_alone(scripted: Callable[..., Any]) -> None:
+def test_strict_functions_leave_text_alone(scripted: Serve) -> None:
     said = "I need no <b>tool</b> for that, thank you."
     with scripted(said, TEMPLATE) as running:
         (choice,) = running.client().chat.completions.create(**ASK, tools=STRICT).choices
         assert (choice.message.content, choice.finish_reason) == (said, "stop")
 
 
-def test_at_most_one_call(scripted: Callable[..., Any]) -> None:
+def test_at_most_one_call(scripted: Serve) -> None:
     """parallel_tool_calls=false, the old form, and a function by name hold one call."""
     with scripted(f"{HERMES}\n{CALL} Done.", TEMPLATE) as running:
         client = running.client()
@@ -225,7 +226,7 @@ def test_at_most_one_call(scripted: Callable[..., Any]) -> None:
         running.settle()
 
 
-def test_required_calls(scripted: Callable[..., Any]) -> None:
+def test_required_calls(scripted: Serve) -> None:
     """One or several when any must be; one by name, or when they may not be parallel."""
     with scripted(f"{CALL}\n{NOW}", TEMPLATE) as running:
         named = {"type": "function", "function": {"name": "weather"}}
@@ -240,9 +241,7 @@ def test_required_calls(scripted: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("choice", ["auto", "required", "none"])
-def test_a_call_or_a_text_in_the_format(
-    scripted: Callable[..., Any], form: str, choice: str
-) -> None:
+def test_a_call_or_a_text_in_the_format(scripted: Serve, form: str, choice: str) -> None:
     said, template = FORMS[form]
     answer = '{"n": 3}'
     if form == "v1" and choice != "none":
@@ -273,7 +272,7 @@ def test_a_call_or_a_text_in_the_format(
     ],
 )  # fmt: skip
 def test_what_cannot_be_enforced_is_named(
-    scripted: Callable[..., Any], change: dict[str, Any], param: str | None
+    scripted: Serve, change: dict[str, Any], param: str | None
 ) -> None:
     change = copy.deepcopy(change)
     for tool in change.get("tools", ()):
@@ -281,11 +280,12 @@ def test_what_cannot_be_enforced_is_named(
     with scripted(template=TEMPLATE) as running, pytest.raises(openai.BadRequestError) as caught:
         running.client().chat.completions.create(**ASK | change)
     assert caught.value.param == param
-    assert caught.value.body["message"].startswith(f"{param} cannot be used: ")
+    body: Any = caught.value.body
+    assert body["message"].startswith(f"{param} cannot be used: ")
 
 
-def test_a_strict_format_lets_no_keyword_pass(scripted: Any) -> None:
-    wanted = {"name": "x", "schema": ODD, "strict": None}
+def test_a_strict_format_lets_no_keyword_pass(scripted: Serve) -> None:
+    wanted: dict[str, Any] = {"name": "x", "schema": ODD, "strict": None}
     with scripted("{}") as running:
         ask = lambda: running.client().chat.completions.create(
             **ASK, response_format={"type": "json_schema", "json_schema": wanted}

@@ -1,5 +1,6 @@
 """What a model says is read in time that grows as it does, however a stranger made it say that."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from serve.text.thinking import ThinkingParser
 from tests.growth import linear
 
 ACTION = "\nAction: f\nAction Input: "
-CASES = {
+CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "an open call": (HermesParser, "<tool_call>", "a b "),
     "markers in one string": (HermesParser, '<tool_call>{"a": "', "</tool_call>"),
     "markers in many strings": (HermesParser, '<tool_call>["', '</tool_call>", "'),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.serve.conftest import Serve
 from tests.serve.text.test_tools import ASK, TEMPLATE
 
 FOLLOWED = re.compile(r'\{\s*"a"\s*:\s*"[xy]"')
@@ -24,7 +25,7 @@ ODDITIES = [
 
 
 @pytest.mark.parametrize("odd", ODDITIES, ids=str)
-def test_what_is_not_strict_is_never_refused_for_a_keyword(scripted: Any, odd: Any) -> None:
+def test_what_is_not_strict_is_never_refused_for_a_keyword(scripted: Serve, odd: Any) -> None:
     """What stands beside the odd one is enforced all the same."""
     schema = {
         "type": "object",
@@ -42,7 +43,7 @@ def test_what_is_not_strict_is_never_refused_for_a_keyword(scripted: Any, odd: A
         assert FOLLOWED.match(call.function.arguments)
 
 
-def test_a_format_nobody_defined_asks_for_nothing(scripted: Any) -> None:
+def test_a_format_nobody_defined_asks_for_nothing(scripted: Serve) -> None:
     """Not even of a strict schema; as a name of a property it is one."""
     schema = {
         "type": "object",

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -15,7 +14,8 @@ from qwen_jax.text.tokenizer import Tokenizer
 from serve.text import thinking
 from serve.text.grammar import Grammars, Rules, of_rules, of_schema
 from serve.text.hermes import HermesParser
-from serve.text.message import Message
+from serve.text.message import Message, Parser
+from tests.serve.conftest import Serve
 from tests.serve.text.test_grammar import BODY, CALL, FORMAT, STRICT, fits, follows
 from tests.serve.text.test_tools import ASK as SHORT
 from tests.serve.text.test_tools import TEMPLATE, TOOLS, WEATHER, read
@@ -50,7 +50,7 @@ TOLD = "Let me see {.\n\nSo <b>."
 def test_thoughts(begun: bool, text: str, reasoning: str, content: str) -> None:
     wanted = Message(content, reasoning)
     for size in range(1, len(text)):
-        parser = thinking.ThinkingParser(thinking.Parser(), begun)
+        parser = thinking.ThinkingParser(Parser(), begun)
         assert read(parser, text, range(size, len(text), size)) == wanted
 
 
@@ -79,7 +79,7 @@ def test_what_a_prompt_leaves_open(small: Tokenizer) -> None:
     asked = [{"role": "user", "content": "hi <think>"}]
     said = [*asked, {"role": "assistant", "content": "<think>a</think>b"}, *asked]
 
-    def after(template: str, said: list[dict[str, str]] = asked, **how: bool) -> str:
+    def after(template: str, said: list[dict[str, str]] = asked, **how: Any) -> str:
         tokenizer = copy.copy(small)
         tokenizer.chat_template = template
         return thinking.after(tokenizer, render(tokenizer, said, **how))
@@ -112,7 +112,7 @@ def test_what_a_prompt_leaves_open(small: Tokenizer) -> None:
     ],
 )
 def test_a_grammar_waits_for_the_thought(
-    grammars: Grammars, small: Tokenizer, state: str, text: str, good: bool
+    grammars: Grammars, small: Tokenizer, state: thinking.Thought, text: str, good: bool
 ) -> None:
     start = thinking.rules(state)
     assert fits(grammars, small, "answer: @body", text, start=start) == good
@@ -134,7 +134,7 @@ def streamed(client: Any, **how: Any) -> tuple[str, str, str, list[dict[str, Any
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_thought_is_told_apart(scripted: Callable[..., Any], small: Tokenizer, form: str) -> None:
+def test_a_thought_is_told_apart(scripted: Serve, small: Tokenizer, form: str) -> None:
     template, thought = FORMS[form]
     with scripted(thought + REST, template) as running:
         client = running.client()
@@ -157,7 +157,7 @@ def test_a_thought_is_told_apart(scripted: Callable[..., Any], small: Tokenizer,
         assert got == (message.reasoning_content, "", "length")
 
 
-def test_no_thought(scripted: Callable[..., Any]) -> None:
+def test_no_thought(scripted: Serve) -> None:
     """None where it is switched off, where the model has none, in plain completions."""
     kwargs = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
     twice = {"extra_body": kwargs["extra_body"] | {"enable_thinking": False}}
@@ -176,7 +176,7 @@ def test_no_thought(scripted: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("tools", [TOOLS, STRICT])
 @pytest.mark.parametrize("choice", ["auto", "required"])
 def test_calls_follow_thoughts(
-    scripted: Callable[..., Any],
+    scripted: Serve,
     small: Tokenizer,
     form: str,
     tools: list[dict[str, Any]],
@@ -201,7 +201,7 @@ def test_calls_follow_thoughts(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_format_is_for_what_follows(scripted: Callable[..., Any], form: str) -> None:
+def test_a_format_is_for_what_follows(scripted: Serve, form: str) -> None:
     template, thought = FORMS[form]
     with scripted(f"{thought}\n\nNo JSON!", template) as running:
         client = running.client()
@@ -215,7 +215,7 @@ def test_a_format_is_for_what_follows(scripted: Callable[..., Any], form: str) -
         assert list(json.loads(message.content)) == BODY["required"]
 
 
-def test_thoughts_come_back(scripted: Callable[..., Any]) -> None:
+def test_thoughts_come_back(scripted: Serve) -> None:
     """A client sends the message it got; only what an assistant thought is taken."""
     with scripted("Hello.") as original, scripted("Hello.", HYBRID) as later:
         for running in (original, later):
@@ -228,7 +228,7 @@ def test_thoughts_come_back(scripted: Callable[..., Any]) -> None:
                 ask(**ASK | {"messages": turns})
 
 
-def test_arguments_as_deep_as_they_like(scripted: Callable[..., Any]) -> None:
+def test_arguments_as_deep_as_they_like(scripted: Serve) -> None:
     """What a client says it called is text; no parser chokes on it."""
     call = {"name": WEATHER["name"], "arguments": '{"a": ' + "[" * 5000}
     turn = {"role": "assistant", "content": None, "function_call": call}

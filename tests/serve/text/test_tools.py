@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import random
-from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from serve.text import hermes, react
 from serve.text.message import Message
 from tests.conftest import GOLDEN
+from tests.serve.conftest import Serve
 
 CASES = json.loads((GOLDEN / "text" / "react.json").read_text("utf-8"))
 WEATHER = {
@@ -38,7 +38,11 @@ TEMPLATE = (
     "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 120}
+ASK: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "hi"}],
+    "max_tokens": 120,
+}
 
 
 def read(parser: Any, text: str, cuts: Any = ()) -> Message:
@@ -112,7 +116,7 @@ def test_pieces_change_nothing(parts: list[Any], cuts: set[Any], parser: type[An
 )
 def test_a_function_without_parameters_has_none(function: Any) -> None:
     """The original crashed."""
-    query = react.conversation([{"role": "user", "content": "a"}], [function]).query
+    query = react.conversation([{"role": "user", "content": "a"}], [function]).query or ""
     told = function.get("description", "")
     assert "\n\nf: Call this tool to interact with the f API. What" in query
     assert f"useful for? {told} Parameters: {{}}\n" in query
@@ -124,7 +128,7 @@ def test_calls_made_together_come_in_turn() -> None:
         "type": "function",
         "function": {"name": "weather", "arguments": city},
     }
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "both", "tool_calls": [call("1", "a"), call("2", "b")]},
         {"role": "tool", "tool_call_id": "1", "content": "A"},
@@ -169,9 +173,10 @@ def test_hermes(text: str, content: str, calls: list[Any]) -> None:
 
 
 # --- over HTTP ---------------------------------------------------------------------------------
-def streamed(client: Any, **how: Any) -> tuple[list[tuple[Any, ...]], str, str]:
+def streamed(client: Any, **how: Any) -> tuple[list[tuple[str, str]], str, str | None]:
     """Name and arguments of the calls in a stream, its content, why it ended."""
-    calls, content, finish = {}, "", None
+    calls: dict[int, tuple[str, str]] = {}
+    content, finish = "", None
     for chunk in client.chat.completions.create(**ASK, stream=True, **how):
         for choice in chunk.choices:
             content += choice.delta.content or ""
@@ -189,7 +194,7 @@ def streamed(client: Any, **how: Any) -> tuple[list[tuple[Any, ...]], str, str]:
 
 
 @pytest.mark.parametrize("form", ["v1", "hermes"])
-def test_a_call(scripted: Callable[..., Any], form: str) -> None:
+def test_a_call(scripted: Serve, form: str) -> None:
     text, template = (REACT, None) if form == "v1" else (HERMES, TEMPLATE)
     with scripted(text, template) as running:
         client = running.client()
@@ -220,7 +225,7 @@ def test_a_call(scripted: Callable[..., Any], form: str) -> None:
     ],
 )
 def test_a_call_that_must_be(
-    scripted: Callable[..., Any],
+    scripted: Serve,
     template: str | None,
     choice: str | dict[str, Any],
     names: set[str],
@@ -239,7 +244,7 @@ def test_a_call_that_must_be(
         assert finish == "tool_calls"
 
 
-def test_the_answer_to_a_call_goes_on(scripted: Callable[..., Any]) -> None:
+def test_the_answer_to_a_call_goes_on(scripted: Serve) -> None:
     """The last reply is continued, as the original does; also as a stream, where it crashed."""
     with scripted(" I now know the final answer.\nFinal Answer: sunny") as running:
         client = running.client()
@@ -276,10 +281,9 @@ def test_the_answer_to_a_call_goes_on(scripted: Callable[..., Any]) -> None:
     ],
     ids=lambda change: str(change)[:50],
 )
-def test_what_cannot_be_is_a_clear_400(
-    scripted: Callable[..., Any], change: dict[str, Any]
-) -> None:
+def test_what_cannot_be_is_a_clear_400(scripted: Serve, change: dict[str, Any]) -> None:
     with scripted() as running, pytest.raises(openai.BadRequestError) as caught:
         running.client().chat.completions.create(**ASK | change)
-    assert caught.value.body["message"]
+    body: Any = caught.value.body
+    assert body["message"]
     assert caught.value.type == "invalid_request_error"
