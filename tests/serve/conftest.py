@@ -54,7 +54,15 @@ class Running:
         assert self.service.model is not None
         return self.service.model
 
-    def client(self, key: str = "none") -> openai.OpenAI:
+    @property
+    def script(self) -> Script:
+        """What plays the device of a `scripted` server."""
+        device = self.model.engine._device
+        assert isinstance(device, Script)
+        return device
+
+    def client(self, key: str = "none") -> Any:
+        """OpenAI's; its own types would have dictionaries by classes of theirs."""
         url = f"{self.url}/v1"
         self.clients.append(openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=60))
         return self.clients[-1]

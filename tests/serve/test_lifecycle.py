@@ -63,7 +63,7 @@ def test_tenants_share_no_prefix(locked: Running) -> None:
 # --- the engine fails, the server ends ---------------------------------------------------------
 def test_an_engine_that_fails_goes_on(scripted: Serve) -> None:
     with scripted("la " * 50, seconds=0.01) as running:
-        device = running.model.engine._device
+        device = running.script
         with httpx.stream("POST", running.url + CHAT, json=STREAM) as answer:
             lines = answer.iter_lines()
             next(lines)
@@ -80,7 +80,7 @@ def test_an_engine_that_fails_goes_on(scripted: Serve) -> None:
 
 def test_an_engine_that_cannot_go_on_says_so(scripted: Serve) -> None:
     with scripted() as running:
-        running.model.engine._device.failures = 10**9
+        running.script.failures = 10**9
         answers = [httpx.post(running.url + CHAT, json=ASK) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [500, 500, 500, 503]
         fault(httpx.get(running.url + "/health"), 503, "engine has failed")

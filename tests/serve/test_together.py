@@ -53,13 +53,8 @@ def test_terminal(server: Running) -> None:
 
 
 def test_benchmark(server: Running, tmp_path: Path) -> None:
-    how: dict[str, Any] = {
-        "url": server.url,
-        "requests": 6,
-        "warmup": 1,
-        "concurrency": 3,
-        "ignore_eos": False,
-    }
+    how: dict[str, Any] = {"url": server.url, "requests": 6, "warmup": 1, "concurrency": 3}
+    how["ignore_eos"] = False
     found = main(**how, input_length=9, output_length=30)
     assert (found["completed"], found["failed"]) == (6, 0)
     assert found["total_input_tokens"] == 54

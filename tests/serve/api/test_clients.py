@@ -108,7 +108,7 @@ def test_tools_are_shown_as_they_were_sent(scripted: Serve) -> None:
             add_generation_prompt=True,
         )
         wanted = running.model.tokenizer.encode(text, specials=True)
-        sent = copy.deepcopy(tools)
+        sent: Any = copy.deepcopy(tools)
         sent[0]["function"]["strict"] = sent[1]["cache_control"] = None
         assert count(running, messages=HI, tools=sent) == wanted
 
@@ -164,7 +164,7 @@ def test_thinking_that_happens_anyway(scripted: Serve) -> None:
 @pytest.mark.parametrize("stop", ["<|im_end|>", "<|endoftext|>", ["never", "<|endoftext|>"]])
 def test_a_control_token_stops(scripted: Serve, stop: Any) -> None:
     with scripted("Hello") as running:
-        device, specials = running.model.engine._device, running.model.tokenizer.specials
+        device, specials = running.script, running.model.tokenizer.specials
         name = stop if isinstance(stop, str) else stop[-1]
         device.says = [*device.says, specials[name], *device.says]
         ask = ASK | {"stop": stop, "extra_body": {"ignore_eos": True}}
@@ -177,7 +177,7 @@ def test_a_middle_is_filled(scripted: Serve) -> None:
         ask = {"model": "tiny", "prompt": "def f(", "suffix": "): pass"}
         answer = httpx.post(f"{running.url}/v1/completions", json=ask)
         assert fault(answer, 400, "fim_prefix")["param"] == "suffix"
-        tokenizer = running.model.tokenizer
+        tokenizer: Any = running.model.tokenizer
         names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
         held = dict(tokenizer.specials)
         try:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from serve.engine.fair_queue import FairQueue, QueueFull
 from serve.engine.operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
-from serve.engine.prefix_cache import PrefixCache, chain
 from serve.engine.scheduler import Scheduler
 from tests.serve.fake import Client, Fake, drive
 
@@ -286,23 +285,3 @@ def test_scoring_alone_generates_nothing() -> None:
     assert not chunks(device)
     assert client.updates[0].best == [[(token, -0.5)] for token in SYSTEM[1:5]]
     assert schedule.occupied == 0
-
-
-def test_chains_differ_where_texts_do() -> None:
-    same = chain("a", SYSTEM, 4)
-    assert same == chain("a", [*SYSTEM, 1, 2], 4)
-    assert same[0] == chain("a", [*SYSTEM[:4], 0, 0, 0, 0], 4)[0]
-    assert same[1] != chain("a", [1, *SYSTEM[1:]], 4)[1]
-    assert not set(same) & set(chain("b", SYSTEM, 4))
-
-
-def test_prefixes_forget() -> None:
-    prefixes, digests = PrefixCache(2), chain("", SYSTEM, 4)
-    prefixes.reset(0, digests)
-    prefixes.reset(1, digests[:1])
-    assert prefixes.find(digests, []) == (0, 2)
-    assert prefixes.find(digests[:1], [1]) == (1, 1)
-    prefixes.reset(0)
-    assert prefixes.find(digests, []) == (1, 1)
-    prefixes.reset(1)
-    assert prefixes.find(digests, []) == (-1, 0)

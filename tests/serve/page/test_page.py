@@ -6,26 +6,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.serve.page.browser import answers, ask, chromium, opened, press, questions
+from tests.serve.page.browser import answers, ask, opened, press, questions
 from tests.serve.stub import BreaksOff, Piece, Refusal, Stub
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
-@pytest.fixture
-def page(browser: Any, stub: Stub) -> Iterator[Any]:
-    with opened(browser, stub.url) as page:
-        yield page
 
 
 def endless(body: dict[str, Any]) -> Iterator[str]:
@@ -289,12 +271,8 @@ def test_keyboard(page: Any, stub: Stub) -> None:
 
 def test_phone(browser: Any, stub: Stub) -> None:
     stub.answer = lambda body: ["```\n" + "long " * 80 + "\n```\n\n" + "x" * 300]
-    how: dict[str, Any] = {
-        "viewport": {"width": 360, "height": 640},
-        "has_touch": True,
-        "is_mobile": True,
-    }
-    with opened(browser, stub.url, **how) as page:
+    screen = {"width": 360, "height": 640}
+    with opened(browser, stub.url, viewport=screen, has_touch=True, is_mobile=True) as page:
         page.tap("#query")
         for key in ("a", "Enter", "b"):  # a new line: there is no Shift on a phone
             page.keyboard.press(key)

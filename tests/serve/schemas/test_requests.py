@@ -23,17 +23,13 @@ TEMPLATE = (
     "{{ m.tool_call_id }}\n{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS: dict[str, Any] = {
-    "model": "tiny",
-    "messages": [{"role": "user", "content": "hi"}],
-    "seed": 1,
-}
+BEFORE = [{"role": "user", "content": "hi"}]
+WORDS = {"model": "tiny", "messages": BEFORE, "seed": 1}
 USED: dict[str, Any] = {"role": "assistant", "content": "so"}
 ANSWERED = {"role": "tool", "content": "4", "tool_call_id": "a"}
 ASKED = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 NAMED = {"type": "function", "function": {"name": "time"}}
 GRAMMAR = {"type": "grammar", "grammar": 'start: "a"'}
-BEFORE = WORDS["messages"]
 PARTS = [{"type": "text", "text": "hi"}]
 SCHEMA = {"name": "x", "schema": ODD, "strict": False}
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -196,7 +192,7 @@ def put(body: Any, where: Any, value: Any) -> Any:
 
 def seen(running: Any, path: Any, body: Any) -> Any:
     """All that a request makes happen: what it asks of the device, and the answer."""
-    device = running.model.engine._device
+    device = running.script
     device.log.clear()
     answer = httpx.post(running.url + path, json=body, timeout=60)
     running.settle()

@@ -38,11 +38,8 @@ TEMPLATE = (
     "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ASK: dict[str, Any] = {
-    "model": "tiny",
-    "messages": [{"role": "user", "content": "hi"}],
-    "max_tokens": 120,
-}
+HI = [{"role": "user", "content": "hi"}]
+ASK: dict[str, Any] = {"model": "tiny", "messages": HI, "max_tokens": 120}
 
 
 def read(parser: Any, text: str, cuts: Any = ()) -> Message:
