@@ -8,7 +8,8 @@ cache layouts, kernels and meshes are behind `cache.attend`.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
-
-if TYPE_CHECKING:  # the network carries it and never looks inside
-    from qwen_jax.assets import Assets
 
 LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
 
@@ -40,6 +38,19 @@ class LinearLayer(nnx.Module):
     def float32(self, x: Array) -> Array:
         """x [... in] -> [... out], before it is rounded to x's type."""
         raise NotImplementedError
+
+
+class Assets(Protocol):
+    """What `load` finds beside the arrays, qwen_jax.assets; no arithmetic reads it."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def defaults(self) -> Any: ...
 
 
 @nnx.dataclass
@@ -136,7 +147,7 @@ class Qwen(nnx.Module):
     norm: RMSNorm
     head: Linear | None  # None: logits reuse `embed`
     config: Config = nnx.static()
-    assets: "Assets | None" = nnx.static()  # None: a bare network
+    assets: Assets | None = nnx.static()  # None: a bare network
 
     def __call__(self, tokens, positions, prompt_lengths, cache: AttentionCache):
         """tokens and positions [B T], prompt_lengths [B] -> hidden states [B T D] and the cache.
