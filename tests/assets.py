@@ -10,7 +10,7 @@ from qwen_jax.text.vocabulary import Vocabulary
 
 
 def assets_of(params: Qwen) -> Assets:
-    assert params.assets is not None
+    assert isinstance(params.assets, Assets)
     return params.assets
 
 

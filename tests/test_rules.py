@@ -22,14 +22,9 @@ def name(file: Path) -> str:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Dotted names of everything the file imports, inside functions too, but for types alone."""
+    """Dotted names of everything the file imports, inside functions too."""
     package = file.relative_to(ROOT).parent.parts
-    tree = ast.parse(file.read_text("utf-8"))
-    typing = [node for node in tree.body if isinstance(node, ast.If)]
-    types = {one for node in typing if "TYPE_CHECKING" in ast.dump(node.test) for one in node.body}
-    for node in ast.walk(tree):
-        if node in types:
-            continue
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -85,8 +85,8 @@ def add(params: Qwen, adapter: Adapter, dtype: Any = None, model_type: str | Non
 def add_all(params: Qwen, adapters: Mapping[str, Adapter], dtype: Any = None) -> Qwen:
     """params with several adapters beside its layers, by number from 1 in their order.
 
-    `lora.choose` says which row of a batch follows which. Raises ValueError if one does not fit, or
-    has whole tensors, of which a network holds one.
+    `lora.select_adapters` says which row of a batch follows which. Raises ValueError if one does
+    not fit, or has whole tensors, of which a network holds one.
     """
     config, model_type = params.config, model_type_of(params)
     table, put = tensor_mappings(config, model_type), _beside(params, dtype)

@@ -1,8 +1,8 @@
 """The decode functions for devices that are not there: shapes in, a program to compile out.
 
-    params = lowering.params(config, jnp.bfloat16, mesh)     # nothing is allocated
-    state = lowering.state(params, slots=8, length=4096)
-    lowering.step(params, state, 16).lower().compile().memory_analysis()
+    params = aot.params(config, jnp.bfloat16, mesh)        # nothing is allocated
+    state = aot.state(params, slots=8, length=4096)
+    aot.step(params, state, 16).lower().compile().memory_analysis()
 
 The mesh's devices may come from jax.experimental.topologies, which describes a machine with no
 more than its compiler at hand. Arrays of a real model and state will do as well.

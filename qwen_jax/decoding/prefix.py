@@ -1,7 +1,7 @@
 """What a server does with prompts beside prefilling them: reuse a prefix, score every token.
 
-state = share(params, state, source=3, slot=0, tokens=prefix)  # slot 0 goes on from there
-state, scores = judge(params, state, 0, chunk, following, start=0, prompt_length=900)
+state = copy_prefix(params, state, source=3, slot=0, tokens=prefix)  # slot 0 goes on there
+state, scores = score_chunk(params, state, 0, chunk, following, start=0, prompt_length=900)
 """
 
 import functools

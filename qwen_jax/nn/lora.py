@@ -60,7 +60,7 @@ class Deltas(nnx.Module):
 
     a: Array = nnx.data()  # [R in], R the ranks of all
     b: Array = nnx.data()  # [out R]
-    chosen: Array | None = nnx.data()  # [B] the number of each row's adapter; `choose` sets it
+    chosen: Array | None = nnx.data()  # [B] each row's adapter; see `select_adapters`
     rows: Rows | None = nnx.static()
     numbers: tuple[int, ...] = nnx.static()  # of the adapters that are here, from 1
     ranks: tuple[int, ...] = nnx.static()
@@ -68,7 +68,7 @@ class Deltas(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [B T in] -> float32 [B T out]."""
-        assert self.chosen is not None, "several adapters, and nobody chose: see lora.choose"
+        assert self.chosen is not None, "several adapters, none chosen: see select_adapters"
         numbers = np.repeat(self.numbers, self.ranks)
         scales = jnp.asarray(np.repeat(self.scales, self.ranks), jnp.float32)
         inner = scales * matmul(x, self.a.astype(x.dtype))

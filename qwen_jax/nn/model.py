@@ -8,7 +8,8 @@ cache layouts, kernels and meshes are behind `cache.attend`.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +20,14 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
 
-if TYPE_CHECKING:  # the network carries it and never looks inside
-    from qwen_jax.assets import Assets
-
 LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
+Attended = tuple[Array, Any]  # what comes out, and the cache it leaves
 
 
 class AttentionCache(Protocol):
     """What attention needs of a cache; see qwen_jax.nn.kv_cache."""
 
-    def attend(
-        self, layer: int, q: Array, k: Array, v: Array, positions: Array
-    ) -> tuple[Array, Any]: ...
+    def attend(self, layer: int, q: Array, k: Array, v: Array, positions: Array) -> Attended: ...
 
 
 # what a block is called with beside x: positions, angles, query scale, cache, layer, config
@@ -46,6 +43,19 @@ class LinearLayer(nnx.Module):
     def float32(self, x: Array) -> Array:
         """x [... in] -> [... out], before it is rounded to x's type."""
         raise NotImplementedError
+
+
+class Assets(Protocol):
+    """What `load` finds beside the arrays, qwen_jax.assets; no arithmetic reads it."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def defaults(self) -> Any: ...
 
 
 @nnx.dataclass
@@ -85,11 +95,11 @@ class Attention(nnx.Module):
     k_norm: RMSNorm | None
 
     @jax.named_scope("attention")
-    def __call__(self, x: Array, *setting: *Setting) -> tuple[Array, Any]:
+    def __call__(self, x: Array, *setting: *Setting) -> Attended:
         y, cache = self.mix(self.qkv(x), *setting)
         return self.out(y), cache
 
-    def mix(self, qkv: Array, *setting: *Setting) -> tuple[Array, Any]:
+    def mix(self, qkv: Array, *setting: *Setting) -> Attended:
         """What `out` gets, from what `qkv` gives."""
         positions, angles, query_scale, cache, layer, config = setting
         batch, length, _ = qkv.shape
@@ -127,7 +137,7 @@ class Block(nnx.Module):
     mlp_norm: RMSNorm
     mlp: MLP
 
-    def __call__(self, x: Array, *setting: *Setting) -> tuple[Array, Any]:
+    def __call__(self, x: Array, *setting: *Setting) -> Attended:
         y, cache = self.attn(self.attn_norm(x), *setting)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache
@@ -142,11 +152,11 @@ class Qwen(nnx.Module):
     norm: RMSNorm
     head: Linear | None  # None: logits reuse `embed`
     config: Config = nnx.static()
-    assets: "Assets | None" = nnx.static()  # None: a bare network
+    assets: Assets | None = nnx.static()  # None: a bare network
 
     def __call__(
         self, tokens: Array, positions: Array, prompt_lengths: Array, cache: AttentionCache
-    ) -> tuple[Array, Any]:
+    ) -> Attended:
         """tokens and positions [B T], prompt_lengths [B] -> hidden states [B T D] and the cache.
 
         `logits` turns hidden states into scores; a prefill asks it for the last one only.

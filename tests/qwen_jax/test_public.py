@@ -12,10 +12,9 @@ import pytest
 import convert
 import qwen_jax
 import train
-from qwen_jax.assets import Assets
 from qwen_jax.decoding.completion import complete, stream_completions
 from qwen_jax.generate import generate
-from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.model import Assets, Qwen
 
 PUBLIC = [
     *(getattr(qwen_jax, name) for name in qwen_jax.__all__ if name[0].islower()),
@@ -48,7 +47,7 @@ def test_keywords_are_spelled_with_their_types(function: Any) -> None:
 
 
 def test_what_lies_beside_the_arrays_has_a_type() -> None:
-    assert typing.get_type_hints(Qwen, localns={"Assets": Assets})["assets"] == Assets | None
+    assert typing.get_type_hints(Qwen)["assets"] == Assets | None
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:
