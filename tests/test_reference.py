@@ -40,7 +40,7 @@ def difference(
     ids: np.ndarray,
     wanted: np.ndarray,
     **options: Any,
-) -> Any:
+) -> float:
     """Largest distance from the stored logits: all of the vocabulary, or its first 64 columns."""
     logits = reference_logits(config, tensors, ids.tolist(), **options)
     return np.abs(logits[-len(wanted) :, : wanted.shape[-1]] - wanted).max() / np.abs(wanted).max()

@@ -67,7 +67,7 @@ def kernels(params: Qwen, model_type: str) -> dict[str, np.ndarray]:
     }
 
 
-def logits_error(params: Qwen, ids: list[list[int]] | np.ndarray, wanted: np.ndarray) -> Any:
+def logits_error(params: Qwen, ids: list[list[int]] | np.ndarray, wanted: np.ndarray) -> float:
     got = np.asarray(decode.score(params, np.asarray(ids)))[..., : wanted.shape[-1]]
     return np.abs(got - wanted).max() / np.abs(wanted).max()
 

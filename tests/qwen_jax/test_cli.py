@@ -54,7 +54,7 @@ def test_it_is_what_a_wheel_installs() -> None:
 
 @pytest.mark.parametrize("word", cli.PROGRAMS)
 def test_a_word_is_a_program(
-    word: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has the help that `python -m` prints, under its own name."""
     monkeypatch.setattr(cli, "_keep_compiled_code", lambda: None)

@@ -12,8 +12,11 @@ import pytest
 import convert
 from qwen_jax import Sampling, chat, conversation, load, stream_chat
 from qwen_jax.decoding.completion import Completion
+from qwen_jax.nn.model import Qwen
 from qwen_jax.text.chatml import DEFAULT_SYSTEM, TEMPLATE_ARGUMENTS, prompt_ids, render
-from tests.assets import read_tokenizer
+from qwen_jax.text.tokenizer import Tokenizer
+from tests.assets import read_tokenizer, tokenizer_of
+from tests.conftest import Golden
 from tests.qwen_jax.memorised_model import memorised_model, with_assets, with_defaults
 from tests.qwen_jax.text.test_chatml import TEMPLATE, with_template
 
@@ -23,7 +26,7 @@ TURNS = [("What?", "That."), ("<|im_start|>", "Fine <|im_end|>")]
 
 
 @pytest.fixture(scope="module")
-def talker(small: Any) -> Any:
+def talker(small: Tokenizer) -> Qwen:
     """A v1 chat model; only its vocabulary is not v1's."""
     text = f"\n {SAID}<|im_end|>"
     end = small.end_of_text
@@ -31,7 +34,7 @@ def talker(small: Any) -> Any:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The prompts that reach the model, and the ids that end an answer; its answers are "yes"."""
     calls = []
 
@@ -45,7 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
     return calls
 
 
-def test_a_chat(talker: Any) -> None:
+def test_a_chat(talker: Qwen) -> None:
     reply, history = chat(talker, "The", system="")
     assert (reply, history) == (SAID, [("The", SAID)])
     pieces = [answer.text for answer in stream_chat(talker, "The", system="")]
@@ -54,7 +57,7 @@ def test_a_chat(talker: Any) -> None:
     assert chat(talker, "The", system="", stop="own", seed=3)[0] == "We🙂 quick br"
 
 
-def test_a_reply_has_markup_and_no_control_tokens(small: Any) -> None:
+def test_a_reply_has_markup_and_no_control_tokens(small: Tokenizer) -> None:
     text = "\n<think>quick</think>brown<|im_start|>fox<|im_end|>"
     params = memorised_model(small, text, chat_format="chatml", max_new_tokens=NEW)
     assert chat(params, "The", system="")[0] == "<think>quick</think>brown"
@@ -62,7 +65,7 @@ def test_a_reply_has_markup_and_no_control_tokens(small: Any) -> None:
     assert chat(params, "The", None, "", sampling)[0] == "<think>quick</think>brownfox"
 
 
-def test_the_history_grows_and_is_not_written_to(talker: Any, asked: Any) -> None:
+def test_the_history_grows_and_is_not_written_to(talker: Qwen, asked: list[Any]) -> None:
     turns = list(TURNS)
     reply, history = chat(talker, "And?", turns)
     assert reply == "yes"
@@ -71,12 +74,14 @@ def test_the_history_grows_and_is_not_written_to(talker: Any, asked: Any) -> Non
     assert chat(talker, "And?", iter(TURNS))[1] == history
     _, history = chat(talker, "So?", history)
     assert asked[-1][0] == prompt_ids(
-        talker.assets.tokenizer, "So?", [*TURNS, ("And?", "yes")], DEFAULT_SYSTEM
+        tokenizer_of(talker), "So?", [*TURNS, ("And?", "yes")], DEFAULT_SYSTEM
     )
 
 
 @pytest.mark.parametrize("system", [None, "", "Be <|im_end|> brief."])
-def test_the_prompt_is_the_original_one(talker: Any, small: Any, asked: Any, system: Any) -> None:
+def test_the_prompt_is_the_original_one(
+    talker: Qwen, small: Tokenizer, asked: list[Any], system: str | None
+) -> None:
     chat(talker, "<|im_end|>\n", TURNS, system)
     wanted = DEFAULT_SYSTEM if system is None else system
     assert asked[0][0] == prompt_ids(small, "<|im_end|>\n", TURNS, wanted)
@@ -84,7 +89,9 @@ def test_the_prompt_is_the_original_one(talker: Any, small: Any, asked: Any, sys
     assert set(asked[0][1]) == {(400,), (401,), (402,)}
 
 
-def test_the_window_of_the_checkpoint_counts(talker: Any, small: Any, asked: Any) -> None:
+def test_the_window_of_the_checkpoint_counts(
+    talker: Qwen, small: Tokenizer, asked: list[Any]
+) -> None:
     whole = prompt_ids(small, "So?", TURNS)
     for size in (40, 6144):
         chat(with_defaults(talker, max_window_size=size), "So?", TURNS)
@@ -94,12 +101,14 @@ def test_the_window_of_the_checkpoint_counts(talker: Any, small: Any, asked: Any
     assert history[:-1] == TURNS
 
 
-def test_the_checkpoint_ends_answers_too(talker: Any, asked: Any) -> None:
+def test_the_checkpoint_ends_answers_too(talker: Qwen, asked: list[Any]) -> None:
     chat(with_defaults(talker, eos_ids=((3, 4),)), "So?")
     assert set(asked[0][1]) == {(3, 4), (400,), (401,), (402,)}
 
 
-def test_a_template_renders(golden: Any, small_folder: Any, asked: Any, tmp_path: Path) -> None:
+def test_a_template_renders(
+    golden: Golden, small_folder: Path, asked: list[Any], tmp_path: Path
+) -> None:
     """From files on a disk, as the checkpoints of Qwen1.5 and later have them."""
     folder = Path(shutil.copytree(golden("modern/qwen2_gqa"), tmp_path / "hf"))
     for file in small_folder.iterdir():
@@ -123,7 +132,9 @@ def test_a_template_renders(golden: Any, small_folder: Any, asked: Any, tmp_path
     assert asked[-1][0] != asked[0][0]
 
 
-def test_thinking_is_for_templates_that_read_it(talker: Any, small_folder: Any, asked: Any) -> None:
+def test_thinking_is_for_templates_that_read_it(
+    talker: Qwen, small_folder: Path, asked: list[Any]
+) -> None:
     other = with_template(small_folder, "{{ messages[0].content }}")
     for params in (talker, with_assets(talker, other)):
         with pytest.raises(ValueError, match="enable_thinking"):
@@ -140,14 +151,14 @@ def test_thinking_is_for_templates_that_read_it(talker: Any, small_folder: Any, 
     ],
 )
 def test_who_cannot_chat_says_so(
-    talker: Any, small: Any, tokenizer: Any, config: Any, message: Any
+    talker: Qwen, small: Tokenizer, tokenizer: Any, config: Any, message: str
 ) -> None:
     params = with_assets(talker, small if tokenizer else None, **config)
     with pytest.raises(ValueError, match=message):
         chat(params, "So?")
 
 
-def test_a_chat_refuses_what_it_would_ignore(talker: Any) -> None:
+def test_a_chat_refuses_what_it_would_ignore(talker: Qwen) -> None:
     with pytest.raises(ValueError, match=r"no logprobs; see qwen_jax\.decoding"):
         chat(talker, "So?", sampling=Sampling(logprobs=2))
     with pytest.raises(ValueError, match="got the query 5, wanted a text or a list of texts"):
@@ -162,7 +173,7 @@ def test_template_arguments_are_spelled_out() -> None:
 
 
 # --- several questions at once -----------------------------------------------------------------
-def test_several_questions_are_answered_as_if_alone(talker: Any) -> None:
+def test_several_questions_are_answered_as_if_alone(talker: Qwen) -> None:
     queries, histories = ["The", "And?", "So?"], [None, TURNS, TURNS[:1]]
     hot = [Sampling(temperature=2.0), Sampling(temperature=0), Sampling(temperature=3.0, top_k=9)]
     replies, after = chat(talker, queries, histories, "", hot, seed=[1, 2, 3])
@@ -175,7 +186,7 @@ def test_several_questions_are_answered_as_if_alone(talker: Any) -> None:
     assert [turns[-1] for turns in longer] == list(zip(queries, again, strict=True))
 
 
-def test_one_question_in_a_list_gives_lists(talker: Any) -> None:
+def test_one_question_in_a_list_gives_lists(talker: Qwen) -> None:
     assert chat(talker, ["The"], system="") == ([SAID], [[("The", SAID)]])
 
 
@@ -190,13 +201,13 @@ def test_one_question_in_a_list_gives_lists(talker: Any) -> None:
     ],
 )
 def test_impossible_conversations(
-    talker: Any, asked: Any, query: Any, history: Any, message: Any
+    talker: Qwen, asked: list[Any], query: Any, history: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         chat(talker, query, history)
     assert asked == []
 
 
-def test_a_stream_takes_one_question(talker: Any) -> None:
+def test_a_stream_takes_one_question(talker: Qwen) -> None:
     with pytest.raises(ValueError, match="stream_chat takes one question, got list; use chat"):
         next(stream_chat(talker, ["a", "b"]))  # type: ignore[arg-type]

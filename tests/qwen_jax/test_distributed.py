@@ -12,6 +12,7 @@ import pytest
 
 from qwen_jax import distributed
 from qwen_jax.distributed import found, gather, share
+from qwen_jax.text.tokenizer import Tokenizer
 from tests.processes import joining
 from train.batches import Batches
 from train.samples import Samples
@@ -72,7 +73,7 @@ def test_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"JAX_NUM_PROCESSES": "many"}, "JAX_NUM_PROCESSES is 'many'"),
     ],
 )
-def test_half_named(changes: Any, message: Any) -> None:
+def test_half_named(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         found(environment=NAMED | changes)
 
@@ -94,7 +95,7 @@ def test_options_come_before_the_environment() -> None:
         (("host", 2, 1), "coordinator is 'host', wanted HOST:PORT or auto"),
     ],
 )
-def test_half_an_answer_of_options(options: Any, message: Any) -> None:
+def test_half_an_answer_of_options(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         found(*options)
 
@@ -129,23 +130,23 @@ print(json.dumps({"known": known(folder + "/good.jsonl", tokenizer), "reads": so
 )
 
 
-def known(data: Any, tokenizer: Any) -> Any:
+def known(data: Any, tokenizer: Tokenizer) -> Any:
     samples = Samples(data, tokenizer, length=30)
     batch = Batches(samples, batch=2, epochs=1)[0]
     return samples.digest, samples.lengths.tolist(), samples.notices, batch.tokens.tolist()
 
 
-def told(data: Any, tokenizer: Any) -> Any:
+def told(data: Any, tokenizer: Tokenizer) -> Any:
     with pytest.raises(ValueError) as error:
         known(data, tokenizer)
     return str(error.value)
 
 
-def item(text: Any) -> Any:
+def item(text: object) -> Any:
     return json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n"
 
 
-def test_two_processes(tmp_path: Path, small: Any, small_folder: Any) -> None:
+def test_two_processes(tmp_path: Path, small: Tokenizer, small_folder: Path) -> None:
     (tmp_path / "small").symlink_to(small_folder)
     texts = ["the dog " * n for n in range(11)]
     (tmp_path / "good.jsonl").write_text("".join(map(item, texts)))

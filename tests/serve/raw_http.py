@@ -21,7 +21,7 @@ def fault(answer: Any, status: int, match: str = "") -> dict[str, Any]:
     return error
 
 
-def connect(running: Running) -> Any:
+def connect(running: Running) -> socket.socket:
     host, port = running.url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=10)
 
@@ -31,7 +31,7 @@ def head(length: int | str, path: str = CHAT) -> bytes:
     return f"POST {path} HTTP/1.1\r\n{lines}\r\n\r\n".encode()
 
 
-def request(path: Any = CHAT, body: Any = b"", *lines: Any, host: Any = "localhost") -> Any:
+def request(path: str = CHAT, body: bytes = b"", *lines: str, host: str = "localhost") -> bytes:
     """A whole request; lines: of its head, beside Host and what its body needs."""
     first = f"POST {path} HTTP/1.1" if body else f"GET {path} HTTP/1.1"
     if body:
@@ -39,7 +39,7 @@ def request(path: Any = CHAT, body: Any = b"", *lines: Any, host: Any = "localho
     return "\r\n".join([first, f"Host: {host}", *lines, "", ""]).encode() + body
 
 
-def drained(connection: Any) -> bytes:
+def drained(connection: socket.socket) -> bytes:
     """Everything until the server closes."""
     content = b""
     try:

@@ -3,13 +3,13 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import httpx
 import jax
 import pytest
 
 from qwen_jax import memory
+from qwen_jax.nn.model import Qwen
 from serve import cache_length, loading
 from serve.settings import ServeConfig
 from tests.serve.conftest import Serve
@@ -32,13 +32,13 @@ SETTINGS = ServeConfig(slots=4, chunk=64)
         (1000, 1024, 1024),  # longer than the checkpoint's, as asked
     ],
 )
-def test_the_longest_that_fits(babbler: Any, asked: Any, fitting: Any, length: Any) -> None:
+def test_the_longest_that_fits(babbler: Qwen, asked: int, fitting: int, length: int) -> None:
     config = dataclasses.replace(babbler.config, max_length=512)
     settings = dataclasses.replace(SETTINGS, max_length=asked)
     assert cache_length.decide(settings, config, fitting, 0.5) == length
 
 
-def test_what_is_asked_for_and_cannot_fit(babbler: Any) -> None:
+def test_what_is_asked_for_and_cannot_fit(babbler: Qwen) -> None:
     settings = dataclasses.replace(SETTINGS, max_length=300)
     with pytest.raises(ValueError, match=r"--max-length 300 for 4 slots .* room for 319 tokens"):
         cache_length.decide(settings, babbler.config, 319, 0.5)
@@ -52,7 +52,7 @@ def test_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         loading.check(ServeConfig(max_length=32768))
 
 
-def test_bytes_are_those_of_the_cache(babbler: Any) -> None:
+def test_bytes_are_those_of_the_cache(babbler: Qwen) -> None:
     """As the runner makes it."""
     runner = loading.runner(babbler, dataclasses.replace(SETTINGS, max_length=128))
     held = sum(memory.by_dtype(jax.tree.leaves(runner._state.cache)).values())
@@ -74,7 +74,10 @@ def test_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_it_took_and_why(
-    babbler: Any, scripted: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    babbler: Qwen,
+    scripted: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In the log, at /v1/models, and in the error for what is longer."""
     caplog.set_level(logging.INFO)

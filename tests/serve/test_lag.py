@@ -3,17 +3,16 @@
 import gc
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
 
 from benchmarks.support.largest import LARGEST, ask, words
-from tests.serve.conftest import Serve
+from tests.serve.conftest import Running, Serve
 
 
 @pytest.fixture(scope="module")
-def server(scripted: Serve) -> Iterator[Any]:
+def server(scripted: Serve) -> Iterator[Running]:
     with scripted("la " * 500, max_choices=16, slots=16) as running:
         gc.collect()
         gc.freeze()  # as a server does that has its model
@@ -22,7 +21,7 @@ def server(scripted: Serve) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", LARGEST)
-def test_nobody_waits(server: Any, name: Any) -> None:
+def test_nobody_waits(server: Running, name: str) -> None:
     """Not longer than a tenth of a second, but for what a busy machine adds by itself."""
     for _ in range(3):
         time.sleep(1)
@@ -35,7 +34,7 @@ def test_nobody_waits(server: Any, name: Any) -> None:
         pytest.fail(f"held up for {worst:.3f} s, {usual:.3f} s without it")
 
 
-def test_what_is_rendered_in_pieces_is_json(server: Any) -> None:
+def test_what_is_rendered_in_pieces_is_json(server: Running) -> None:
     text = words(50_000)
     asked = {"prompt": text, "return_token_strs": True}
     answer = httpx.post(server.url + "/tokenize", json=asked, timeout=60).json()

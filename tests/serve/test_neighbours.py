@@ -18,7 +18,7 @@ from serve.lanes import Lane
 from serve.text import grammar, guard
 from serve.text.grammar import Constraint
 from serve.threads import Threads
-from tests.serve.conftest import Serve
+from tests.serve.conftest import Running, Serve
 from tests.serve.fake import Client, Fake, drive
 from tests.serve.raw_http import ASK, CHAT, fault
 
@@ -28,19 +28,19 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 SMALL = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
 
 
-def ask(running: Any, key: Any, **change: Any) -> Any:
+def ask(running: Running, key: Any, **change: Any) -> Any:
     headers = {"Authorization": f"Bearer {key}-secret-of-sixteen"}
     return httpx.post(running.url + CHAT, json=ASK | change, headers=headers, timeout=120)
 
 
 @pytest.fixture(scope="module")
-def shared(scripted: Serve) -> Iterator[Any]:
+def shared(scripted: Serve) -> Iterator[Running]:
     with scripted('{"n": 1}', keys=KEYS, max_body=4 * 2**20) as running:
         yield running
 
 
 @pytest.fixture
-def hostile(shared: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def hostile(shared: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Twenty of ann's patterns, under way; each would take its two seconds."""
     monkeypatch.setattr(guard, "SECONDS", 0.5)
     patterns = [HOSTILE | {"pattern": f"(a{{{1000 + n}}}){{1000}}"} for n in range(20)]
@@ -60,7 +60,7 @@ def hostile(shared: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             fault(answer, 429, "wait for grammars already")
 
 
-def test_hostile_grammars_delay_no_neighbour(shared: Any, hostile: Any) -> None:
+def test_hostile_grammars_delay_no_neighbour(shared: Running, hostile: Any) -> None:
     """Neither his plain requests, nor his grammars, nor those of their own tenant without one."""
     quick = []
     for key, change in itertools.product("ba", ({}, {"response_format": SMALL})):
@@ -72,7 +72,7 @@ def test_hostile_grammars_delay_no_neighbour(shared: Any, hostile: Any) -> None:
     assert max(quick) < 2
 
 
-def test_long_texts_delay_no_short_ones(shared: Any) -> None:
+def test_long_texts_delay_no_short_ones(shared: Running) -> None:
     headers = {"Authorization": "Bearer a-secret-of-sixteen"}
     text = {"prompt": "the dog " * 500_000}
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -151,7 +151,7 @@ class Matcher:
 
 @pytest.mark.parametrize(("seconds", "finish"), [(0.05, "length"), (60, "length")])
 def test_a_slow_grammar_holds_up_only_itself(
-    seconds: Any, finish: Any, monkeypatch: pytest.MonkeyPatch
+    seconds: float, finish: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its neighbour's turns go on; an answer whose next token is unknown for long ends."""
     monkeypatch.setattr(grammar, "_SECONDS", 0.5)

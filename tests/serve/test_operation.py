@@ -22,7 +22,7 @@ ASK = {"model": "tiny", "messages": [{"role": "user", "content": "a secret quest
 CHAT = "/v1/chat/completions"
 
 
-def test_tls(scripted: Serve, certificate: Any) -> None:
+def test_tls(scripted: Serve, certificate: tuple[Path, Path]) -> None:
     key, public = certificate
     with scripted(tls_certificate=public, tls_key=key) as running:
         # the port speaks TLS and nothing else

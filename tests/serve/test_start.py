@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,14 +29,16 @@ runpy.run_module("serve", run_name="__main__")
 """
 
 
-def ended(*options: Any, program: Any = COMMAND) -> Any:
+def ended(
+    *options: str | Path, program: Sequence[str] = COMMAND
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*program, *options], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Any:
+def damaged(tmp_path: Path) -> Path:
     """The bundled checkpoint without a piece of its weights and with a tokenizer of another."""
     folder = tmp_path / "damaged"
     shutil.copytree(native_folder(), folder)
@@ -44,7 +46,7 @@ def damaged(tmp_path: Path) -> Any:
     return folder
 
 
-def refused(result: Any, *words: Any) -> None:
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
     assert result.returncode == 1
     assert "listening" not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.strip()]
@@ -53,7 +55,7 @@ def refused(result: Any, *words: Any) -> None:
     assert all(word in lines[0] for word in words), lines[0]
 
 
-def test_what_is_checked_before_listening(tmp_path: Path, damaged: Any) -> None:
+def test_what_is_checked_before_listening(tmp_path: Path, damaged: Path) -> None:
     """The model's folder and files, adapters, keys, the certificate."""
     refused(ended("--model", str(tmp_path / "none")), "there is no folder")
     refused(ended("--model", str(damaged)), "cannot be loaded", "bytes")
@@ -74,7 +76,7 @@ def test_what_is_checked_before_listening(tmp_path: Path, damaged: Any) -> None:
         ("raise KeyError('x')", "KeyError: 'x' (<string>, line 5)"),
     ],
 )
-def test_a_fault_while_the_model_is_loaded(fault: Any, words: Any) -> None:
+def test_a_fault_while_the_model_is_loaded(fault: str, words: str) -> None:
     program = [sys.executable, "-c", INSTEAD.format(fault)]
     result = ended("--port", "0", program=program)
     assert result.returncode == 1

@@ -2,9 +2,9 @@
 
 import errno
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -13,7 +13,7 @@ from qwen_jax.files import atomic
 FAILURES = [RuntimeError("lightning"), KeyboardInterrupt(), OSError(errno.EDQUOT, "quota")]
 
 
-def fail(new: Any, error: Any) -> None:
+def fail(new: AbstractContextManager[Path], error: BaseException) -> None:
     def write() -> None:
         with new as partial:
             (partial / "half" if partial.is_dir() else partial).write_text("ha")
@@ -24,7 +24,7 @@ def fail(new: Any, error: Any) -> None:
 
 
 @pytest.mark.parametrize("error", FAILURES)
-def test_a_file_is_replaced_or_as_it_was(tmp_path: Path, error: Any) -> None:
+def test_a_file_is_replaced_or_as_it_was(tmp_path: Path, error: BaseException) -> None:
     atomic.write_text(tmp_path / "x", "old 老")
     fail(atomic.new_file(tmp_path / "x"), error)
     assert (tmp_path / "x").read_text("utf-8") == "old 老"
@@ -34,7 +34,7 @@ def test_a_file_is_replaced_or_as_it_was(tmp_path: Path, error: Any) -> None:
 
 
 @pytest.mark.parametrize("error", FAILURES)
-def test_a_folder_is_whole_or_not_there(tmp_path: Path, error: Any) -> None:
+def test_a_folder_is_whole_or_not_there(tmp_path: Path, error: BaseException) -> None:
     fail(atomic.new_folder(tmp_path / "x"), error)
     assert list(tmp_path.iterdir()) == []
     with atomic.new_folder(tmp_path / "x") as partial:
@@ -74,7 +74,9 @@ def test_one_of_several_processes_makes_the_folder(tmp_path: Path) -> None:
         ValueError("RESOURCE_EXHAUSTED: write failed [OS error 28: No space left on device]"),
     ],
 )
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
+def test_a_full_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500_000))
     message = r"the disk of .*/x is full: 0\.50 MB left, 2\.00 MB needed; make room there, or"
     for new in (atomic.new_file, atomic.new_folder):
@@ -86,7 +88,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, er
     atomic.check_room(tmp_path / "x", 500_000)
 
 
-def test_a_disk_that_is_full(small_disk: Any) -> None:
+def test_a_disk_that_is_full(small_disk: Path) -> None:
     with pytest.raises(OSError, match=r"report\.json is full: .* left, 2\.00 MB needed"):
         atomic.write_text(small_disk / "report.json", "x" * 2_000_000)
     assert list(small_disk.iterdir()) == []

@@ -1,7 +1,5 @@
 """Problems are counted, shown as far as anyone reads, and raised once."""
 
-from typing import Any
-
 import pytest
 
 from qwen_jax.files.problems import Problems, Wrong
@@ -33,7 +31,7 @@ def test_none_raise_nothing() -> None:
         (Wrong("a: bad", "b: worse"), ["here: a: bad", "here: b: worse"]),
     ],
 )
-def test_what_is_raised_becomes_lines(error: Any, lines: Any) -> None:
+def test_what_is_raised_becomes_lines(error: Exception, lines: list[str]) -> None:
     problems = Problems()
     with problems.catch("here"):
         raise error

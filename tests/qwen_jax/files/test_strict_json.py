@@ -40,7 +40,7 @@ def test_json_is_read(value: Any) -> None:
         (b'{"a": "\xff"}', "not JSON: byte 7 is not UTF-8"),
     ],
 )
-def test_the_rest_is_refused(text: Any, message: Any) -> None:
+def test_the_rest_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
         decode(text)
     assert str(error.value).startswith(message)
@@ -63,7 +63,7 @@ def test_a_name_is_found_twice_among_many() -> None:
         (b"\xff", "x.json is not JSON: byte 0 is not UTF-8"),
     ],
 )
-def test_files_hold_one_object(tmp_path: Path, content: Any, message: Any) -> None:
+def test_files_hold_one_object(tmp_path: Path, content: Any, message: str) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "x.json")

@@ -39,7 +39,7 @@ def case(
     return x, made, jnp.asarray(scales), jnp.asarray(offsets, jnp.int8), kernel, wanted
 
 
-def error(got: Array, wanted: np.ndarray) -> Any:
+def error(got: Array, wanted: np.ndarray) -> float:
     return np.abs(np.asarray(got, np.float64) - wanted).max() / np.abs(wanted).max()
 
 

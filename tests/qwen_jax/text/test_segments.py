@@ -1,7 +1,6 @@
 """Long texts a stretch at a time: the same result as all at once, in time that grows as they do."""
 
 import re
-from typing import Any
 from unicodedata import combining, normalize
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from qwen_jax.text import segments
 from qwen_jax.text.segments import LONGEST_RUN, SORTED, nfc, split, stretches
+from qwen_jax.text.tokenizer import Tokenizer
 from tests.growth import linear
 
 thorough = settings(max_examples=500, deadline=None)
@@ -30,14 +30,14 @@ unicode = st.lists(st.sampled_from(JOINING) | st.characters(codec="utf-8"), max_
 @given(text=unicode.map("".join))
 @example("a" + "\u0301\u0316" * (LONGEST_RUN // 2))
 @example("\u0f73" * (LONGEST_RUN // 2))
-def test_every_seam_is_nfc(text: Any) -> None:
+def test_every_seam_is_nfc(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "SORTED", 3)
         assert nfc(text) == normalize("NFC", text)
 
 
 @pytest.mark.parametrize("before", range(0, LONGEST_RUN + 20, 5))
-def test_a_run_up_to_the_bound_is_nfc_wherever_it_stands(before: Any) -> None:
+def test_a_run_up_to_the_bound_is_nfc_wherever_it_stands(before: int) -> None:
     run = ("\u0301\u0316\u0345" * LONGEST_RUN)[:LONGEST_RUN]
     text = "é" * (SORTED - before) + "a" + run + "\u1112\u1161\u11ab"
     assert nfc(text) == normalize("NFC", text)
@@ -55,14 +55,14 @@ MARKED = ["\u0301\u0316", "\u0f73", "\u0344\u0316", "é\u0316", "\u1100\u1161\u1
 
 
 @pytest.mark.parametrize("part", MARKED)
-def test_normalising_grows_as_the_text_does(part: Any) -> None:
+def test_normalising_grows_as_the_text_does(part: str) -> None:
     assert linear(nfc, lambda size: "a" + part * size, 10_000)
 
 
 @given(
     text=st.lists(st.sampled_from(["<a", "<ab>", "b>", "<", "c", "c<ab"]), max_size=20).map("".join)
 )
-def test_a_name_across_a_seam_is_found(text: Any) -> None:
+def test_a_name_across_a_seam_is_found(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "STRETCH", 2)
         assert split(text, ["<a", "<ab>"]) == re.split("(<ab>|<a)", text)
@@ -91,7 +91,7 @@ PARTS += ["你好", "\u0301", "é", "😀", "\x1c", "\u3000", "x'", "٣", "²"]
 
 @thorough
 @given(text=st.lists(st.sampled_from(PARTS), max_size=60).map("".join))
-def test_stretches_have_the_tokens_of_the_whole(small: Any, text: Any) -> None:
+def test_stretches_have_the_tokens_of_the_whole(small: Tokenizer, text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "STRETCH", 2)
         parts = list(stretches(text))
@@ -109,5 +109,5 @@ NAMES = {f"<|extra_{n}|>" for n in range(200)} | {"<|im_start|>"}
 
 
 @pytest.mark.parametrize("part", ["<|im_start", "<|im_start|>", "<", "a"])
-def test_looking_for_control_tokens_grows_as_the_text_does(part: Any) -> None:
+def test_looking_for_control_tokens_grows_as_the_text_does(part: str) -> None:
     assert linear(lambda text: split(text, NAMES), lambda size: part * size, 10_000)

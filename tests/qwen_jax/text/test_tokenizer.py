@@ -3,6 +3,7 @@
 import json
 import time
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("part", HOSTILE, ids=ascii)
-def test_encoding_grows_as_the_text_does(small: Any, part: Any) -> None:
+def test_encoding_grows_as_the_text_does(small: Tokenizer, part: str) -> None:
     encode = lambda text: small.encode(text, specials=True)
     assert linear(encode, lambda size: part * size, 5000)
 
@@ -217,7 +218,7 @@ def test_blanks_between_the_bounds_are_no_work() -> None:
 @pytest.mark.parametrize(
     "text", ["é\n" * 50_000, "中文" * 50_000, "a\ud800" * 50_000, "q" * 99_999]
 )
-def test_long_texts_have_the_ids_of_the_whole(small: Any, text: Any) -> None:
+def test_long_texts_have_the_ids_of_the_whole(small: Tokenizer, text: str) -> None:
     assert small.encode(text) == small.encoding.encode(text, disallowed_special=())
 
 
@@ -225,12 +226,12 @@ def test_long_texts_have_the_ids_of_the_whole(small: Any, text: Any) -> None:
 @given(text=plain | st.text(max_size=50))
 @example(text="\u1fbe\u0308\u0301" * 20)
 @example(text="\u212a" * 50)
-def test_a_text_has_no_fewer_tokens_than_the_least(small: Any, text: Any) -> None:
+def test_a_text_has_no_fewer_tokens_than_the_least(small: Tokenizer, text: str) -> None:
     assert small.least_tokens(text) <= len(small.encode(text))
     assert small.least_tokens(text) <= len(small.encode(text, specials=True))
 
 
-def test_the_least_is_as_if_every_token_were_the_longest(small: Any) -> None:
+def test_the_least_is_as_if_every_token_were_the_longest(small: Tokenizer) -> None:
     longest = max((small.token_bytes(id) for id in range(small.vocab_size)), key=len)
     text = "a" * len(longest) * 1000
     assert small.least_tokens(text) == 1000
@@ -251,8 +252,8 @@ def test_nfc_shrinks_no_text_further_than_is_told() -> None:
 
 
 @pytest.mark.parametrize("stop", ["a" * 20_000 + "b", "ab" * 10_000 + "c"])
-def test_long_stop_strings_are_watched_in_linear_time(stop: Any) -> None:
-    def watch(pushes: Any) -> None:
+def test_long_stop_strings_are_watched_in_linear_time(stop: str) -> None:
+    def watch(pushes: Iterable[str]) -> None:
         stops = StopStrings([stop, stop[1:]])
         for text in pushes:
             stops.push(text)

@@ -11,7 +11,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.serve.conftest import Serve
+from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT, fault
 from tests.serve.text.test_tools import ASK, HERMES, TEMPLATE, TOOLS, WEATHER
 
@@ -40,7 +40,7 @@ def spoken(message: Any) -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of openai's own parsed
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 @pytest.mark.parametrize("text", ["Hello.", HERMES, '{"city": "Rome"}'])
-def test_answers_are_sent_back(scripted: Serve, template: Any, text: Any) -> None:
+def test_answers_are_sent_back(scripted: Serve, template: str | None, text: str) -> None:
     with scripted(text, template, length=2048) as running:
         client = running.client()
         answer = client.chat.completions.create(**ASK, tools=TOOLS).choices[0].message
@@ -70,7 +70,7 @@ def test_a_stream_is_sent_back(scripted: Serve) -> None:
         assert client.chat.completions.create(**ASK | {"messages": turns}).choices
 
 
-def count(running: Any, **body: Any) -> Any:
+def count(running: Running, **body: Any) -> Any:
     answer = httpx.post(f"{running.url}/tokenize", json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()["tokens"]
@@ -130,7 +130,7 @@ def test_system_messages_stand_where_they_stand(scripted: Serve) -> None:
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
-def test_a_message_goes_on(scripted: Serve, template: Any) -> None:
+def test_a_message_goes_on(scripted: Serve, template: str | None) -> None:
     with scripted(" world", template) as running:
         encode = lambda text: running.model.tokenizer.encode(text, specials=True)
         turns = [*HI, {"role": "assistant", "content": "Hello, "}]
@@ -192,7 +192,7 @@ def test_a_middle_is_filled(scripted: Serve) -> None:
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
-def test_a_call_that_was_cut_is_partial(scripted: Serve, template: Any) -> None:
+def test_a_call_that_was_cut_is_partial(scripted: Serve, template: str | None) -> None:
     with scripted("no", template) as running:
         how = {"tools": [{"type": "function", "function": WEATHER}], "tool_choice": "required"}
         create = running.client().chat.completions.create

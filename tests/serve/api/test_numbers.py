@@ -6,23 +6,25 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.conftest import Serve
+from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT
 
 COMPLETION = "/v1/completions"
 WIDE = "naïve 你好 🎉 done, 再见。"
 
+Object = dict[str, Any]  # of JSON
 
-def events(url: Any, body: Any) -> Any:
+
+def events(url: str, body: Object) -> list[Object]:
     lines = httpx.post(url, json=body | {"stream": True}, timeout=60).text.split("\n\n")
     return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
 
 
-def rebuilt(url: Any, body: Any) -> Any:
+def rebuilt(url: str, body: Object) -> tuple[list[Object], Object]:
     """The choices and the usage that a stream adds up to."""
     options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     *chunks, last = events(url, body | options)
-    choices: list[dict[str, Any]] = [
+    choices: list[Object] = [
         {"text": "", "finish": None, "entries": []} for _ in range(body.get("n", 1))
     ]
     totals = [chunk["usage"]["completion_tokens"] for chunk in chunks]
@@ -39,7 +41,7 @@ def rebuilt(url: Any, body: Any) -> Any:
     return choices, last["usage"]
 
 
-def entries(scores: Any) -> Any:
+def entries(scores: Object | None) -> list[Object]:
     """The entries of log probabilities in either form, one by one."""
     if scores is None:
         return []
@@ -51,7 +53,7 @@ def entries(scores: Any) -> Any:
     ]
 
 
-def told(url: Any, body: Any) -> Any:
+def told(url: str, body: Object) -> tuple[list[Object], Object]:
     """The same of a whole answer, and its usage."""
     made = httpx.post(url, json=body, timeout=60).json()
     return [
@@ -71,7 +73,7 @@ def check_usage(usage: Any) -> None:
     assert 0 <= thought <= usage["completion_tokens"]
 
 
-def check_completion(choice: Any, most: Any) -> None:
+def check_completion(choice: Any, most: int) -> None:
     tokens = choice["entries"]
     assert "".join(entry["tokens"] for entry in tokens) == choice["text"]
     offsets = [len("".join(e["tokens"] for e in tokens[:n])) for n in range(len(tokens))]
@@ -84,7 +86,7 @@ def check_completion(choice: Any, most: Any) -> None:
             assert list(best.values()) == sorted(best.values(), reverse=True)
 
 
-def check_chat(choice: Any, most: Any) -> None:
+def check_chat(choice: Any, most: int) -> None:
     spelled = b"".join(bytes(entry["bytes"]) for entry in choice["entries"])
     assert spelled.decode("utf-8", "replace") == choice["text"]
     for entry in choice["entries"]:
@@ -95,7 +97,7 @@ def check_chat(choice: Any, most: Any) -> None:
         assert own in entry["top_logprobs"] or entry["logprob"] <= best[-1]
 
 
-WAYS: dict[str, dict[str, Any]] = {
+WAYS: dict[str, Object] = {
     "free": {},
     "several": {"n": 3},
     "to the limit": {"ignore_eos": True, "max_tokens": 40, "n": 2},
@@ -108,7 +110,7 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("form", ["chat", "completion", "echo"])
-def test_numbers(tiny: Any, way: Any, seed: Any, form: Any) -> None:
+def test_numbers(tiny: Running, way: str, seed: int, form: Any) -> None:
     """Random answers hold halves of characters, control tokens and rows that are no token."""
     asked = {"model": "tiny", "seed": seed, "max_tokens": 30, **WAYS[way]}
     if form == "chat":
@@ -159,7 +161,7 @@ def test_min_tokens_hold_against_stop_strings(scripted: Serve) -> None:
         assert usage["completion_tokens"] > size
 
 
-def test_usage_is_null_until_the_end(tiny: Any) -> None:
+def test_usage_is_null_until_the_end(tiny: Running) -> None:
     asked = {"model": "tiny", "prompt": "a", "stream_options": {"include_usage": True}}
     *chunks, last = events(tiny.url + COMPLETION, asked)
     assert {chunk["usage"] for chunk in chunks} == {None}

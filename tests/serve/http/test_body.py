@@ -18,20 +18,20 @@ from serve.schemas.requests import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from tests.serve.conftest import Serve
+from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import ASK, JSON, fault
 
 MOST = 4 * 2**20  # bytes of a body
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
-def filled(before: Any, item: Any, after: Any, joint: Any = ",") -> Any:
+def filled(before: str, item: str, after: str, joint: str = ",") -> bytes:
     """As many items as a body holds."""
     count = (MOST - len(before) - len(after)) // (len(item) + len(joint))
     return (before + joint.join([item] * count) + after).encode()
 
 
-def keys(before: Any, item: Any, after: Any) -> Any:
+def keys(before: str, item: str, after: str) -> bytes:
     """The same, each item with a number in it."""
     count = (MOST - len(before) - len(after)) // (len(item) + 6)
     return (before + ",".join(item % number for number in range(count)) + after).encode()
@@ -84,7 +84,7 @@ BOMBS: dict[str, tuple[type[BaseModel], bytes]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bodies_cost_little(name: Any) -> None:
+def test_bodies_cost_little(name: str) -> None:
     """At most 100 MB beside the body and a second of the processor, for an answer of 1 kB."""
     kind, content = BOMBS[name]
     began = time.thread_time()
@@ -127,7 +127,7 @@ def refused(content: Any) -> Any:
         (b"", "Expecting value"),
     ],
 )
-def test_what_is_not_taken_as_json(content: Any, message: Any) -> None:
+def test_what_is_not_taken_as_json(content: Any, message: str) -> None:
     assert message in refused(content)
 
 
@@ -149,7 +149,7 @@ def test_what_is(content: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(scripted: Serve) -> Iterator[Any]:
+def server(scripted: Serve) -> Iterator[Running]:
     with scripted() as running:
         yield running
 
@@ -157,7 +157,7 @@ def server(scripted: Serve) -> Iterator[Any]:
 @pytest.mark.parametrize(
     "name", ["9" * 5000, "007", "-1", "+1", " 1", "1_0", "٣", "1" * 9, "", "a"]
 )
-def test_biases_of_what_is_no_id(server: Any, name: Any) -> None:
+def test_biases_of_what_is_no_id(server: Running, name: str) -> None:
     answer = httpx.post(server.url + CHAT, json=ASK | {"logit_bias": {name: 1}})
     error = fault(answer, 400, "wanted ids from 0 to")
     assert error["param"] == "logit_bias"
@@ -173,11 +173,11 @@ def test_biases_of_what_is_no_id(server: Any, name: Any) -> None:
         ("/detokenize", {"tokens": [2**31 - 1]}, "tokens"),
     ],
 )
-def test_ids_past_the_vocabulary(server: Any, path: Any, change: Any, param: Any) -> None:
+def test_ids_past_the_vocabulary(server: Running, path: str, change: Any, param: str) -> None:
     assert fault(httpx.post(server.url + path, json=change), 400)["param"] == param
 
 
-def test_every_bomb_over_http(server: Any) -> None:
+def test_every_bomb_over_http(server: Running) -> None:
     """The server answers others meanwhile."""
     paths = {CompletionRequest: TEXT, ChatRequest: CHAT}
     paths |= {DetokenizeRequest: "/detokenize", TokenizeRequest: "/tokenize"}
@@ -190,7 +190,7 @@ def test_every_bomb_over_http(server: Any) -> None:
 
 
 def test_a_text_that_cannot_fit_is_not_tokenised(
-    server: Any, monkeypatch: pytest.MonkeyPatch
+    server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.model.tokenizer, "encode", None)
     text = "a" * 1_000_000

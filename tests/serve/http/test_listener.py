@@ -4,7 +4,7 @@ import json
 import resource
 import ssl
 import time
-from typing import Any
+from pathlib import Path
 
 import httpx
 import pytest
@@ -49,7 +49,7 @@ def test_past_the_limit_only_probes_are_answered(scripted: Serve) -> None:
             assert time.monotonic() < deadline
 
 
-def test_tls_that_shakes_no_hands(scripted: Serve, certificate: Any) -> None:
+def test_tls_that_shakes_no_hands(scripted: Serve, certificate: tuple[Path, Path]) -> None:
     key, public = certificate
     how = {"tls_certificate": public, "tls_key": key, "header_seconds": 0.5}
     with scripted(**how) as running:

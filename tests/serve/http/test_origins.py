@@ -10,21 +10,21 @@ import pytest
 from serve.http.keys import Keys
 from serve.http.origins import Origins
 from serve.settings import ServeConfig
-from tests.serve.conftest import Serve
+from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import ASK, CHAT, JSON, connect, drained, fault, request
 
 
 @pytest.fixture(scope="module")
-def open_server(scripted: Serve) -> Iterator[Any]:
+def open_server(scripted: Serve) -> Iterator[Running]:
     with scripted() as running:
         yield running
 
 
 def refused(
-    host: Any = None,
-    origin: Any = None,
-    site: Any = None,
-    path: Any = "/v1/models",
+    host: str | None = None,
+    origin: str | None = None,
+    site: str | None = None,
+    path: str = "/v1/models",
     reached: Any = "127.0.0.1",
     **settings: Any,
 ) -> Any:
@@ -45,7 +45,7 @@ def refused(
         *("[::1]:8000", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]"),
     ],
 )
-def test_own_names(host: Any) -> None:
+def test_own_names(host: str) -> None:
     assert not refused(host)
 
 
@@ -56,7 +56,7 @@ def test_own_names(host: Any) -> None:
         *("localhost:x", "[::1", "[::2]:80", "2130706433", "localhost evil", "x@localhost"),
     ],
 )
-def test_names_of_others(host: Any) -> None:
+def test_names_of_others(host: str) -> None:
     assert refused(host) == 421
     assert not refused(host, path="/health")  # says nothing, and probes use many names
 
@@ -89,7 +89,7 @@ def test_names_that_are_set() -> None:
         ("https://friend.example", 0),
     ],
 )
-def test_pages(origin: Any, status: Any) -> None:
+def test_pages(origin: str, status: int) -> None:
     cors = ("https://friend.example",)
     for path in ("/v1/models", "/", "/health"):
         assert refused("localhost:8000", origin, path=path, cors=cors) == status
@@ -102,7 +102,7 @@ def test_pages_by_what_browsers_say_of_them() -> None:
         assert not refused("localhost", site=site, path="/")
 
 
-def test_over_the_network(open_server: Any) -> None:
+def test_over_the_network(open_server: Running) -> None:
     for headers in ({"Host": "evil.example"}, {"Host": "evil.example:8000"}):
         error = fault(httpx.post(open_server.url + CHAT, json=ASK, headers=headers), 421)
         assert "--allowed-host evil.example" in error["message"]
@@ -121,7 +121,7 @@ def test_with_keys_the_key_decides(scripted: Serve) -> None:
 
 
 @pytest.mark.parametrize("absolute", ["http://{}/version", "HTTP://{}/version?x=1"])
-def test_targets_as_a_proxy_is_asked(open_server: Any, absolute: Any) -> None:
+def test_targets_as_a_proxy_is_asked(open_server: Running, absolute: str) -> None:
     """The host is in the target, whatever the header says."""
     own = open_server.url.removeprefix("http://")
     for authority, said, status in ((own, "x", b"200"), ("evil.example", own, b"421")):
@@ -132,7 +132,7 @@ def test_targets_as_a_proxy_is_asked(open_server: Any, absolute: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8"])
-def test_json_is_read(open_server: Any, kind: Any) -> None:
+def test_json_is_read(open_server: Running, kind: str) -> None:
     content, headers = json.dumps(ASK), {"Content-Type": kind}
     answer = httpx.post(open_server.url + CHAT, content=content, headers=headers)
     assert answer.status_code == 200
@@ -151,7 +151,7 @@ def test_json_is_read(open_server: Any, kind: Any) -> None:
     ],
     ids=str,
 )
-def test_other_bodies_are_refused(open_server: Any, headers: Any) -> None:
+def test_other_bodies_are_refused(open_server: Running, headers: Any) -> None:
     """With what to send instead."""
     answer = httpx.post(open_server.url + CHAT, content=json.dumps(ASK), headers=headers)
     fault(answer, 415, "Content-Encoding" if "Content-Encoding" in headers else "application/json")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.serve.conftest import Serve
+from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import (
     ASK,
     CHAT,
@@ -28,19 +28,19 @@ SECONDS = {"header_seconds": 0.5, "body_seconds": 0.5, "write_seconds": 1.0, "id
 
 
 @pytest.fixture(scope="module")
-def quick(scripted: Serve) -> Iterator[Any]:
+def quick(scripted: Serve) -> Iterator[Running]:
     with scripted("la " * 120, seconds=0.02, max_body=200_000, **SECONDS) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def survives(quick: Any) -> Iterator[None]:
+def survives(quick: Running) -> Iterator[None]:
     yield
     quick.settle()
     assert httpx.get(quick.url + "/health").status_code == 200
 
 
-def closed(connection: Any, seconds: Any) -> Any:
+def closed(connection: socket.socket, seconds: float) -> float:
     """How long the server takes to close; it is given so many seconds."""
     began = time.monotonic()
     connection.settimeout(seconds)
@@ -48,7 +48,7 @@ def closed(connection: Any, seconds: Any) -> Any:
     return time.monotonic() - began
 
 
-def status(answer: Any) -> Any:
+def status(answer: bytes) -> int:
     """Of an answer in the API's form, which says that the connection ends."""
     start, _, body = answer.partition(b"\r\n\r\n")
     assert b"connection: close" in start.lower()
@@ -69,7 +69,7 @@ def status(answer: Any) -> Any:
     ids=["get", "chunked", "404", "413", "415"],
 )
 @pytest.mark.parametrize("trickle", [False, True])
-def test_a_body_that_nobody_reads(quick: Any, start: Any, trickle: Any) -> None:
+def test_a_body_that_nobody_reads(quick: Running, start: Any, trickle: Any) -> None:
     """The answer comes at once, says that the connection ends, and it does."""
     with connect(quick) as connection:
         began = time.monotonic()
@@ -91,14 +91,14 @@ def test_a_body_that_nobody_reads(quick: Any, start: Any, trickle: Any) -> None:
         assert time.monotonic() - began < 5
 
 
-def test_an_answer_is_not_lost_behind_a_body(quick: Any) -> None:
+def test_an_answer_is_not_lost_behind_a_body(quick: Running) -> None:
     """A client that sends all of a body that is too large, and only then reads."""
     with connect(quick) as connection:
         connection.sendall(head(4_000_000) + b"x" * 4_000_000)
         assert status(drained(connection)) == 413
 
 
-def test_kept_connections_end(quick: Any) -> None:
+def test_kept_connections_end(quick: Running) -> None:
     with connect(quick) as connection:
         connection.sendall(request("/health"))
         assert b"200" in connection.recv(65536)
@@ -125,7 +125,7 @@ def test_a_stream_that_nobody_reads(scripted: Serve) -> None:
                 time.sleep(0.05)
 
 
-def test_half_an_end_is_answered(quick: Any) -> None:
+def test_half_an_end_is_answered(quick: Running) -> None:
     """The client ends its side after the request, and reads."""
     content = json.dumps(LONG | {"max_tokens": 130}).encode()
     for body in (TEXT, content):
@@ -138,7 +138,7 @@ def test_half_an_end_is_answered(quick: Any) -> None:
         assert json.loads(final.partition(b"\r\n\r\n")[2])["choices"]
 
 
-def test_pipelined_requests_are_answered_in_turn_after_half_an_end(quick: Any) -> None:
+def test_pipelined_requests_are_answered_in_turn_after_half_an_end(quick: Running) -> None:
     with connect(quick) as connection:
         connection.sendall(request("/health") * 20 + request("/nothing"))
         connection.shutdown(socket.SHUT_WR)
@@ -147,7 +147,7 @@ def test_pipelined_requests_are_answered_in_turn_after_half_an_end(quick: Any) -
     assert answer.count(b"HTTP/1.1 404") == 1
 
 
-def test_a_client_that_waits_to_be_told(quick: Any) -> None:
+def test_a_client_that_waits_to_be_told(quick: Running) -> None:
     with connect(quick) as connection:
         connection.sendall(request(CHAT, TEXT, "Expect: 100-continue")[: -len(TEXT)])
         assert connection.recv(100).startswith(b"HTTP/1.1 100")
@@ -186,20 +186,20 @@ LENGTH, CHUNKS = "Content-Length: 2", "Transfer-Encoding: chunked"
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_heads_that_are_refused(quick: Any, content: Any, wanted: Any) -> None:
+def test_heads_that_are_refused(quick: Running, content: Any, wanted: Any) -> None:
     """As RFC 9112 says, and the connection is of no more use."""
     with connect(quick) as connection:
         connection.sendall(content)
         assert status(drained(connection)) == wanted
 
 
-def test_heads_within_the_limits(quick: Any) -> None:
+def test_heads_within_the_limits(quick: Running) -> None:
     with connect(quick) as connection:
         connection.sendall(request("/health", b"", f"X: {'x' * 32_000}", *["Y: z"] * 90))
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_tiny_chunks(quick: Any) -> None:
+def test_tiny_chunks(quick: Running) -> None:
     """They would keep the event loop busy for many times the time they take to send."""
     with connect(quick) as connection:
         connection.sendall(
@@ -211,7 +211,7 @@ def test_tiny_chunks(quick: Any) -> None:
         assert status(drained(connection)) == 400
 
 
-def test_a_refusal_in_the_middle_of_a_body(quick: Any) -> None:
+def test_a_refusal_in_the_middle_of_a_body(quick: Running) -> None:
     with connect(quick) as connection:
         start = head(0).replace(b"Content-Length: 0", CHUNKS.encode())
         connection.sendall(start + b"2\r\n{}\r\n")

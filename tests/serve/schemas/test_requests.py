@@ -12,7 +12,7 @@ import pytest
 
 from serve.engine.operations import Prefill
 from serve.schemas import fields, unasked
-from tests.serve.conftest import Serve
+from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT, fault
 from tests.serve.text.test_grammar import CALL, NOW, ODD
 from tests.serve.text.test_tools import TIME, TOOLS, WEATHER
@@ -171,13 +171,13 @@ def test_every_field_is_in_a_table() -> None:
 
 
 @pytest.fixture(scope="module")
-def servers(scripted: Serve) -> Iterator[Any]:
+def servers(scripted: Serve) -> Iterator[dict[str, Running]]:
     said = f"Hello.\n{CALL}\n{NOW} Bye."
     with scripted(said, TEMPLATE) as modern, scripted(said, length=999) as original:
         yield {"modern": modern, "v1": original}
 
 
-def put(body: Any, where: Any, value: Any) -> Any:
+def put(body: Any, where: str, value: Any) -> Any:
     """A copy of body with a value at a place such as messages.0.role."""
     body = copy.deepcopy(body)
     if where.startswith("*function"):
@@ -190,7 +190,7 @@ def put(body: Any, where: Any, value: Any) -> Any:
     return body
 
 
-def seen(running: Any, path: Any, body: Any) -> Any:
+def seen(running: Running, path: str, body: Any) -> Any:
     """All that a request makes happen: what it asks of the device, and the answer."""
     device = running.script
     device.log.clear()
@@ -209,7 +209,7 @@ def leaves(settings: Any) -> Any:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(settings)]
 
 
-def both(servers: Any, field: Any, table: Any) -> Iterator[Any]:
+def both(servers: dict[str, Running], field: str, table: Any) -> Iterator[Any]:
     """What happens without the field's new value, and with it."""
     bases, where, value = table[field]
     form = "v1" if "v1" in bases else "modern"
@@ -222,7 +222,7 @@ def both(servers: Any, field: Any, table: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("field", USED_FIELDS)
-def test_fields_that_are_used(servers: Any, field: Any) -> None:
+def test_fields_that_are_used(servers: dict[str, Running], field: str) -> None:
     for before, after in both(servers, field, USED_FIELDS):
         assert after[0] in (200, 404) or field in (
             "ToolCall.id",
@@ -233,7 +233,7 @@ def test_fields_that_are_used(servers: Any, field: Any) -> None:
 
 
 @pytest.mark.parametrize("field", FIXED)
-def test_fields_with_one_value(servers: Any, field: Any) -> None:
+def test_fields_with_one_value(servers: dict[str, Running], field: str) -> None:
     bases, where, value = FIXED[field]
     path, body = BASES[bases]
     answer = httpx.post(servers["modern"].url + path, json=put(body, where, value))
@@ -241,7 +241,7 @@ def test_fields_with_one_value(servers: Any, field: Any) -> None:
 
 
 @pytest.mark.parametrize("field", LABELS)
-def test_fields_that_are_labels(servers: Any, field: Any) -> None:
+def test_fields_that_are_labels(servers: dict[str, Running], field: str) -> None:
     for before, after in both(servers, field, LABELS):
         assert before == after
 
@@ -258,7 +258,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("bases", PLACES)
-def test_what_asks_for_nothing(servers: Any, bases: Any) -> None:
+def test_what_asks_for_nothing(servers: dict[str, Running], bases: str) -> None:
     where, labels, idle = PLACES[bases]
     for base in bases.split():
         path, body = BASES[base]
@@ -273,7 +273,7 @@ def test_what_asks_for_nothing(servers: Any, bases: Any) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(unasked.REQUEST.keys() - {"tools", "functions", "stop"}))
-def test_what_asks_for_something_is_named(servers: Any, name: Any) -> None:
+def test_what_asks_for_something_is_named(servers: dict[str, Running], name: str) -> None:
     """Of another value; 1 is not true."""
     path, body = BASES["chat"]
     flag = isinstance(unasked.REQUEST[name][0], bool)

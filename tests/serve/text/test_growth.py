@@ -1,6 +1,6 @@
 """What a model says is read in time that grows as it does, however a stranger made it say that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -30,10 +30,10 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_reading(case: Any) -> None:
+def test_reading(case: str) -> None:
     parser, before, part = CASES[case]
 
-    def read(pushes: Any) -> None:
+    def read(pushes: Iterable[str]) -> None:
         reader = parser()
         for text in pushes:
             reader.push(text)
@@ -43,7 +43,7 @@ def test_reading(case: Any) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_reading_at_once(case: Any) -> None:
+def test_reading_at_once(case: str) -> None:
     parser, before, part = CASES[case]
     assert linear(lambda text: parser().push(text), lambda size: before + part * size, 4000)
 
@@ -65,7 +65,7 @@ def test_a_message_of_many_gains() -> None:
 
 
 def test_replies_in_a_row() -> None:
-    def messages(size: Any) -> Any:
+    def messages(size: int) -> Any:
         return [
             {"role": "user", "content": "a"},
             *[{"role": "assistant", "content": "b" * 99}] * size,
