@@ -1,7 +1,7 @@
 """Trees of parameters by name: "blocks.0.attn.qkv" is a layer, and has a leaf "….kernel"."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -9,6 +9,7 @@ from qwen_jax.nn.model import LinearLayer
 
 FLOATS = ("float32", "bfloat16", "float16")  # dtypes of parameters
 INTEGERS = ("int4", "int8", "int32")  # of what quantised layers hold
+Tree = TypeVar("Tree")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -23,14 +24,14 @@ def named_layers(tree: Any, kind: type) -> dict[str, Any]:
     return {_name(path): x for path, x in found if is_layer(x)}
 
 
-def map_layers(change: Callable[[str, Any], Any], tree: Any, kind: type) -> Any:
+def map_layers(change: Callable[[str, Any], Any], tree: Tree, kind: type) -> Tree:
     """tree with change(name, layer) for every layer of a kind."""
     is_layer = lambda x: isinstance(x, kind)
     visit = lambda path, x: change(_name(path), x) if is_layer(x) else x
     return jax.tree.map_with_path(visit, tree, is_leaf=is_layer)
 
 
-def map_linears(change: Callable[[str, Any], Any], params: Any) -> Any:
+def map_linears(change: Callable[[str, Any], Any], params: Tree) -> Tree:
     """params with change(name, layer) for every linear layer of its blocks.
 
     name: "blocks.0.attn.qkv"; of stacked blocks "blocks.attn.qkv".

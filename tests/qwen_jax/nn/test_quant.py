@@ -168,7 +168,7 @@ def test_adapters_on_quantised_layers() -> None:
         fuse(adapted)
     plain = lambda _, layer: LoraLinear(dequantize(layer.base), layer.deltas)
     assert distance(decode.score(fuse(map_linears(plain, adapted)), IDS), wanted) < 5e-6
-    layer = adapted.blocks[0].mlp.up
+    layer: Any = adapted.blocks[0].mlp.up
     x = jnp.ones((3, 64))
     grads = jax.grad(lambda deltas: LoraLinear(layer.base, deltas)(x).sum())(layer.deltas)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
