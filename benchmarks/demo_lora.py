@@ -60,6 +60,7 @@ def main() -> None:
         }
         PICTURE.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run / "loss.png", PICTURE)
+    print(result)
     record.write("demo_lora", result)
 
 

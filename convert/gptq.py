@@ -15,7 +15,7 @@ from qwen_jax.nn.model import Linear
 from qwen_jax.nn.quant import CODES, QuantLinear, encode, grid, group_size
 
 DAMP = 0.01  # of the mean second moment, as in the original
-Three = tuple[Array, Array, Array]
+Triple = tuple[Array, Array, Array]
 
 
 def solve(linear: Linear, moments: Array, bits: int, group: int | None, symmetric: bool) -> Any:
@@ -32,7 +32,7 @@ def solve(linear: Linear, moments: Array, bits: int, group: int | None, symmetri
 @functools.partial(jax.jit, static_argnames=("bits", "size", "block", "symmetric"))
 def _solve(
     kernel: Array, moments: Array, bits: int, size: int, block: int, symmetric: bool
-) -> Three:
+) -> Triple:
     """float32 codes [out in], scales and zeros [out groups]."""
     out, inputs = kernel.shape
     dead = jnp.diag(moments) == 0  # inputs that are always 0: their weights do not matter
@@ -43,7 +43,7 @@ def _solve(
         scales, zeros = grid(columns, bits, symmetric)
         return scales, jnp.zeros(out, jnp.int8) if zeros is None else zeros
 
-    def one_block(carry: Three, start: Array) -> tuple[Three, Three]:
+    def one_block(carry: Triple, start: Array) -> tuple[Triple, Triple]:
         kernel, scales, zeros = carry
         columns = jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1)
         fresh = by_group(columns)
@@ -80,7 +80,7 @@ def _round_block(
     """columns [out block] -> codes, and what rounding lost for the columns after the block."""
     wide, offset = scales.astype(jnp.float32), zeros.astype(jnp.float32)
 
-    def one(i: int, carry: Three) -> Three:
+    def one(i: int, carry: Triple) -> Triple:
         columns, codes, lost = carry
         column = columns[:, i]
         code = encode(column, wide, offset, bits)
