@@ -179,18 +179,19 @@ def test_a_state_of_another_run_is_refused() -> None:
 
 
 def test_batches_are_made_ahead_in_threads() -> None:
-    made = threading.Event()
+    made, ahead = set(), threading.Event()
 
     class Watched(Drawn):
         def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
             if threading.current_thread() is not threading.main_thread():
-                made.set()
+                made.add(number)
+            if len(made) > 4:  # the samples of one batch
+                ahead.set()
             return super().__getitem__(number)
 
     reader = iter(Batches(Watched([4] * 400), batch=1, epochs=1))
     next(reader)
-    made.clear()
-    assert made.wait(60)  # with nobody asking
+    assert ahead.wait(60)
 
 
 def test_of_real_data(tmp_path: Path, small: Tokenizer) -> None:
