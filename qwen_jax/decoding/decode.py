@@ -203,8 +203,11 @@ def _step(
     def one(carry: tuple[Array, State, Output]) -> tuple[Array, State, Output]:
         done, state, output = carry
         tokens, positions = state.tokens[:, None], state.positions[:, None]
-        x, cache = model(tokens, positions, state.prompt_lengths, state.cache)
         moving = _moving(state, allowed)
+        longest = jnp.max(jnp.where(moving, state.positions, 0)) + 1
+        cache = state.cache.select(None, None, longest)
+        x, cache = model(tokens, positions, state.prompt_lengths, cache)
+        cache = cache.select(None, None)
         state = replace(state, cache=cache, positions=state.positions + moving)
         state, new = sample_next(state, gather_logits(model.logits(x[:, 0]), mesh), allowed)
         return done + 1, state, output.write_column(done, new)

@@ -69,6 +69,7 @@ class Cache:
     values: tuple[Store, ...]
     slot: Array | None = None  # the one slot a call works on; None: all, in order
     window: int | None = field(default=None, metadata={"static": True})  # positions it may read
+    longest: Array | None = None  # tokens of the longest text whose result counts; None: unknown
 
     @staticmethod
     def empty(config: Config, slots: int, length: int, dtype: Any) -> "Cache":
@@ -81,9 +82,11 @@ class Cache:
     def length(self) -> int:
         return self.keys[0].data.shape[2]
 
-    def select(self, slot: Array | None, window: int | None) -> "Cache":
-        """The same cache for a call on one slot that has no key past `window`."""
-        return replace(self, slot=slot, window=window)
+    def select(
+        self, slot: Array | None, window: int | None, longest: Array | None = None
+    ) -> "Cache":
+        """The same cache for a call on one slot, or all, that needs no key past these."""
+        return replace(self, slot=slot, window=window, longest=longest)
 
     def attend(
         self, layer: int, q: Array, k: Array, v: Array, positions: Array
@@ -95,7 +98,7 @@ class Cache:
         key = self.keys[layer].write(k, self.slot, positions[:, 0])
         value = self.values[layer].write(v, self.slot, positions[:, 0])
         read = lambda store: store.read(self.slot, self.window)
-        y = attend(_grouped(q, k.shape[2]), read(key), read(value), positions)
+        y = attend(_grouped(q, k.shape[2]), read(key), read(value), positions, self.longest)
         at = lambda stores, new: (*stores[:layer], new, *stores[layer + 1 :])
         cache = replace(self, keys=at(self.keys, key), values=at(self.values, value))
         return y.reshape(q.shape), cache

@@ -1,0 +1,49 @@
+"""A step reads the keys that there are, and gives what reading all of them gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax.nn.attention import attend
+from qwen_jax.nn.kv_cache import Store, quantize
+from tests.qwen_jax.networks import distance
+
+POSITIONS = [0, 511, 512, 700]  # of four rows: about the ends of blocks
+
+
+def inputs(length: int, dtype: str) -> tuple[jax.Array, Store, Store]:
+    random = np.random.default_rng(length)
+    query = random.normal(size=(len(POSITIONS), 1, 2, 3, 16)).astype(np.float32)
+    stores = []
+    for _ in range(2):
+        data = jnp.asarray(random.normal(size=(len(POSITIONS), 2, length, 16)), jnp.float32)
+        plain = Store(data.astype(dtype), None) if dtype != "int8" else Store(*quantize(data))
+        stores.append(plain)
+    return jnp.asarray(query), *stores
+
+
+@jax.jit
+def step(query: jax.Array, key: Store, value: Store, longest: int | None, rows: jax.Array):
+    return attend(query, key, value, rows[:, None], longest)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("length", [1024, 1000, 513])
+def test_blocks_are_the_whole(length, dtype):
+    query, key, value = inputs(length, dtype)
+    rows = jnp.minimum(jnp.array(POSITIONS), length - 1)
+    whole = step(query, key, value, None, rows)
+    assert distance(step(query, key, value, int(rows.max()) + 1, rows), whole) < 1e-6
+
+
+def test_what_is_not_there_changes_no_bit():
+    """Neither longer neighbours, nor how long they are, nor rows that do not count."""
+    query, key, value = inputs(2048, "float32")
+    rows = jnp.array(POSITIONS)
+    alone = np.asarray(step(query, key, value, 701, rows))
+    for longest in (1024, 1025, 2048):
+        np.testing.assert_array_equal(step(query, key, value, longest, rows), alone)
+    stale = step(query, key, value, 512, jnp.array([0, 511, 2000, 5000]))  # released slots
+    np.testing.assert_array_equal(stale[:2], alone[:2])
+    assert np.isfinite(stale).all()
