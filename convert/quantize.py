@@ -21,10 +21,11 @@ from convert.calibration import Sheet, read_sheets
 from convert.huggingface import Checkpoint
 from qwen_jax.config import Config
 from qwen_jax.files import atomic, strict_json
-from qwen_jax.nn import model, quant, rope
+from qwen_jax.nn import model, quant
 from qwen_jax.nn.kv_cache import NoCache
 from qwen_jax.nn.model import Block, Linear
 from qwen_jax.nn.quant import Format, QuantLinear, abstract_leaves, dequantize, quantize
+from qwen_jax.nn.rope import Where
 from qwen_jax.nn.tree import INTEGERS
 from qwen_jax.text.tokenizer import Tokenizer
 
@@ -231,12 +232,10 @@ def _leaves(layers: dict[str, QuantLinear], arrays: dict[str, np.ndarray]) -> di
 
 
 # --- arithmetic -------------------------------------------------------------------------------
-def _setting(x: Array, lengths: Array, config: Config) -> tuple[Any, ...]:
+def _setting(x: Array, lengths: Array, config: Config) -> tuple[Where, NoCache, int, Config]:
     """What a block is called with beside a sheet; nothing attends to what is padded behind."""
     positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-    angles = rope.angles(config, positions, lengths)
-    scale = None if config.logn_length is None else rope.log_n(config, positions)
-    return positions, angles, scale, NoCache(), 0, config
+    return Where.of(config, positions, lengths), NoCache(), 0, config
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -255,7 +254,9 @@ def _moments(block: Block, x: Array, lengths: Array, stage: int, config: Config)
     return jnp.matmul(seen.T, seen, precision="highest")
 
 
-def _stage_inputs(block: Block, x: Array, setting: tuple[Any, ...]) -> Iterator[Array]:
+def _stage_inputs(
+    block: Block, x: Array, setting: tuple[Where, NoCache, int, Config]
+) -> Iterator[Array]:
     """What the layers of each stage get when a block is called."""
     attn, mlp = block.attn, block.mlp
     y = block.attn_norm(x)

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
+from qwen_jax.nn.rope import Where
 
 LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
 Attended = tuple[Array, Any]  # what comes out, and the cache it leaves
@@ -28,10 +29,6 @@ class AttentionCache(Protocol):
     """What attention needs of a cache; see qwen_jax.nn.kv_cache."""
 
     def attend(self, layer: int, q: Array, k: Array, v: Array, positions: Array) -> Attended: ...
-
-
-# what a block is called with beside x: positions, angles, query scale, cache, layer, config
-Setting = tuple[Array, tuple[Array, Array], Array | None, AttentionCache, int, Config]
 
 
 class LinearLayer(nnx.Module):
@@ -95,23 +92,26 @@ class Attention(nnx.Module):
     k_norm: RMSNorm | None
 
     @jax.named_scope("attention")
-    def __call__(self, x: Array, *setting: *Setting) -> Attended:
-        y, cache = self.mix(self.qkv(x), *setting)
+    def __call__(
+        self, x: Array, where: Where, cache: AttentionCache, layer: int, config: Config
+    ) -> Attended:
+        y, cache = self.mix(self.qkv(x), where, cache, layer, config)
         return self.out(y), cache
 
-    def mix(self, qkv: Array, *setting: *Setting) -> Attended:
+    def mix(
+        self, qkv: Array, where: Where, cache: AttentionCache, layer: int, config: Config
+    ) -> Attended:
         """What `out` gets, from what `qkv` gives."""
-        positions, angles, query_scale, cache, layer, config = setting
         batch, length, _ = qkv.shape
         qkv = qkv.reshape(batch, length, config.kv_heads, -1, config.head_dim)
         q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
         q = q.reshape(batch, length, config.heads, config.head_dim)  # [B T N H]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-        if query_scale is not None:
-            q = q * query_scale.astype(q.dtype)
-        y, cache = cache.attend(layer, q, k, v, positions)
+        q, k = rope.rotate(q, *where.angles), rope.rotate(k, *where.angles)
+        if where.query_scale is not None:
+            q = q * where.query_scale.astype(q.dtype)
+        y, cache = cache.attend(layer, q, k, v, where.positions)
         return y.reshape(batch, length, -1), cache
 
 
@@ -137,8 +137,10 @@ class Block(nnx.Module):
     mlp_norm: RMSNorm
     mlp: MLP
 
-    def __call__(self, x: Array, *setting: *Setting) -> Attended:
-        y, cache = self.attn(self.attn_norm(x), *setting)
+    def __call__(
+        self, x: Array, where: Where, cache: AttentionCache, layer: int, config: Config
+    ) -> Attended:
+        y, cache = self.attn(self.attn_norm(x), where, cache, layer, config)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache
 
@@ -162,13 +164,12 @@ class Qwen(nnx.Module):
         `logits` turns hidden states into scores; a prefill asks it for the last one only.
         """
         config = self.config
-        angles = rope.angles(config, positions, prompt_lengths)
-        query_scale = None if config.logn_length is None else rope.log_n(config, positions)
+        where = Where.of(config, positions, prompt_lengths)
         x = _rows(self.embed, tokens)
         for layer, block in enumerate(self.blocks):
             x = jax.lax.optimization_barrier(x)  # a TPU would keep all layers' sums to the end
             with jax.named_scope(f"block_{layer}"):
-                x, cache = block(x, positions, angles, query_scale, cache, layer, config)
+                x, cache = block(x, where, cache, layer, config)
         return self.norm(x), cache
 
     @jax.named_scope("head")
@@ -286,10 +287,8 @@ def build(config: Config, leaf: Leaf) -> Qwen:
 
 def init(config: Config, key: Array, dtype: Any = jnp.float32) -> Qwen:
     """Fresh weights as the original starts from: normal, residual projections / sqrt(2L)."""
-    deviation = {
-        "normal": config.init_std,
-        "residual": config.init_std / (2 * config.layers) ** 0.5,
-    }
+    std = config.init_std
+    deviation = {"normal": std, "residual": std / (2 * config.layers) ** 0.5}
     keys = iter(jax.random.split(key, 16 * config.layers + 16))
 
     def leaf(shape: Shape, _: Axes, kind: str) -> Array:

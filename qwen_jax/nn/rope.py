@@ -5,6 +5,7 @@ result changes with padding, batching, chunking or sharding.
 """
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,20 @@ from jax import Array
 from qwen_jax.config import Config, Yarn
 
 _OCTAVES = 24  # doublings of the trained length with a table of their own: past any real text
+
+
+class Where(NamedTuple):
+    """Where the tokens of a call stand, and what that does to queries and keys."""
+
+    positions: Array  # [B T]
+    angles: tuple[Array, Array]
+    query_scale: Array | None  # log-n's; None: it is off
+
+    @staticmethod
+    def of(config: Config, positions: Array, prompt_lengths: Array) -> "Where":
+        """positions [B T], prompt_lengths [B]."""
+        scale = None if config.logn_length is None else log_n(config, positions)
+        return Where(positions, angles(config, positions, prompt_lengths), scale)
 
 
 def angles(config: Config, positions: Array, prompt_lengths: Array) -> tuple[Array, Array]:

@@ -13,8 +13,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwen_jax.nn import rope
 from qwen_jax.nn.model import LINEAR, Qwen
+from qwen_jax.nn.rope import Where
 from qwen_jax.nn.sharding import RULES
 from train.nn.attention import attend
 
@@ -44,12 +44,12 @@ def hidden(
     """
     # the original trains without its rules for long texts
     config = replace(params.config, ntk_length=None, logn_length=None)
-    angles = rope.angles(config, positions, jnp.zeros(len(tokens), jnp.int32))
+    where = Where.of(config, positions, jnp.zeros(len(tokens), jnp.int32))
     cache = Packed(segments, mesh)
 
     def layer(x: Array, block: Any) -> tuple[Array, None]:
         with jax.named_scope("block"):
-            x, _ = block(spread(x, mesh), positions, angles, None, cache, 0, config)
+            x, _ = block(spread(x, mesh), where, cache, 0, config)
         return x, None
 
     x, _ = jax.lax.scan(_kept(layer, remat), params.embed[tokens], params.blocks)
