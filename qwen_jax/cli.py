@@ -5,6 +5,7 @@ A wheel installs four top-level packages, qwen_jax, convert, train and serve, an
 Nothing here imports JAX; a program is imported when it is called.
 """
 
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
@@ -143,7 +144,8 @@ def _interrupt_again(lost: Any) -> None:
     """Python drops a Ctrl-C that meets a callback of the garbage collector, and jax has one."""
     if lost.exc_type is KeyboardInterrupt:
         again = lambda: os.kill(os.getpid(), signal.SIGINT)
-        threading.Timer(0.05, again).start()  # by then the callback is over
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending already
+            threading.Timer(0.05, again).start()  # by then the callback is over
     else:
         sys.__unraisablehook__(lost)
 

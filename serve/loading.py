@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -24,6 +25,8 @@ from serve.engine.scheduler import Scheduler
 from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
+
+_PATIENCE = 5.0  # seconds between two lines of progress
 
 log = logging.getLogger("serve")
 
@@ -77,12 +80,26 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
     )
 
 
+def _progress(service: Service) -> Callable[[int, int], None]:
+    """Says how far the warm-up is: to those who ask, and now and then in the log."""
+    said = time.monotonic()
+
+    def tell(done: int, count: int) -> None:
+        nonlocal said
+        service.stage = f"the model is being loaded: {done} of {count} programs compiled"
+        if time.monotonic() - said > _PATIENCE:
+            said = time.monotonic()
+            log.info("compiling: %d of %d programs", done, count)
+
+    return tell
+
+
 def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     """Compile everything, then let requests in."""
     settings, defaults, tokenizer = service.settings, defaults_of(params), text_tokenizer(params)
     compilations = Compilations()
     before, began = compilations.count, time.monotonic()
-    device.warm()
+    device.warm(_progress(service))
     compiled = compilations.count - before
     seconds = time.monotonic() - began
     log.info("warm after %.1f s: %d programs of %d slots", seconds, compiled, device.slots)

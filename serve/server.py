@@ -60,8 +60,9 @@ def serve(settings: ServeConfig) -> None:
     # from now on, before uvicorn listens to it too, and after it, when it is raised again
     signal.signal(signal.SIGTERM, server.handle_exit)
     host, port = listener.getsockname()[:2]
-    log.info("listening on %s://%s:%d", "https" if server.tls else "http", host, port)
-    loader = threading.Thread(target=_load, args=(service,), daemon=True)
+    url = f"{'https' if server.tls else 'http'}://{host}:{port}"
+    log.info("listening on %s", url)
+    loader = threading.Thread(target=_load, args=(service, url), daemon=True)
     loader.start()
     threading.Thread(target=_force_end, args=(service,), daemon=True).start()
     server.run(sockets=[listener])
@@ -112,7 +113,7 @@ def bind(settings: ServeConfig) -> socket.socket:
     return listener
 
 
-def _load(service: Service) -> None:
+def _load(service: Service, url: str) -> None:
     """In a thread of its own; if it fails the server ends."""
     try:
         settings = service.settings
@@ -120,6 +121,7 @@ def _load(service: Service) -> None:
         runner = loading.runner(params, settings)
         device = runner if jax.process_count() == 1 else multihost.Leader(runner, settings)
         loading.start(service, params, device)
+        log.info("ready: the API at %s/v1, a chat page at %s/", url, url)
         gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time
     except Exception as error:
         service.failure = one_line(error)

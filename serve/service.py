@@ -45,6 +45,7 @@ class Service:
         self.model: Model | None = None  # until it is loaded and warm
         self.named: dict[str, Model] = {}  # the same by its other names, and with each adapter
         self.draining = False
+        self.stage = "the model is being loaded"
         self.failure = ""  # why the model could not be loaded
         self.created = int(time.time())
         self.metrics.watch("ready", "Whether requests are taken", lambda: not self.trouble)
@@ -57,7 +58,7 @@ class Service:
         if self.draining:
             return "the server is shutting down"
         if self.model is None:
-            return "the model is being loaded"
+            return self.stage
         if not self.model.engine.alive:
             return "the engine has failed"
         return ""

@@ -1,7 +1,7 @@
 """Choosing the next token: the arithmetic on logits.
 
-`Settings` holds what the requests in all slots ask for as arrays, so that changing a value never
-compiles anything; `History` what those requests have seen and written.
+`SamplingArrays` holds what the requests in all slots ask for as arrays, so that changing a value
+never compiles anything; `History` what those requests have seen and written.
 """
 
 import math

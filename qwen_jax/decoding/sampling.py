@@ -1,4 +1,4 @@
-"""What a user may ask of the choice of tokens; `sampler` does the arithmetic."""
+"""What a user may ask of the choice of tokens; `logits` does the arithmetic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """The device side of serving: operations in, results out; compiles everything beforehand."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -149,9 +149,14 @@ class ModelRunner:
         return [None if out is None else _result(op, jax.device_get(out)) for op, out in pairs]
 
     # --- warm-up -------------------------------------------------------------------------------
-    def warm(self) -> None:
-        """Run every program that any request may need, so that none is compiled later."""
-        for operation in self.programs():
+    def warm(self, tell: Callable[[int, int], None] = lambda done, count: None) -> None:
+        """Run every program that any request may need, so that none is compiled later.
+
+        tell: told how many have been run, of how many.
+        """
+        operations = list(self.programs())
+        for done, operation in enumerate(operations):
+            tell(done, len(operations))
             self._start(operation)
         jax.block_until_ready(self._state)
         memory.trim()

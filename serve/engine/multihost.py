@@ -11,7 +11,7 @@ import json
 import secrets
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -54,8 +54,8 @@ class Leader:
                 else:
                     connection.close()
 
-    def warm(self) -> None:
-        self._runner.warm()
+    def warm(self, tell: Callable[[int, int], None] = lambda done, count: None) -> None:
+        self._runner.warm(tell)
 
     def reset(self) -> None:
         raise RuntimeError("several processes cannot start again on their own; restart them all")

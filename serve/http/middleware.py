@@ -113,7 +113,7 @@ class Middleware:
             line["finish"] = [choice.finish for choice in choices]
             if self._service.settings.log_prompts:
                 line["prompt"] = choices[0].prompt.ids
-        quiet = scope["path"] in _QUIET and status == 200
+        quiet = scope["path"] in _QUIET and status in (200, 503)
         log.log(logging.DEBUG if quiet else logging.INFO, json.dumps(line))
 
 

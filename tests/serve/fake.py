@@ -29,7 +29,7 @@ class Fake:
     def __post_init__(self) -> None:
         self.reset()
 
-    def warm(self) -> None:
+    def warm(self, tell: Any = None) -> None:
         pass
 
     def close(self) -> None:

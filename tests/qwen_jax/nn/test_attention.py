@@ -15,12 +15,12 @@ POSITIONS = [0, 511, 512, 700]  # of four rows: about the ends of blocks
 def inputs(length: int, dtype: str) -> tuple[jax.Array, Store, Store]:
     random = np.random.default_rng(length)
     query = random.normal(size=(len(POSITIONS), 1, 2, 3, 16)).astype(np.float32)
-    stores = []
-    for _ in range(2):
+
+    def store() -> Store:
         data = jnp.asarray(random.normal(size=(len(POSITIONS), 2, length, 16)), jnp.float32)
-        plain = Store(data.astype(dtype), None) if dtype != "int8" else Store(*quantize(data))
-        stores.append(plain)
-    return jnp.asarray(query), *stores
+        return Store(data.astype(dtype), None) if dtype != "int8" else Store(*quantize(data))
+
+    return jnp.asarray(query), store(), store()
 
 
 @jax.jit
