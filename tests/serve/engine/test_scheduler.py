@@ -41,8 +41,8 @@ class Alternating:
         self.seen.append(token)
 
     @property
-    def finished(self):
-        return len(self.seen) >= self._length
+    def finish(self):
+        return "stop" if len(self.seen) >= self._length else ""
 
 
 @settings(max_examples=200, deadline=None)
