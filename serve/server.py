@@ -65,10 +65,16 @@ def serve(settings: ServeConfig) -> None:
     loader = threading.Thread(target=_load, args=(service, url), daemon=True)
     loader.start()
     threading.Thread(target=_force_end, args=(service,), daemon=True).start()
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        if not loader.is_alive():
+            raise
+        _leave(130)
     if service.failure:
         raise ValueError(f"the model cannot be loaded: {service.failure}")
-    if loader.is_alive():  # compiles what nobody will use, and Python would wait for it
+    # It compiles what nobody will use: Python would wait for it, or crash when it ends under it.
+    if loader.is_alive():
         _leave(0)
 
 

@@ -84,7 +84,8 @@ class Reply:
     """The answers to one conversation in the form of OpenAI's API."""
 
     def __init__(self, model: Model, fields: ChatRequest, choices: list[Choice]):
-        self._model, self._fields, self._choices = model, fields, choices
+        self._model, self._fields, self._choices = model, fields.without_texts(), choices
+        self._functions = bool(fields.functions)  # calls have the older form
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -153,7 +154,7 @@ class Reply:
             function = {"name": call.name} if call.name else {}
             function["arguments"] = call.arguments
             head = {"id": new_id(), "type": "function"} if call.name else {}
-            if self._fields.functions:
+            if self._functions:
                 made.append({"function_call": function})
             else:
                 made.append({"tool_calls": [{"index": index, **head, "function": function}]})
@@ -164,7 +165,7 @@ class Reply:
         if message.reasoning:
             made |= _reasoning(message)
         calls = [dataclasses.asdict(call) for call in message.calls.values()]
-        if self._fields.functions:
+        if self._functions:
             return {**made, "function_call": calls[0] if calls else None}
         if calls:
             made["content"] = message.content or None
@@ -179,5 +180,5 @@ class Reply:
     def _finish(self, index: int) -> str:
         choice = self._choices[index]
         if choice.answer.called and choice.finish == "stop":
-            return "function_call" if self._fields.functions else "tool_calls"
+            return "function_call" if self._functions else "tool_calls"
         return choice.finish

@@ -59,7 +59,7 @@ class Reply:
     """The continuations in the form of OpenAI's API."""
 
     def __init__(self, model: Model, fields: CompletionRequest, choices: list[Choice]):
-        self._model, self._fields, self._choices = model, fields, choices
+        self._model, self._fields, self._choices = model, fields.without_texts(), choices
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",

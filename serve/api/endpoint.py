@@ -143,6 +143,8 @@ async def answered(
 
     choices = await until_gone(request.receive, preparing())
     made = reply(found, fields, choices)
+    fields = fields.without_texts()
+    request.state.understood()  # nothing of the body is held while the answer waits for its slot
     ticket = queue(request, found, choices)
     working = parts(ticket, choices, service.settings.request_seconds)
     if fields.stream:

@@ -10,6 +10,7 @@ from qwen_jax.text import chatml
 from qwen_jax.text.chatml import Ending
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.api.window import check_texts
+from serve.http.body import measure
 from serve.service import Model
 from serve.text import hermes, react, thinking
 from serve.text.calls import Otherwise, name, outlined_function
@@ -231,6 +232,7 @@ def _for_template(message: Message) -> dict[str, Any]:
 
 def _object(arguments: str) -> Any:
     try:
+        measure(arguments.encode())  # a body within a body
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):
         return arguments

@@ -38,7 +38,7 @@ class Constraint(Protocol):
     def accept(self, token: int) -> None: ...
 
     @property
-    def finished(self) -> bool: ...
+    def finish(self) -> str: ...  # stop or length, once nothing may follow
 
 
 @dataclass(eq=False)
@@ -208,9 +208,9 @@ class Scheduler:
                 masks[slot] = b"" if request.waiting else request.constraint.mask(patience)
                 if not masks[slot] and not request.waiting:
                     patience = 0.0
-                    if request.constraint.finished:  # it takes too long to know what may follow
+                    if finish := request.constraint.finish:  # it takes too long to know
                         self._released.append(slot)
-                        self._end(request, Update(), "length")
+                        self._end(request, Update(), finish)
                         continue
             if masks.get(slot) != b"":
                 readers[slot] = request
@@ -255,9 +255,9 @@ class Scheduler:
         if request.constraint is not None:
             for token in update.tokens:
                 request.constraint.accept(token)
-        if request.constraint is not None and request.constraint.finished:
+        if request.constraint is not None and request.constraint.finish:
             self._released.append(request.slot)  # the device would go on
-            self._end(request, update, "stop")
+            self._end(request, update, request.constraint.finish)
         elif not result.active[row]:
             end = finish_reason(
                 request.tokens, request.answer, request.max_new_tokens, request.ends

@@ -38,7 +38,7 @@ def value(content: bytes) -> Any:
     of JSON disagree on them.
     """
     try:
-        _measure(content)
+        measure(content)
         found = json.loads(
             content.decode("utf-8-sig"),
             object_pairs_hook=_object,
@@ -54,7 +54,7 @@ def value(content: bytes) -> Any:
         raise ApiError(400, f"the body cannot be read as JSON: {error}") from None
 
 
-def _measure(content: bytes) -> None:
+def measure(content: bytes) -> None:
     """Raises ValueError past a limit. Text that is no JSON is measured up to its first fault."""
     bare = content.replace(rb"\\", b"").replace(rb"\"", b"")
     _limit("strings", bare.count(b'"') // 2, MAX_STRINGS)

@@ -27,7 +27,7 @@ class Middleware:
     def __init__(self, app: ASGIApp, service: Service, keys: Keys):
         self._app, self._service, self._keys = app, service, keys
         self._origins = Origins(service.settings)
-        self._held = 0  # bytes of bodies that no answer has come to yet
+        self._held = 0  # bytes of bodies that are not yet understood
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,6 +51,8 @@ class Middleware:
         def release() -> None:
             nonlocal held
             held, self._held = 0, self._held - held
+
+        state["understood"] = release
 
         async def answer(message: Message) -> None:
             nonlocal status

@@ -1,6 +1,6 @@
 """What requests may hold: every field is bounded, every other one refused by name."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
@@ -58,6 +58,7 @@ class SamplingFields(Fields):
     """How tokens are chosen; what is absent is as the checkpoint's makers would have it."""
 
     labels, idle = unasked.LABELS, unasked.REQUEST
+    texts: ClassVar[frozenset[str]] = frozenset()  # fields that only the prompt is made of
 
     model: Annotated[str, Field(max_length=256)]
     stream: bool = False
@@ -86,6 +87,10 @@ class SamplingFields(Fields):
         if options is not None and options.include_usage and not self.stream:
             raise ValueError("stream_options needs stream to be true")
         return self
+
+    def without_texts(self) -> Self:
+        """What is left to know once the prompt is made; the rest may be megabytes."""
+        return self.model_copy(update=dict.fromkeys(self.texts))
 
 
 class JsonSchema(Fields):
@@ -160,6 +165,8 @@ class ConversationFields(Fields):
 
 
 class ChatRequest(SamplingFields, ConversationFields):
+    texts = frozenset({"messages", "tools", "functions", "response_format"})
+
     messages: Annotated[list[Message], FIRST] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=_MOST)
     logprobs: bool | None = None
@@ -204,6 +211,8 @@ Texts = Annotated[
 
 
 class CompletionRequest(SamplingFields):
+    texts = frozenset({"prompt", "suffix", "response_format"})
+
     prompt: Texts
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False

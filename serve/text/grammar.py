@@ -135,7 +135,7 @@ class Constraint:
         self._matcher, self._threads, self._first = matcher, threads, first
         self._next: Future[bytes] = Future()
         self._next.set_result(first)
-        self._since, self.finished = 0.0, False
+        self._since, self.finish = 0.0, ""
 
     def copy(self) -> "Constraint":
         """Another answer at the beginning."""
@@ -149,14 +149,16 @@ class Constraint:
         try:
             return self._next.result(patience)
         except TimeoutError:
-            self.finished = time.monotonic() - self._since > _SECONDS
+            if time.monotonic() - self._since > _SECONDS:
+                self.finish = "length"
             return b""
 
     def accept(self, token: int) -> None:
-        """After it, or where it passed a limit, the answer may be finished: nothing may follow."""
+        """After it the answer may be finished: it is whole, or what may follow passes a limit."""
         self._matcher.consume_token(token)
-        self.finished = self._matcher.is_stopped()
-        if not self.finished:
+        if self._matcher.is_stopped():
+            self.finish = "length" if self._matcher.is_error() else "stop"
+        else:
             self._since = time.monotonic()
             self._next = self._threads.submit(self._matcher.compute_bitmask)
 

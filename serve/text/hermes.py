@@ -118,7 +118,7 @@ class HermesParser(Parser):
             arguments = json.dumps(arguments, ensure_ascii=False)
         index, self._count = self._count, self._count + 1
         self._said, self._breaks, self.done = False, 0, not self._parallel
-        return Message(calls={index: Call(name, arguments)})
+        return Message(calls={index: Call(_writable(name), _writable(arguments))})
 
     _said = False  # any text since the last call
 
@@ -157,8 +157,16 @@ class OpenCall:
 
 
 # What a grammar lets a call begin with: its name, and the arguments as far as they go.
-_BEGUN = re.compile(r'\s*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": (.*)', re.DOTALL)
+# Its string is one of JSON: a format beside the functions may write something like a call.
+_STRING = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9A-Fa-f]{4})*"'
+_BEGUN = re.compile(rf'\s*\{{"name": ({_STRING}), "arguments": (.*)', re.DOTALL)
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def _writable(text: str) -> str:
+    """Half a character, which a model may write as an escape, stays one: no UTF-8 has it."""
+    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def _breaks_off_in_string(source: str) -> bool:

@@ -31,14 +31,16 @@ def outline(schema: Any) -> dict[str, Any]:
         return {}
     made: dict[str, Any] = {}
     kind = schema.get("type")
-    if kind and set(kind if isinstance(kind, list) else [kind]) <= _TYPES:
+    kinds = kind if isinstance(kind, list) else [kind]
+    if kinds and all(isinstance(one, str) and one in _TYPES for one in kinds):
         made["type"] = kind
     properties = schema.get("properties")
     if isinstance(properties, Mapping):
         made["properties"] = {name: outline(value) for name, value in properties.items()}
         needed = schema.get("required")
         if isinstance(needed, list):
-            made["required"] = [name for name in needed if name in properties]
+            names = (name for name in needed if isinstance(name, str))
+            made["required"] = [name for name in names if name in properties]
     if schema.get("additionalProperties") is False and "properties" in made:
         made["additionalProperties"] = False
     if isinstance(schema.get("items"), Mapping):

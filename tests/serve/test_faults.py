@@ -1,5 +1,6 @@
 """Whatever clients do, the server answers in OpenAI's form and goes on; its slots come back."""
 
+import gc
 import json
 import threading
 import time
@@ -9,10 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
+from serve.schemas.conversation import Message
 from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import ASK, CHAT, JSON, LONG, STREAM, connect, drained, fault, head
 
 STRICT = {"name": "x", "strict": True}
+_TAKEN = ("qwen_requests_running", "qwen_requests_waiting")
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +258,23 @@ def test_a_full_queue_says_when_to_come_back(quick: Running) -> None:
 def test_all_of_a_request_is_queued_or_none(quick: Running) -> None:
     fault(httpx.post(quick.url + CHAT, json=ASK | {"n": 20}), 429)
     assert quick.metric("qwen_requests_waiting") == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_waits_for_a_slot_holds_no_body(scripted: Serve, stream: bool) -> None:
+    """More of the largest bodies than are read at once; of their length prompts keep nothing."""
+    turns = [{"role": "user", "content": "a " * 45_000}, {"role": "assistant", "content": "b"}]
+    content = json.dumps(LONG | {"messages": [*turns, *ASK["messages"]], "stream": stream}).encode()
+    with scripted("la " * 120, seconds=0.5, max_body=100_000, queue=64) as running:
+        deadline = time.monotonic() + 30
+        connections = []
+        for count in range(1, 21):
+            connections.append(connect(running))
+            connections[-1].sendall(head(len(content)) + content)
+            while sum(map(running.metric, _TAKEN)) < count:
+                assert time.monotonic() < deadline
+        said = [one.content for one in gc.get_objects() if isinstance(one, Message)]
+        for connection in connections:
+            connection.close()
+        running.settle()
+    assert not [content for content in said if content and len(content) > 1000]

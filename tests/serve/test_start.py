@@ -86,6 +86,17 @@ def test_a_fault_while_the_model_is_loaded(fault: str, words: str) -> None:
     assert words in line
 
 
+def test_ctrl_c_while_the_model_is_loaded() -> None:
+    """In the middle of XLA's own code, which no Python may leave by its usual end."""
+    program = [*COMMAND, "--max-length", "512"]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "slots of" not in process.stderr.readline():
+            pass
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(20) == 130
+
+
 def test_sigterm_while_the_model_is_loaded() -> None:
     program = [sys.executable, "-c", INSTEAD.format("time.sleep(1000)"), "--port", "0"]
     with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:

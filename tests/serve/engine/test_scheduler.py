@@ -45,8 +45,8 @@ class Alternating:
         self.seen.append(token)
 
     @property
-    def finished(self) -> bool:
-        return len(self.seen) >= self._length
+    def finish(self) -> str:
+        return "stop" if len(self.seen) >= self._length else ""
 
 
 @settings(max_examples=200, deadline=None)

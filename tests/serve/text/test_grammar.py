@@ -37,7 +37,7 @@ def allowed(constraint: Constraint, id: int) -> int:
 def follows(constraint: Constraint, ids: list[Any]) -> bool:
     """Whether a model may write these ids; as far as it may, it does."""
     for id in ids:
-        if constraint.finished or not allowed(constraint, id):
+        if constraint.finish or not allowed(constraint, id):
             return False
         constraint.accept(id)
     return True
@@ -56,7 +56,7 @@ def fits(
     constraint = grammars.compile(Rules(of_rules(f"{start}\n{rules}"), body))
     if not follows(constraint, small.encode(text, specials=small.markup if markup else ())):
         return False
-    return bool(constraint.finished or allowed(constraint, small.specials["<|im_end|>"]))
+    return bool(constraint.finish or allowed(constraint, small.specials["<|im_end|>"]))
 
 
 @pytest.mark.parametrize("markup", [True, False])
@@ -143,10 +143,10 @@ def test_no_call_slips_through(
     constraint, message = grammars.compile(Rules(of_rules(f"start: answer\n{rules}"))), Message()
     for piece, markup in parts:
         for id in small.encode(piece, specials=small.markup if markup else ()):
-            if not constraint.finished and allowed(constraint, id):
+            if not constraint.finish and allowed(constraint, id):
                 constraint.accept(id)
                 message.add(parser.push(small.decode([id])))
-    if constraint.finished or allowed(constraint, small.specials["<|im_end|>"]):
+    if constraint.finish or allowed(constraint, small.specials["<|im_end|>"]):
         message.add(parser.finish())
         for call in message.calls.values():
             assert json.loads(call.arguments)["city"] in ("Bonn", "Rome")
@@ -282,6 +282,16 @@ def test_what_cannot_be_enforced_is_named(
     assert caught.value.param == param
     body: Any = caught.value.body
     assert body["message"].startswith(f"{param} cannot be used: ")
+
+
+def test_an_answer_that_passes_a_limit_is_not_whole(scripted: Serve) -> None:
+    """600 properties of which any may come next are more than the library follows."""
+    schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(600)}}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    with scripted('{"p1": "x"}') as running:
+        answer = running.client().chat.completions.create(**ASK, response_format=wanted)
+        assert answer.choices[0].finish_reason == "length"
+        running.settle()
 
 
 def test_a_strict_format_lets_no_keyword_pass(scripted: Serve) -> None:

@@ -228,9 +228,10 @@ def test_thoughts_come_back(scripted: Serve) -> None:
                 ask(**ASK | {"messages": turns})
 
 
-def test_arguments_as_deep_as_they_like(scripted: Serve) -> None:
+@pytest.mark.parametrize("arguments", ['{"a": ' + "[" * 5000, f'{{"a": {"[" * 700 + "]" * 700}}}'])
+def test_arguments_as_deep_as_they_like(scripted: Serve, arguments: str) -> None:
     """What a client says it called is text; no parser chokes on it."""
-    call = {"name": WEATHER["name"], "arguments": '{"a": ' + "[" * 5000}
+    call = {"name": WEATHER["name"], "arguments": arguments}
     turn = {"role": "assistant", "content": None, "function_call": call}
     with scripted("Hello.", HYBRID, length=9999) as running:
         messages = [ASK["messages"][0], turn, ASK["messages"][0]]

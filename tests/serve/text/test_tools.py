@@ -151,6 +151,11 @@ def test_calls_made_together_come_in_turn() -> None:
         ('<tool_call>{"name": "f"}', "", [{"name": "f", "arguments": "{}"}]),
         ("a <tool", "a <tool", []),
         ("<tool_call>{", "<tool_call>{", []),
+        (
+            r'<tool_call>{"name": "f\ud800", "arguments": {"a": "\ude00\ud83d\ude00"}}</tool_call>',
+            "",
+            [{"name": r"f\ud800", "arguments": r'{"a": "\ude00😀"}'}],
+        ),
         (HERMES + "\n\nSo\n\nit is.\n", "Let me see.\nSo\n\nit is.", [{"name": "weather"}]),
         (f"<tool_call>{DEEP}", f"<tool_call>{DEEP}", []),
         (f"<tool_call>{DEEP}</tool_call>", f"<tool_call>{DEEP}</tool_call>", []),
@@ -167,6 +172,16 @@ def test_hermes(text: str, content: str, calls: list[Any]) -> None:
     assert message.content == content
     made = calls_of(message)
     assert [call | wanted for call, wanted in zip(made, calls, strict=True)] == made
+
+
+def test_what_only_looks_like_a_call_is_text() -> None:
+    """A format beside functions may write it, and it may be cut."""
+    for text in (
+        r'<tool_call>{"name": "\x", "arguments": {',
+        '<tool_call>{"name": "\n", "arguments": ',
+    ):
+        message = read(hermes.HermesParser(followed=True), text)
+        assert (message.content, message.calls) == (text, {})
 
 
 # --- over HTTP ---------------------------------------------------------------------------------
