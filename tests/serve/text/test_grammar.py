@@ -284,16 +284,6 @@ def test_what_cannot_be_enforced_is_named(
     assert body["message"].startswith(f"{param} cannot be used: ")
 
 
-def test_an_answer_that_passes_a_limit_is_not_whole(scripted: Serve) -> None:
-    """600 properties of which any may come next are more than the library follows."""
-    schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(600)}}
-    wanted: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
-    with scripted('{"p1": "x"}') as running:
-        answer = running.client().chat.completions.create(**ASK, response_format=wanted)
-        assert answer.choices[0].finish_reason == "length"
-        running.settle()
-
-
 def test_a_strict_format_lets_no_keyword_pass(scripted: Serve) -> None:
     wanted: dict[str, Any] = {"name": "x", "schema": ODD, "strict": None}
     with scripted("{}") as running:

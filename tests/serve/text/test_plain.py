@@ -60,3 +60,13 @@ def test_a_format_nobody_defined_asks_for_nothing(scripted: Serve) -> None:
             **ASK, response_format={"type": "json_schema", "json_schema": wanted}
         )
         assert made.choices[0].message.content == '{"format": "a"}'
+
+
+def test_an_answer_that_passes_a_limit_is_not_whole(scripted: Serve) -> None:
+    """600 properties of which any may come next are more than the library follows."""
+    schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(600)}}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    with scripted('{"p1": "x"}') as running:
+        answer = running.client().chat.completions.create(**ASK, response_format=wanted)
+        assert answer.choices[0].finish_reason == "length"
+        running.settle()

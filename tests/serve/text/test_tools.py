@@ -176,10 +176,8 @@ def test_hermes(text: str, content: str, calls: list[Any]) -> None:
 
 def test_what_only_looks_like_a_call_is_text() -> None:
     """A format beside functions may write it, and it may be cut."""
-    for text in (
-        r'<tool_call>{"name": "\x", "arguments": {',
-        '<tool_call>{"name": "\n", "arguments": ',
-    ):
+    for cut in (r'"\x", "arguments": {', '"\n", "arguments": '):
+        text = f'<tool_call>{{"name": {cut}'
         message = read(hermes.HermesParser(followed=True), text)
         assert (message.content, message.calls) == (text, {})
 
