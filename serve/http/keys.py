@@ -30,10 +30,13 @@ class Keys:
             if not line.strip() or line.startswith("#"):
                 continue
             parts = line.split()
-            if len(parts) != 2 or len(parts[1]) < _LEAST:
+            if len(parts) != 2 or len(parts[1]) < _LEAST or not parts[1].isascii():
                 raise ValueError(
-                    f"{file}, line {number}: wanted a name and a key of {_LEAST} characters or more"
+                    f"{file}, line {number}: wanted a name and a key of {_LEAST} ASCII characters "
+                    "or more"
                 )
+            if parts[1] in owners:
+                raise ValueError(f"{file}, line {number}: the key is that of {owners[parts[1]]}")
             owners[parts[1]] = parts[0]
         if file is not None and not owners:
             raise ValueError(f"{file} holds no key")

@@ -119,8 +119,16 @@ def test_keys_in_a_file(tmp_path: Path) -> None:
     assert keys.owner("/v1/models", "bearer  fedcba9876543210") == "bob"
     for wrong in ("Bearer 0123456789abcde", "Bearer ann", "0123456789abcdef", "Bearer \udcff"):
         assert keys.owner("/v1/models", wrong) is None
-    for content in ("", "ann\n", "ann short\n", "ann 0123456789abcdef more\n"):
-        file.write_text(content)
+    twice = "ann 0123456789abcdef\nbob 0123456789abcdef\n"
+    for content in (
+        "",
+        "ann\n",
+        "ann short\n",
+        "ann 0123456789abcdef more\n",
+        "ann " + "é" * 16,
+        twice,
+    ):
+        file.write_text(content, "utf-8")
         with pytest.raises(ValueError, match=str(file)):
             Keys.read(file)
 
