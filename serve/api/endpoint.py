@@ -14,7 +14,7 @@ from serve.api.sse import EventStream, Gone, parts, until_gone
 from serve.engine.fair_queue import QueueFull
 from serve.engine.ticket import Ticket
 from serve.http.body import parse
-from serve.http.errors import ApiError, busy, shown
+from serve.http.errors import ApiError, busy
 from serve.http.rendering import Rendered
 from serve.lanes import Lane
 from serve.schemas.requests import SamplingFields
@@ -32,13 +32,6 @@ _CLOSE = {"Connection": "close"}  # the rest of the body will not be read
 async def body(request: Request) -> bytes:
     """The whole body, of limited size and in limited time."""
     settings = request.app.state.service.settings
-    coding = request.headers.get("content-encoding", "identity")
-    if coding != "identity":
-        raise ApiError(
-            415,
-            f"the body has the Content-Encoding {shown(coding)}; send it as it is, without one",
-            headers=_CLOSE,
-        )
     too_large = ApiError(413, f"the body is larger than {settings.max_body} bytes", headers=_CLOSE)
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length[:20]) > settings.max_body:

@@ -79,10 +79,12 @@ class Listener:
         self.seats: set[Seat] = set()
         self.waiting: dict[Seat, None] = {}  # the longest first
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._closed = False
         listening.setblocking(False)
         self._accepting = asyncio.ensure_future(self._accept())
 
     def close(self) -> None:
+        self._closed = True
         for task in (self._accepting, *self._handshakes):
             task.cancel()
 
@@ -123,6 +125,8 @@ class Listener:
                 ssl=self._tls,
                 ssl_handshake_timeout=self._handshake_seconds,
             )
+            if self._closed:  # nobody would tell it that the server ends
+                seat.hang_up()
         except (OSError, asyncio.CancelledError):  # no TLS, or not in time
             seat.leave()
             connection.close()
