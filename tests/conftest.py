@@ -56,3 +56,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount")
     yield tmp_path / "disk"
     subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiled programs are forgotten before the system's maps of memory for them run out.
+
+    Not beside servers, which live longer than a module and count what they compile.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if "serve" in request.path.parts or not maps.exists():
+        return
+    if len(maps.read_bytes().splitlines()) > 15_000:  # of 65,530
+        import jax  # which reads the settings above
+
+        jax.clear_caches()
