@@ -3,11 +3,13 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -125,7 +127,8 @@ def test_names_exist(page: Path) -> None:
     shown = re.findall(r"^::: ([\w.]+)", text(page), re.MULTILINE)
     for found in {*shown, *(n for part in code(page) for n in DOTTED.findall(part))}:
         if not found.endswith((".json", ".md", ".py", ".yaml", ".yml")):
-            assert resolve(found) is not None
+            with unittest.mock.patch.dict(os.environ):  # which benchmarks set for themselves
+                assert resolve(found) is not None
 
 
 def resolve(dotted: str) -> Any:
