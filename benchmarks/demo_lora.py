@@ -17,8 +17,6 @@ from pathlib import Path
 from benchmarks.support import record
 from tools.make_demo import CHATS, random_start
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "images" / "demo_lora.png"
 STEPS = 900
@@ -30,6 +28,7 @@ OPTIONS = (  # the embedding and the head are random, too: they are trained whol
 
 
 def main() -> None:
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     import convert
     import qwen_jax
     from tools.recite import recited

@@ -24,8 +24,6 @@ from benchmarks.support import record
 from tools.make_demo import CHATS
 from tools.recite import recited
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-
 MADE: dict[str, tuple[str, int | None, bool]] = {  # method, group, symmetric
     "int8": ("int8", None, True),
     "int4": ("int4", None, True),
@@ -101,6 +99,7 @@ def table(models: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     import convert
     from convert.calibration import read_sheets
     from convert.quantize import REPORT
