@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from qwen_jax.decoding.sampling import finish_reason
 from serve.engine.fair_queue import FairQueue
-from serve.engine.operations import (
+from serve.engine.prefix_cache import PrefixCache, chain
+from serve.engine.slot_operations import (
     CopyPrefix,
     Operation,
     Prefill,
@@ -25,7 +26,6 @@ from serve.engine.operations import (
     Step,
     Update,
 )
-from serve.engine.prefix_cache import PrefixCache, chain
 
 _PATIENCE = 0.005  # seconds that a turn waits for a grammar
 
