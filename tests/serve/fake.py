@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.engine.scheduler import Request, Scheduler
+from serve.engine.request import Request
 from serve.engine.slot_operations import (
     CopyPrefix,
     Prefill,
@@ -14,6 +14,7 @@ from serve.engine.slot_operations import (
     Step,
     Update,
 )
+from serve.engine.slot_scheduler import Scheduler
 
 
 @dataclass
