@@ -7,7 +7,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from serve import cache_length
 from serve.api import endpoint, openapi
 from serve.http.errors import ApiError
 from serve.http.pages import FILES, POLICY
@@ -74,7 +73,9 @@ def _described(service: Service, found: Model) -> dict[str, object]:
         "created": service.created,
         "owned_by": "qwen_jax",
         "max_model_len": found.length,
-        "max_model_len_reason": cache_length.reason(service.settings, found.config, found.length),
+        "max_model_len_reason": found.room.length_reason(service.settings, found.config),
+        "cache_tokens": found.room.tokens,
+        "cache_tokens_reason": found.room.reason(service.settings, found.config),
         "parent": endpoint.model(service, None).name if found.adapter else None,
     }
 

@@ -8,8 +8,6 @@ from serve.engine.request import Request
 from serve.engine.tables import Tables
 from serve.engine.turn import Limits, Turn
 
-TILE = 16  # tokens: a piece of a text costs a multiple of it
-
 
 class Prompts:
     """Texts in turn. Several short ones share a chunk; a long one takes a chunk, then others do."""
@@ -17,7 +15,6 @@ class Prompts:
     def __init__(self, limits: Limits, tables: Tables):
         self._limits, self._tables = limits, tables
         self._line: deque[Request] = deque()
-        self.found_tokens = 0  # that others had computed when it was their turn
 
     def __len__(self) -> int:
         return len(self._line)
@@ -43,7 +40,7 @@ class Prompts:
         budget, ended, later = self._limits.chunk, [], []
         pieces: dict[Request, Piece] = {}
         for _ in range(len(self._line)):
-            if budget < TILE:
+            if budget < self._limits.tile:
                 break
             request = self._line.popleft()
             if request.scoring and budget == self._limits.chunk:
@@ -55,7 +52,8 @@ class Prompts:
                 ended.append(request)
             elif not request.scoring and (piece := self._piece(request, budget, turn)):
                 pieces[request] = piece
-                budget -= -(-len(piece.tokens) // TILE) * TILE
+                tile = self._limits.tile
+                budget -= -(-len(piece.tokens) // tile) * tile
                 (ended if piece.last else self._line).append(request)
             else:
                 later.append(request)
@@ -73,7 +71,8 @@ class Prompts:
         first = request.prefilled // self._limits.page
         if found := self._tables.advance(request):
             turn.add(SetPages(request.slot, first, tuple(found)))
-            self.found_tokens += len(found) * self._limits.page
+            if not request.preempted:
+                request.shared += len(found) * self._limits.page
         start, end = request.prefilled, self._end(request, budget)
         last = end == request.length
         mask = request.constraint.mask() if last and request.constraint is not None else None

@@ -40,16 +40,14 @@ class Request:
     names: list[bytes] = field(default_factory=list, init=False)  # of its whole pages, after root
     published: int = field(default=0, init=False)  # pages that others can find
     copied: int = field(default=-1, init=False)  # a page of which it needs a copy at first
-    digests: list[bytes] = field(default_factory=list, init=False)
     scored: int = field(default=0, init=False)  # prompt tokens judged so far
     prefilled: int = field(default=0, init=False)  # tokens of its text computed or found so far
     given: int = field(default=0, init=False)  # of them, those that the slot was told of
-    shared: int = field(default=0, init=False)  # prompt tokens found in pages at first
+    shared: int = field(default=0, init=False)  # prompt tokens that others had computed
+    preempted: bool = field(default=False, init=False)  # it gave its pages up, once at least
     due: int = field(default=0, init=False)  # new tokens that are sure to come
     bound: int = field(default=0, init=False)  # at most so many come
-    issued: int = field(default=0, init=False)  # new tokens asked of the device
     answer: list[int] = field(default_factory=list, init=False)
-    waiting: bool = field(default=False, init=False)  # its newest token is still unknown
     finish: str = field(default="", init=False)
 
     @property

@@ -37,8 +37,8 @@ class Scheduler:
     def __init__(self, limits: Limits):
         self._limits = limits
         self.queue: FairQueue[Request] = FairQueue(limits.queue)
-        self.asked_tokens = 0  # prompt tokens of requests that got a slot, ever
-        self.shared_tokens = 0  # of them, those that needed no computing
+        self.read_tokens = 0  # of prompts, ever
+        self.shared_tokens = 0  # of them, those that others had computed
         self.preemptions = 0
         self._arrivals = 0
         self.reset()
@@ -101,6 +101,9 @@ class Scheduler:
         self._admit(turn)
         for request in self._prompts.advance(turn):
             self._running[request.slot] = request
+            if not request.answer:
+                self.read_tokens += len(request.tokens)
+                self.shared_tokens += request.shared
         self._step(turn)
         return turn
 
@@ -118,10 +121,8 @@ class Scheduler:
             if request.copied >= 0:
                 target = request.pages[request.prefilled // self._limits.page]
                 turn.add(CopyPage(request.copied, target))
-            if not request.answer:
+            if not request.preempted:
                 request.shared = request.prefilled
-                self.asked_tokens += len(request.tokens)
-                self.shared_tokens += request.shared
             self._prompts.add(request)
 
     def _next_fitting(self) -> Request | None:
@@ -207,6 +208,7 @@ class Scheduler:
     def _preempt(self, request: Request, turn: Turn) -> None:
         """It gives its pages up, and is the next of its tenant to be computed, as if never away."""
         self.preemptions += 1
+        request.preempted = True
         turn.add(Release(request.slot))
         self._leave(request)
         if request.due:

@@ -16,6 +16,7 @@ class Limits:
     chunk: int  # most tokens of prompts between two steps
     step_tokens: int  # that each answer gains between two looks of the host
     queue: int  # requests that may wait
+    tile: int = 16  # tokens: a piece of a text costs a multiple of it
     share: bool = True  # whether texts may begin in pages of others
     draft_tokens: int = 0  # that may be accepted beside each token of a step
 

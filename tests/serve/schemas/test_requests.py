@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from serve.engine.slot_operations import Prefill
+from serve.engine.operations import Prefill
 from serve.schemas import fields, unasked
 from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT, fault
@@ -197,9 +197,10 @@ def seen(running: Running, path: str, body: Any) -> Any:
     answer = httpx.post(running.url + path, json=body, timeout=60)
     running.settle()
     asked = [
-        (chunk.tokens, chunk.max_new_tokens, chunk.mask, leaves(chunk.settings))
-        for chunk in device.log
-        if isinstance(chunk, Prefill)
+        (piece.tokens, piece.max_new_tokens, piece.mask, leaves(piece.settings))
+        for prefill in device.log
+        if isinstance(prefill, Prefill)
+        for piece in prefill.pieces
     ]
     said = re.sub(r'(cmpl-|call_)\w+|"created": ?\d+', "", answer.text)
     return answer.status_code, asked, said
