@@ -21,7 +21,7 @@ from serve import cache_length
 from serve.engine.engine import Engine
 from serve.engine.model_runner import Compilations, ModelRunner
 from serve.engine.multihost import Leader
-from serve.engine.scheduler import Scheduler
+from serve.engine.slot_scheduler import Scheduler
 from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars

@@ -6,8 +6,9 @@ import time
 from typing import Any, Protocol
 
 from serve.engine.metrics import Metrics
-from serve.engine.operations import Operation, Result, Update
-from serve.engine.scheduler import Request, Scheduler, Turn
+from serve.engine.request import Request
+from serve.engine.slot_operations import Operation, Result, Update
+from serve.engine.slot_scheduler import Scheduler, Turn
 
 _PAUSE = 0.001  # seconds, so that others get the lock
 _FAILURES = 3  # in a row, after which the device is given up

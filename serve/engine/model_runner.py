@@ -15,7 +15,7 @@ from qwen_jax.decoding.logits import SamplingArrays, every_id
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import Output
 from qwen_jax.nn.model import Qwen
-from serve.engine.operations import (
+from serve.engine.slot_operations import (
     CopyPrefix,
     Operation,
     Prefill,

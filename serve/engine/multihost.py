@@ -20,9 +20,9 @@ from jax.experimental import multihost_utils
 
 from qwen_jax import distributed
 from qwen_jax.decoding.logits import SamplingArrays
-from serve.engine import operations
+from serve.engine import slot_operations as operations
 from serve.engine.model_runner import ModelRunner
-from serve.engine.operations import Operation, Prefill, Result, Step
+from serve.engine.slot_operations import Operation, Prefill, Result, Step
 from serve.settings import ServeConfig
 
 _SECRET = 16  # bytes, which every process learns over the devices' network

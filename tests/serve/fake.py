@@ -4,8 +4,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.engine.operations import CopyPrefix, Prefill, Release, Result, ScoreChunk, Step, Update
-from serve.engine.scheduler import Request, Scheduler
+from serve.engine.request import Request
+from serve.engine.slot_operations import (
+    CopyPrefix,
+    Prefill,
+    Release,
+    Result,
+    ScoreChunk,
+    Step,
+    Update,
+)
+from serve.engine.slot_scheduler import Scheduler
 
 
 @dataclass

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from serve.engine.fair_queue import QueueFull
-from serve.engine.scheduler import Scheduler
+from serve.engine.slot_scheduler import Scheduler
 from serve.http.keys import Keys
 from serve.lanes import Lane
 from serve.text import grammar, guard

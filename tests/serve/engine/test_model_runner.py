@@ -14,8 +14,9 @@ from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.rope import octave
 from serve import loading
 from serve.engine.model_runner import ModelRunner
-from serve.engine.operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
-from serve.engine.scheduler import Request, Scheduler
+from serve.engine.request import Request
+from serve.engine.slot_operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
+from serve.engine.slot_scheduler import Scheduler
 from tests.qwen_jax.memorised_model import with_defaults
 from tests.qwen_jax.networks import cache_sizes
 from tests.serve.conftest import SETTINGS

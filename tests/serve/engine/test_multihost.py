@@ -22,7 +22,7 @@ from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.sharding import make_mesh
 from serve.engine.multihost import decode, encode
-from serve.engine.operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
+from serve.engine.slot_operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
 from tests.assets import assets_of, tokenizer_of
 
 ROOT = Path(__file__).parents[3]

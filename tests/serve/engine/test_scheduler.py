@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.engine.fair_queue import FairQueue, QueueFull
-from serve.engine.operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
-from serve.engine.scheduler import Scheduler
+from serve.engine.slot_operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
+from serve.engine.slot_scheduler import Scheduler
 from tests.serve.fake import Client, Fake, drive
 
 CHUNK = 4

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_jax.text.tokenizer import Tokenizer
-from serve.engine.operations import Prefill, Result
+from serve.engine.slot_operations import Prefill, Result
 from tests.serve.fake import Fake, Slot, result
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from serve.engine.operations import Prefill
+from serve.engine.slot_operations import Prefill
 from serve.schemas import fields, unasked
 from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT, fault

@@ -1,6 +1,6 @@
 """Which slots hold a beginning of which text."""
 
-from serve.engine.prefix_cache import PrefixCache, chain
+from serve.engine.slot_scheduler import PrefixCache, chain
 
 SYSTEM = [5, 6, 7, 8, 9, 1, 2, 3]  # two chunks of four
 
