@@ -16,6 +16,7 @@ from qwen_jax.decoding import decode
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.decoding.pieces import Piece, share
 from qwen_jax.decoding.sampling import Sampling, finish_reason, stop_sequences
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
@@ -129,9 +130,7 @@ def answers(
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
     state = decode.start(weights, len(prompts), length, cache_dtype)
-    for slot, row in enumerate(rows):
-        state, output = _prefill(weights, state, slot, row.prompt, settings[slot], budget)
-        row.push(output, 0)
+    state = _prefill(weights, state, rows, settings)
     watch = watch or any(row.sampling.stop for row in rows)
     count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
     count = min(count, _PER_LOOK if watch else _PER_CALL)
@@ -146,26 +145,30 @@ def answers(
 
 
 def _prefill(
-    weights: Weights,
-    state: State,
-    slot: int,
-    ids: Sequence[int],
-    settings: SamplingArrays,
-    budget: int,
-) -> tuple[State, Output]:
-    """A whole prompt, chunk by chunk."""
-    for at in range(0, len(ids), decode.CHUNK):
-        state, output = decode.prefill(
-            weights,
-            state,
-            slot,
-            ids[at : at + decode.CHUNK],
-            start=at,
-            prompt_length=len(ids),
-            settings=settings,
-            max_new_tokens=budget,
-        )
-    return state, jax.device_get(output)
+    weights: Weights, state: State, rows: Sequence["_Row"], settings: Sequence[SamplingArrays]
+) -> State:
+    """All prompts, as many at once as a call takes."""
+    longest = max(len(row.prompt) for row in rows)
+    tile = min(decode.tile_of(weights.platform), decode.bucket(longest))
+    for call in share([len(row.prompt) for row in rows], tile, decode.CHUNK // tile):
+        pieces = [
+            Piece(
+                slot,
+                rows[slot].prompt[start:end],
+                start,
+                len(rows[slot].prompt),
+                settings[slot],
+                rows[slot].budget,
+                last=end == len(rows[slot].prompt),
+            )
+            for slot, start, end in call
+        ]
+        state, output = decode.prefill(weights, state, pieces, tile=tile)
+        output = jax.device_get(output)
+        for at, piece in enumerate(pieces):
+            if piece.last:
+                rows[piece.slot].push(output, at)
+    return state
 
 
 class _Row:

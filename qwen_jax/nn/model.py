@@ -21,6 +21,7 @@ from qwen_jax.config import Config
 from qwen_jax.nn import rope
 from qwen_jax.nn.rope import Where
 
+_FEW = 4096  # numbers that XLA's CPU sums in another order
 LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
 Attended = tuple[Array, Any]  # what comes out, and the cache it leaves
 
@@ -74,7 +75,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = x.astype(jnp.float32)  # the mean of squares loses bf16's few digits
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        y = y * jax.lax.rsqrt(_mean_square(y) + self.eps)
         return y.astype(x.dtype) * self.scale
 
 
@@ -176,6 +177,25 @@ class Qwen(nnx.Module):
     def logits(self, x: Array) -> Array:
         """Hidden states [... D] -> float32 [... V]."""
         return matmul(x, self.embed) if self.head is None else self.head.float32(x)
+
+
+def _mean_square(x: Array) -> Array:
+    """[... D] -> [... 1].
+
+    XLA's CPU sums in another order where there are few numbers in all, and a row's bits must not
+    depend on how many there are: the few are filled up.
+    """
+    plain = lambda x: jnp.mean(x * x, axis=-1, keepdims=True)
+    least = -(-_FEW // x.shape[-1])  # rows
+    if x.size >= least * x.shape[-1]:
+        return plain(x)
+
+    def filled(x: Array) -> Array:
+        rows = x.reshape(-1, x.shape[-1])
+        y = plain(jnp.pad(rows, ((0, least - len(rows)), (0, 0))))
+        return y[: len(rows)].reshape(*x.shape[:-1], 1)
+
+    return jax.lax.platform_dependent(x, cpu=filled, default=plain)
 
 
 @jax.custom_vjp
