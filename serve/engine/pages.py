@@ -7,7 +7,7 @@ keep their names until they are needed: the one that rests longest goes first.
 
 import hashlib
 from array import array
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -119,11 +119,15 @@ class Pages:
     # --- what must always be true --------------------------------------------------------------
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raises AssertionError unless exactly these tables hold pages, and all others rest."""
-        held = Counter(page for table in tables for page in table)
-        assert self._holders == [held[page] for page in range(self.count)], "a page is lost"
-        idle = [*self._blank, *self._resting]
-        assert len(set(idle)) == len(idle) == self.count - len(held), "a page is lost"
-        assert not set(idle) & set(held), "a page is held and free"
-        assert not set(self._blank) & set(self._entries), "a blank page has a name"
-        known = [*self._named.values(), *self._heads.values()]
-        assert set(known) <= set(self._entries), "a name leads to another page"
+        held = [0] * self.count
+        for table in tables:
+            for page in table:
+                held[page] += 1
+        idle = {*self._blank, *self._resting}
+        assert self._holders == held, "a page has other holders than it says"
+        assert len(idle) == len(self._blank) + len(self._resting), "a page is free twice"
+        assert len(idle) == held.count(0), "a page is lost"
+        assert not any(held[page] for page in idle), "a page is held and free"
+        named = self._entries.keys()
+        assert named.isdisjoint(self._blank), "a blank page has a name"
+        assert named >= {*self._named.values(), *self._heads.values()}, "a name leads nowhere"

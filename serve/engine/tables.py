@@ -19,6 +19,11 @@ class Tables:
         """Pages that stand in a tenant's tables."""
         return self._held[tenant]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens for which all tables together have room."""
+        return self._held.total() * self.pages.size
+
     def check_size(self, request: Request) -> None:
         """Raises ValueError for a text that all pages together cannot hold."""
         room = self.pages.count * self.pages.size
