@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from qwen_jax.config import Config
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.pieces import Piece, pack
@@ -76,13 +76,13 @@ def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
-    """The program of decode.prefill for `size` tokens at the start of a prompt."""
+    """The program of prompts.prefill for `size` tokens at the start of a prompt."""
     weights = flatten(params)
-    tile = min(size, decode.tile_of("accelerator"))
+    tile = min(size, prompts.tile_of("accelerator"))
     piece = Piece(0, [0] * size, 0, size, SamplingArrays.of(Sampling(), (), 0), 1, last=True)
     slots, vocab = len(state.rows.active), weights.structure.config.vocab
     packed = pack([piece], slots, vocab, tile, size // tile, 1)
-    return decode._prefill.of(weights).trace(weights, state, packed, None)
+    return prompts._prefill.of(weights).trace(weights, state, packed, None)
 
 
 def _put(tree: Any, where: Any) -> Any:

@@ -17,6 +17,7 @@ from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.pieces import Piece, share
+from qwen_jax.decoding.prompts import CHUNK, prefill, tile_of
 from qwen_jax.decoding.sampling import Sampling, finish_reason, stop_sequences
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
@@ -149,8 +150,8 @@ def _prefill(
 ) -> State:
     """All prompts, as many at once as a call takes."""
     longest = max(len(row.prompt) for row in rows)
-    tile = min(decode.tile_of(weights.platform), decode.bucket(longest))
-    for call in share([len(row.prompt) for row in rows], tile, decode.CHUNK // tile):
+    tile = min(tile_of(weights.platform), decode.bucket(longest))
+    for call in share([len(row.prompt) for row in rows], tile, CHUNK // tile):
         pieces = [
             Piece(
                 slot,
@@ -163,7 +164,7 @@ def _prefill(
             )
             for slot, start, end in call
         ]
-        state, output = decode.prefill(weights, state, pieces, tile=tile)
+        state, output = prefill(weights, state, pieces, tile=tile)
         output = jax.device_get(output)
         for at, piece in enumerate(pieces):
             if piece.last:

@@ -1,12 +1,12 @@
-"""The only jitted inference functions: start, prefill, recall, step, release, copy_page, score.
+"""The jitted inference functions: start, step, release, copy_page, score; prompts has the others.
 
 A State holds all slots. The functions take it and give the next one; its memory is donated and
 updated in place. `generate` uses them for one call's prompts, a server for its stream of
 requests:
 
     state = start(params, slots=8, length=4096)
-    state, first = prefill(params, state, pieces)   # of several prompts, or of a long one
-    state, out = step(params, state, 16)            # 16 tokens, all active slots
+    state, first = prompts.prefill(params, state, pieces)  # several prompts, or part of a long one
+    state, out = step(params, state, 16)                   # 16 tokens, all active slots
     state = release(params, state, slot)
 
 A server's slots share pages, `start(..., pages=5000)`; it keeps the table from slots to pages and
@@ -17,7 +17,6 @@ model's tree again on each call.
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,17 +27,12 @@ from jax import Array
 
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays, best, sample, stopped
-from qwen_jax.decoding.pieces import Packed, Piece, pack, rows_of
-from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
 from qwen_jax.nn.kv_cache import Cache, NoCache
 from qwen_jax.nn.lora import select_adapters
 from qwen_jax.nn.model import Qwen
 
-CHUNK = 2048  # most tokens one prefill call takes
-_SMALLEST = 16  # tokens of the smallest row of a prefill
-_TILE = {"cpu": 32}  # tokens of its largest: rows of one text read its keys once each
-_LARGEST = 512
+_SMALLEST = 16  # tokens of a padded text
 
 
 def start(
@@ -57,62 +51,6 @@ def start(
     weights = flatten(params)
     default = jnp.float32 if weights.platform == "cpu" else weights.dtype
     return _start(weights.structure, slots, length, jnp.dtype(cache_dtype or default), pages)
-
-
-def prefill(
-    params: Qwen | Weights,
-    state: State,
-    pieces: Sequence[Piece],
-    table: np.ndarray | None = None,
-    *,
-    tile: int | None = None,
-    rows: int | None = None,
-    count: int | None = None,
-) -> tuple[State, Output]:
-    """Compute pieces of texts, each of another slot, in one call.
-
-    A piece that is the last of its text activates its slot and gives the first new token as its
-    row of the Output [count 1]; for the others that token is -1. table: [slots blocks], the pages
-    of every slot's text, where slots share them. tile, rows, count: what the call is padded to,
-    tokens of a row, rows and pieces; default, few sizes.
-    """
-    weights = flatten(params)
-    if tile is None:
-        longest = max(len(piece.tokens) for piece in pieces)
-        tile = min(tile_of(weights.platform), bucket(longest))
-    needed = sum(rows_of(len(piece.tokens), tile) for piece in pieces)
-    slots = len(state.rows.active)
-    packed = pack(
-        pieces,
-        slots,
-        weights.structure.config.vocab,
-        tile,
-        rows or _power(needed),
-        count or _power(len(pieces)),
-    )
-    return _prefill(weights, state, packed, own_pages(table, packed))
-
-
-def recall(
-    params: Qwen | Weights,
-    state: State,
-    slot: int,
-    tokens: Sequence[int],
-    start: int,
-    prompt_length: int,
-) -> State:
-    """Let a slot's text go on with tokens whose keys and values its pages hold already.
-
-    What the slot did before ends, if they are the beginning.
-    """
-    weights, settings = flatten(params), SamplingArrays.of(Sampling(), (), 0)
-    slots, vocab = len(state.rows.active), weights.structure.config.vocab
-    for at in range(0, len(tokens), _LARGEST):
-        part = tokens[at : at + _LARGEST]
-        piece = Piece(slot, part, start + at, prompt_length, settings, 0, last=False)
-        packed = pack([piece], slots, vocab, _LARGEST, 1, 1)
-        state = _recall(weights.structure, state, packed)
-    return state
 
 
 def step(
@@ -157,27 +95,18 @@ def score(params: Qwen | Weights, tokens: Array | np.ndarray) -> Array:
 
 def bucket(length: int) -> int:
     """A padded number of tokens: few sizes, so few compilations."""
-    return max(_SMALLEST, _power(length))
-
-
-def tile_of(platform: str) -> int:
-    """Most tokens of a prefill's row."""
-    return _TILE.get(platform, _LARGEST)
+    return max(_SMALLEST, power(length))
 
 
 def cache_length(prompt_length: int, new_tokens: int) -> int:
     """Cache length for a request: one of few sizes."""
     length = prompt_length + new_tokens
-    unit = max(64, _power(length) // 8)
+    unit = max(64, power(length) // 8)
     return -(-length // unit) * unit
 
 
-def own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:
-    """[C blocks]: the pages of each row's text, a copy that the host's table may outgrow."""
-    return None if table is None else table[np.minimum(packed.slots, len(table) - 1)[packed.owner]]
-
-
-def _power(length: int) -> int:
+def power(length: int) -> int:
+    """The next power of two."""
     return 1 << max(0, length - 1).bit_length()
 
 
@@ -202,45 +131,6 @@ def _start(
         settings=SamplingArrays.empty(slots),
     )
     return constrain(State(cache, rows), structure.mesh)
-
-
-@functools.partial(Program, donate_argnums=1)
-def _prefill(
-    weights: Weights, state: State, packed: Packed, table: Array | None
-) -> tuple[State, Output]:
-    x, cache = compute(weights, state, packed, table)
-    ends = packed.starts + packed.lengths
-    remaining = packed.budgets - jnp.maximum(0, ends - packed.prompt_lengths)
-    rows = replace(
-        _remember(state, packed),
-        positions=ends,
-        prompt_lengths=packed.prompt_lengths,
-        remaining=remaining,
-        active=packed.last & (remaining > 0) & (packed.slots < len(state.rows.active)),
-        adapters=packed.adapters,
-        settings=packed.settings,
-    )
-    newest = packed.first * packed.tokens.shape[1] + packed.lengths - 1
-    x = x.reshape(-1, x.shape[-1]).at[newest].get(mode="clip")
-    mesh = weights.structure.mesh
-
-    def begin() -> tuple[Rows, Output]:
-        logits = gather_logits(weights.model().logits(x), mesh)
-        return sample_next(rows, logits, packed.allowed)
-
-    def wait() -> tuple[Rows, Output]:
-        return rows, Output.empty(len(rows.active), 1, rows.active)
-
-    rows, output = jax.lax.cond(jnp.any(rows.active), begin, wait)
-    state = State(cache, state.rows.put(packed.slots, rows))
-    return constrain(state, mesh), replicated(output, mesh)
-
-
-@functools.partial(jax.jit, donate_argnums=1, static_argnums=0)
-def _recall(structure: Structure, state: State, packed: Packed) -> State:
-    rows = _remember(state, packed)
-    rows = replace(rows, active=jnp.zeros_like(rows.active))
-    return constrain(replace(state, rows=state.rows.put(packed.slots, rows)), structure.mesh)
 
 
 @functools.partial(Program, donate_argnums=1, static_argnames="width")
@@ -299,44 +189,6 @@ def _score(weights: Weights, tokens: Array, lengths: Array) -> Array:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     x, _ = model(tokens, positions, lengths, NoCache())
     return gather_logits(model.logits(x), weights.structure.mesh)
-
-
-def compute(
-    weights: Weights, state: State, packed: Packed, table: Array | None
-) -> tuple[Array, Cache]:
-    """Hidden states [C T D] of pieces, and the cache that holds them."""
-    offsets, owner = packed.offsets(), packed.owner
-    model = select_adapters(weights.model(), packed.adapters[owner])
-    positions = packed.starts[owner][:, None] + offsets
-    tile = packed.tokens.shape[1]
-    count = jnp.clip(packed.lengths[owner] - offsets[:, 0], 0, tile)
-    ends = jnp.where(count > 0, positions[:, 0] + count, 0)
-    if table is None:
-        table = packed.slots[owner][:, None]
-    cache = state.cache.select(table, ends)
-    x, cache = model(packed.tokens, positions, packed.prompt_lengths[owner], cache)
-    return x, cache.select(None, None)
-
-
-def _remember(state: State, packed: Packed) -> Rows:
-    """The rows of the pieces' slots, with their tokens in the history."""
-    rows, owner, offsets = state.rows.take(packed.slots), packed.owner, packed.offsets()
-    fresh = History.empty(len(rows.active), rows.history.prompted.shape[1])
-
-    def anew(old: Array, new: Array) -> Array:
-        begins = (packed.starts == 0).reshape(-1, *[1] * (old.ndim - 1))
-        return jnp.where(begins, new, old)
-
-    history = jax.tree.map(anew, rows.history, fresh)
-    history = history.extend(
-        packed.tokens,
-        owner,
-        real=offsets < packed.lengths[owner][:, None],
-        answered=packed.starts[owner][:, None] + offsets >= packed.prompt_lengths[owner][:, None],
-        first=packed.first * packed.tokens.shape[1],
-        length=packed.lengths,
-    )
-    return replace(rows, history=history)
 
 
 @jax.named_scope("sampling")

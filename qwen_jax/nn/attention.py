@@ -35,7 +35,6 @@ def attend(
     blocks past the longest are not read.
     """
     form = jax.lax.platform_dependent
-    own = jnp.arange(query.shape[0])[:, None] if table is None else table
     if table is None and query.shape[1] == 1:  # one product on an accelerator
         whole = lambda q, k, v, table, positions, ends: _whole(q, k, v, positions)
         padded = lambda q, k, v, table, positions, ends: _eight_rows(q, k, v, positions)
@@ -44,7 +43,7 @@ def attend(
         padded = functools.partial(_in_blocks, size=_KEY_BLOCK, rows=8)
     # XLA's CPU sums a product of one row in another order than all others
     blocks = functools.partial(_in_blocks, size=PAGE, rows=2)
-    return form(query, key, value, own, positions, ends, cpu=blocks, tpu=padded, default=whole)
+    return form(query, key, value, table, positions, ends, cpu=blocks, tpu=padded, default=whole)
 
 
 def attend_whole(query: Array, key: Stored, value: Stored, positions: Array) -> Array:
@@ -72,7 +71,7 @@ def _in_blocks(
     query: Array,
     key: Stored,
     value: Stored,
-    table: Array,
+    table: Array | None,
     positions: Array,
     ends: Array,
     *,
@@ -90,9 +89,11 @@ def _in_blocks(
     queries = jnp.pad(_rows(query), ((0, 0), (0, 0), (0, missing), (0, 0)))
     places = jnp.pad(jnp.tile(positions, (1, groups)), ((0, 0), (0, missing)))
     page = key.data.shape[2]
-    pages = max(1, min(size // page, table.shape[1]))  # read at once
+    pages = 1  # read at once
+    if table is not None:
+        pages = max(1, min(size // page, table.shape[1]))
+        table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % pages)))
     block = math.gcd(page, size) if page > size else page * pages
-    table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % pages)))
 
     def more(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         highest, total, y = carry
@@ -113,9 +114,11 @@ def _in_blocks(
     return jnp.moveaxis(y.reshape(batch, heads, groups, length, head_dim), 3, 1)
 
 
-def _block(x: Array, *, table: Array, number: Array, pages: int, block: int) -> Array:
+def _block(x: Array, *, table: Array | None, number: Array, pages: int, block: int) -> Array:
     """Block `number` of every row, [B K S ...], of an array of pages [P K page ...]."""
     page = x.shape[2]
+    if table is None:
+        return jax.lax.dynamic_slice_in_dim(x, number * block, block, axis=2)
     if page <= block:
         own = jax.lax.dynamic_slice_in_dim(table, number * pages, pages, axis=1)
         found = jnp.moveaxis(x.at[own].get(mode="clip"), 1, 2)  # [B K pages page ...]

@@ -105,10 +105,13 @@ class Cache:
         the new tokens.
         """
         ends = positions[:, -1] + 1 if self.ends is None else self.ends
-        own = jnp.arange(len(positions))[:, None] if self.table is None else self.table
         page = self.keys[layer].data.shape[2]
-        pages = jnp.take_along_axis(own, positions // page, axis=1, mode="clip")
-        real = positions < jnp.minimum(ends, own.shape[1] * page)[:, None]
+        if self.table is None:
+            pages, room = jnp.broadcast_to(jnp.arange(len(q))[:, None], positions.shape), page
+        else:
+            pages = jnp.take_along_axis(self.table, positions // page, axis=1, mode="clip")
+            room = self.table.shape[1] * page
+        real = positions < jnp.minimum(ends, room)[:, None]
         offsets = jnp.where(real, positions % page, page)
         key, value = (
             store.write(x, pages, offsets, in_order=self.table is None)

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from qwen_jax.config import Config
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.pieces import Piece
 from qwen_jax.decoding.sampling import Sampling
@@ -129,14 +129,14 @@ def prefill(
     ids: list[int] | np.ndarray,
     sampling: SamplingArrays | None = None,
     new: int = 1,
-    chunk: int = decode.CHUNK,
+    chunk: int = prompts.CHUNK,
     start: int = 0,
     **how: Any,
 ) -> tuple[State, Output]:
     """A whole prompt from `start` on, chunk by chunk -> state and the Output of the last one."""
     for at in range(start, len(ids), chunk):
         part = piece(slot, ids, at, at + chunk, sampling, new, **how)
-        state, output = decode.prefill(params, state, [part])
+        state, output = prompts.prefill(params, state, [part])
         assert int(output.tokens[0, 0]) >= 0 if part.last else output.tokens == -1
         assert output.active.shape == (1,)
     return state, output
@@ -162,7 +162,7 @@ def answer(
     ids: list[int] | np.ndarray,
     sampling: SamplingArrays | None = None,
     new: int = 8,
-    chunk: int = decode.CHUNK,
+    chunk: int = prompts.CHUNK,
 ) -> tuple[State, list[int]]:
     """One request alone -> state, its new tokens."""
     state, output = prefill(params, state, slot, ids, sampling, new, chunk)

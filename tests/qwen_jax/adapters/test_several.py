@@ -11,7 +11,7 @@ from qwen_jax import Sampling
 from qwen_jax.adapters import attach
 from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
-from qwen_jax.decoding import decode, judge
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.nn.lora import fuse
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, shardings
@@ -61,7 +61,7 @@ def test_judged_with_an_adapter() -> None:
     for network, number in [(together, 2), (attach.add(params, made["1"]), 0)]:
         state = decode.start(network, 1, 64)
         how = {"start": 0, "prompt_length": len(IDS), "tile": 16, "rows": 1, "adapter": number}
-        _, found = judge.score_chunk(network, state, 0, IDS[:-1], IDS[1:], **how)
+        _, found = prompts.score_chunk(network, state, 0, IDS[:-1], IDS[1:], **how)
         scores.append(found.logprobs)
     one, other = scores
     np.testing.assert_allclose(one, other, rtol=1e-5)

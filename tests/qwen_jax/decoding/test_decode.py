@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import State
@@ -142,7 +142,7 @@ def test_a_prompt_in_chunks(long: Network, alone: list[list[int]], chunk: int) -
     for at in range(0, len(ids), chunk):
         state, _ = decode.step(long.params, state, 2)
         part = piece(1, ids, at, at + chunk, settings(SAMPLINGS[0]), 10)
-        state, output = decode.prefill(long.params, state, [part])
+        state, output = prompts.prefill(long.params, state, [part])
     state, got = finish(long.params, state, {1: output.tokens[0].tolist()})
     assert got[1] == alone[0]
 
@@ -255,11 +255,11 @@ def test_nothing_compiles_again(long: Network) -> None:
     """Any sampling, seed, prompt within a bucket, place, slot and limit: the programs there are."""
     state, params = start(long.params), flatten(long.params)
 
-    jitted = decode._prefill.plain, decode._step.plain, decode._release, decode._start
+    jitted = prompts._prefill.plain, decode._step.plain, decode._release, decode._start
 
     def request(state: State, slot: int, ids: list[int], at: int, sampling: Any, new: int) -> State:
         part = piece(slot, [0] * at + ids, at, at + len(ids), sampling, new)
-        state, _ = decode.prefill(params, state, [part])
+        state, _ = prompts.prefill(params, state, [part])
         state, _ = decode.step(params, state, 4)
         return decode.release(params, state, slot)
 
