@@ -14,7 +14,6 @@ from qwen_jax import load
 from qwen_jax.adapters import attach, peft
 from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
-from qwen_jax.nn.kv_cache import page_size
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text import chatml
@@ -68,13 +67,12 @@ def parameters(settings: ServeConfig) -> Qwen:
 
 def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
     """With as many pages as `cache_memory` says; every process of a run has as many."""
-    page = page_size(next(iter(params.embed.devices())).platform)
-    room = cache_memory.choose(params, settings, page)
+    room = cache_memory.choose(params, settings, ModelRunner.page)
     if jax.process_count() > 1:
         sizes = multihost_utils.process_allgather(np.array([room.pages, room.length]))
         pages, length = sizes.min(axis=0).tolist()
         room = dataclasses.replace(room, pages=pages, length=length)
-    log.info("cache of %d tokens: %s", room.tokens, room.reason(settings, params.config))
+    log.info("a cache of %d tokens: %s", room.tokens, room.reason(settings, params.config))
     why = room.length_reason(settings, params.config)
     log.info("%d slots, texts of at most %d tokens: %s", settings.slots, room.length, why)
     return ModelRunner(

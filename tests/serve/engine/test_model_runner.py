@@ -40,7 +40,9 @@ def compiled() -> list[int]:
     return cache_sizes(*(program.plain for program in programs), *small)
 
 
-def piece(slot: int, length: int, start: int, mask: bytes | None = None, last: bool = True) -> Piece:
+def piece(
+    slot: int, length: int, start: int, mask: bytes | None = None, last: bool = True
+) -> Piece:
     before = [5] * start
     return Piece(slot, [5] * length, start, start + length, WISH, 0, mask, 0, last, before)
 
