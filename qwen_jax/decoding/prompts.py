@@ -113,7 +113,7 @@ def score_chunk(
 
     The chunks of a text come in order; their keys and values fill the slot, which stays idle.
     tile, rows: what the chunk is padded to, rows of so many tokens, the same for all chunks to
-    compile few programs. table: see decode.prefill.
+    compile few programs. table: see prefill.
     """
     assert len(tokens) == len(following)
     weights, settings = flatten(params), SamplingArrays.of(Sampling(), (), 0)

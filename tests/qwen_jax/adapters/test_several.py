@@ -60,8 +60,14 @@ def test_judged_with_an_adapter() -> None:
     scores = []
     for network, number in [(together, 2), (attach.add(params, made["1"]), 0)]:
         state = decode.start(network, 1, 64)
-        how = {"start": 0, "prompt_length": len(IDS), "tile": 16, "rows": 1, "adapter": number}
-        _, found = prompts.score_chunk(network, state, 0, IDS[:-1], IDS[1:], **how)
+        how: dict[str, Any] = {
+            "start": 0,
+            "prompt_length": len(IDS),
+            "tile": 16,
+            "rows": 1,
+            "adapter": number,
+        }
+        _, found = prompts.score_chunk(network, state, 0, IDS[:-1], IDS[1:], tile=16, rows=1, **how)
         scores.append(found.logprobs)
     one, other = scores
     np.testing.assert_allclose(one, other, rtol=1e-5)

@@ -86,7 +86,7 @@ def run(runner: ModelRunner, requests: list[Request], **how: Any) -> Scheduler:
     return schedule
 
 
-TEXTS = [[7, 8, 9], list(range(30, 110)), [50] * 64, list(range(30, 110))[:75] + [7, 7, 7]]
+TEXTS = [[7, 8, 9], list(range(30, 110)), [50] * 64, [*range(30, 105), 7, 7, 7]]
 SAMPLINGS = [
     Sampling(temperature=0.8),
     Sampling(temperature=0),
