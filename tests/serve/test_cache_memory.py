@@ -78,7 +78,7 @@ def test_what_cannot_fit(babbler: Qwen, asked: Any, free: int | None, said: str)
 )
 def test_sizes(written: str, size: int | None) -> None:
     if size is None:
-        with pytest.raises(ValueError, match="cache_memory is .* wanted a size such as 2GiB"):
+        with pytest.raises(ValueError, match=r"cache_memory is .* wanted a size such as 2GiB"):
             ServeConfig(cache_memory=written)
     else:
         assert ServeConfig(cache_memory=written).cache_bytes == size
