@@ -19,6 +19,7 @@ from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text import chatml
 from serve import cache_memory
 from serve.cache_memory import Room
+from serve.engine.dashboards import Dashboards
 from serve.engine.engine import Engine
 from serve.engine.model_runner import Compilations, ModelRunner
 from serve.engine.multihost import Leader
@@ -129,6 +130,9 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         share=settings.prefix_reuse,
     )
     schedule = Scheduler(limits)
+    service.metrics.dashboards = Dashboards(
+        service.metrics.registry, settings.served_name, device.pages, device.page
+    )
     engine = Engine(device, schedule, service.metrics)
     grammars = Grammars(tokenizer, params.config.vocab, ends or [tokenizer.end_of_text])
     engine.start()

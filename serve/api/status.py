@@ -3,7 +3,7 @@
 import asyncio
 from importlib.metadata import version as installed
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
@@ -45,7 +45,7 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     service: Service = request.app.state.service
-    text = await asyncio.to_thread(generate_latest, service.metrics.registry)
+    text = await asyncio.to_thread(service.metrics.text)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 

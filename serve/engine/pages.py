@@ -51,6 +51,11 @@ class Pages:
         """Pages that nobody holds."""
         return len(self._blank) + len(self._resting)
 
+    @property
+    def usage(self) -> float:
+        """The part of all pages that somebody holds."""
+        return 1 - self.available / self.count
+
     def take(self, count: int) -> list[int]:
         """So many pages for new tokens; their names are forgotten."""
         assert count <= self.available

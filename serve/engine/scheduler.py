@@ -58,8 +58,13 @@ class Scheduler:
         return self._limits.slots - len(self._free)
 
     @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self.queue) + len(self._returning)
+
+    @property
     def busy(self) -> bool:
-        return bool(self.occupied or len(self.queue) or self._released or self._returning)
+        return bool(self.occupied or self.waiting or self._released)
 
     def submit(self, request: Request) -> None:
         """Raises QueueFull, or ValueError for what can never fit."""
