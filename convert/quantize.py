@@ -21,7 +21,7 @@ from convert.calibration import Sheet, read_sheets
 from convert.huggingface import Checkpoint
 from qwen_jax.config import Config
 from qwen_jax.files import atomic, strict_json
-from qwen_jax.nn import quant
+from qwen_jax.nn import model, quant
 from qwen_jax.nn.kv_cache import NoCache
 from qwen_jax.nn.model import Block, Linear
 from qwen_jax.nn.quant import Format, QuantLinear, abstract_leaves, dequantize, quantize
