@@ -124,15 +124,14 @@ class Pages:
     # --- what must always be true --------------------------------------------------------------
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raises AssertionError unless exactly these tables hold pages, and all others rest."""
-        held = [0] * self.count
-        for table in tables:
-            for page in table:
-                held[page] += 1
+        held, taken = [0] * self.count, [page for table in tables for page in table]
+        for page in taken:
+            held[page] += 1
         idle = {*self._blank, *self._resting}
         assert self._holders == held, "a page has other holders than it says"
         assert len(idle) == len(self._blank) + len(self._resting), "a page is free twice"
         assert len(idle) == held.count(0), "a page is lost"
-        assert not any(held[page] for page in idle), "a page is held and free"
+        assert idle.isdisjoint(taken), "a page is held and free"
         named = self._entries.keys()
         assert named.isdisjoint(self._blank), "a blank page has a name"
         assert named >= {*self._named.values(), *self._heads.values()}, "a name leads nowhere"

@@ -238,3 +238,19 @@ class Loop:
     def run(self, turns: int = 10_000) -> int:
         """So many turns, or as many as there are; how many."""
         return next((count for count in range(turns) if not self.turn()), turns)
+
+
+def make(**how: Any) -> tuple[Scheduler, Fake, Loop]:
+    usual = {"slots": 2, "pages": 64, "page": 4, "chunk": 16, "step_tokens": 3, "queue": 100}
+    limits = Limits(**usual | how)
+    schedule, device = Scheduler(limits), Fake(limits)
+    return schedule, device, Loop(schedule, device)
+
+
+def submit(schedule: Scheduler, *clients: Client) -> None:
+    for client in clients:
+        schedule.submit(client.request)
+
+
+def pieces(device: Fake) -> list[Piece]:
+    return [one for op in device.log if isinstance(op, Prefill) for one in op.pieces]

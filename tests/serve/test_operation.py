@@ -92,11 +92,15 @@ def test_metrics_count(scripted: Serve) -> None:
 
 def test_metrics_have_the_names_that_others_look_for(scripted: Serve) -> None:
     """vLLM's dashboards, and the protocol of the Gateway API's inference extension."""
-    with scripted("one two three", seconds=0.05, pages=100) as running:
-        with httpx.stream("POST", running.url + CHAT, json=ASK | {"stream": True}) as answer:
-            next(answer.iter_lines())
+    ask = ASK | {"max_tokens": 20}
+    with scripted("la " * 50, seconds=0.5, step_tokens=1, pages=100) as running:
+        with httpx.stream("POST", running.url + CHAT, json=ask | {"stream": True}) as answer:
+            lines = (line for line in answer.iter_lines() if '"content": "l"' in line)
+            next(lines)
             text = httpx.get(running.url + "/metrics").text
-        usage = httpx.post(running.url + CHAT, json=ASK).json()["usage"]
+            running.script.seconds = 0.0
+            list(lines)
+        usage = httpx.post(running.url + CHAT, json=ask).json()["usage"]
         after = httpx.get(running.url + "/metrics").text
     number = lambda text, name: [
         float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)
@@ -109,8 +113,8 @@ def test_metrics_have_the_names_that_others_look_for(scripted: Serve) -> None:
     found = usage["prompt_tokens_details"]["cached_tokens"]
     assert number(after, f"vllm:prefix_cache_hits_total{label}") == [found]
     assert found > 0
-    stopped = 'vllm:request_success_total{finished_reason="stop",model_name="tiny"}'
-    assert (number(text, stopped), number(after, stopped)) == ([], [2])
+    ended = 'vllm:request_success_total{finished_reason="length",model_name="tiny"}'
+    assert (number(text, ended), number(after, ended)) == ([], [2])
     assert "# TYPE vllm:time_to_first_token_seconds histogram" in after
     assert number(after, f"vllm:e2e_request_latency_seconds_count{label}") == [2]
     assert 'vllm:cache_config_info{block_size="16",' in after

@@ -8,28 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.engine.fair_queue import FairQueue, QueueFull
-from serve.engine.operations import CopyPage, Piece, Prefill, Release, ScoreChunk, SetPages, Step
-from serve.engine.scheduler import Scheduler
-from serve.engine.turn import Limits
-from tests.serve.fake import Client, Fake, Loop
-
-PAGE = 4
-
-
-def make(**how: Any) -> tuple[Scheduler, Fake, Loop]:
-    usual = {"slots": 2, "pages": 64, "page": PAGE, "chunk": 16, "step_tokens": 3, "queue": 100}
-    limits = Limits(**usual | how)
-    schedule, device = Scheduler(limits), Fake(limits)
-    return schedule, device, Loop(schedule, device)
-
-
-def submit(schedule: Scheduler, *clients: Client) -> None:
-    for client in clients:
-        schedule.submit(client.request)
-
-
-def pieces(device: Fake) -> list[Piece]:
-    return [one for op in device.log if isinstance(op, Prefill) for one in op.pieces]
+from serve.engine.operations import Release, SetPages, Step
+from tests.serve.fake import Client, Loop, make, pieces, submit
 
 
 class Grammar:
@@ -124,42 +104,6 @@ def test_everybody_gets_the_answer_they_would_get_alone(
         assert scores == (wish["tokens"][1:] if judged else [])
 
 
-# --- prompts -----------------------------------------------------------------------------------
-def test_a_long_prompt_holds_a_step_up_by_a_chunk() -> None:
-    schedule, device, loop = make(pages=90)
-    quick, long = Client([1], 60), Client([1] * 161, 2)
-    submit(schedule, quick)
-    loop.run(3)
-    submit(schedule, long)
-    begun = len(device.log)
-    loop.run()
-    kinds = [type(op) for op in device.log[begun:] if isinstance(op, Prefill | Step)]
-    first, last = kinds.index(Prefill), len(kinds) - kinds[::-1].index(Prefill)
-    assert kinds[first:last] == [Prefill, Step] * 10 + [Prefill]  # a chunk, a token, and so on
-    steps = [op.count for op in device.log[begun:] if isinstance(op, Step)]
-    assert set(steps[:10]) == {1}
-    assert steps[-1] == 3
-    assert long.tokens == long.wanted
-
-
-def test_short_prompts_share_a_call() -> None:
-    schedule, _, _ = make(slots=8, chunk=64)
-    submit(schedule, *(Client([n, n], 5) for n in range(6)))
-    assert [len(op.pieces) for op in schedule.next().operations if isinstance(op, Prefill)] == [4]
-    assert [len(op.pieces) for op in schedule.next().operations if isinstance(op, Prefill)] == [2]
-
-
-def test_long_prompts_take_turns_with_others() -> None:
-    schedule, device, loop = make(slots=4)
-    long, short = Client([1] * 64, tenant="long"), Client([2] * 16, tenant="short")
-    submit(schedule, long)
-    loop.turn()
-    submit(schedule, short)
-    loop.run()
-    slots = [piece.slot for piece in pieces(device)]
-    assert slots.index(1) == 2
-
-
 def test_tenants_take_turns() -> None:
     schedule, device, loop = make(slots=1)
     submit(schedule, *(Client([n], 1, tenant="many") for n in range(5)))
@@ -226,108 +170,6 @@ def test_a_failure_ends_what_is_in_slots_and_keeps_the_queue() -> None:
     assert lost.finish == "error"
     Loop(schedule, device).run()
     assert kept.tokens == kept.wanted
-
-
-# --- pages -------------------------------------------------------------------------------------
-SYSTEM = [5, 6, 7, 8, 9, 1, 2, 3]  # two pages
-
-
-@pytest.mark.parametrize(
-    ("tokens", "scope", "share", "found"),
-    [
-        ([*SYSTEM, 4], "a", True, 8),
-        (SYSTEM, "a", True, 4),  # something is left to compute
-        ([*SYSTEM[:6], 4, 4, 4], "a", True, 4),
-        ([4, *SYSTEM], "a", True, 0),
-        ([*SYSTEM, 4], "b", True, 0),  # another tenant or adapter, or octave of dynamic NTK
-        ([*SYSTEM, 4], "a", False, 0),
-    ],
-)
-@pytest.mark.parametrize("going", [False, True])
-def test_what_may_be_shared(
-    tokens: list[int], scope: str, share: bool, found: int, going: bool
-) -> None:
-    """With one whose answer is whole, and with one whose answer goes on."""
-    schedule, _, loop = make(share=share)
-    submit(schedule, Client([*SYSTEM, 1], 30, prefix_scope="a"))
-    loop.run(4 if going else 100)
-    other = Client(tokens, 2, prefix_scope=scope)
-    submit(schedule, other)
-    loop.run()
-    assert other.request.shared == schedule.shared_tokens == found
-    assert other.tokens == other.wanted
-
-
-def test_the_next_turn_of_a_conversation_finds_the_last_answer() -> None:
-    """Whole pages as they are, the page that grows as a copy."""
-    schedule, device, loop = make(page=32, pages=8)
-    first = Client(list(range(30)), 20)
-    submit(schedule, first)
-    loop.run()
-    second = Client([*range(30), *first.tokens, 1, 2], 5)
-    submit(schedule, second)
-    loop.run()
-    assert second.request.shared == 49  # the newest token was in no page
-    assert len([op for op in device.log if isinstance(op, CopyPage)]) == 1
-    assert second.tokens == second.wanted
-
-
-def test_those_who_come_at_once_compute_a_beginning_once() -> None:
-    schedule, device, loop = make(slots=4, chunk=16)
-    clients = [Client([*range(64), n], 3) for n in range(4)]
-    submit(schedule, *clients)
-    loop.run()
-    assert sum(len(piece.tokens) for piece in pieces(device)) < 64 + 2 * 16
-    assert [client.tokens for client in clients] == [client.wanted for client in clients]
-
-
-def test_pages_that_rest_longest_go_first() -> None:
-    schedule, _, loop = make(slots=1, pages=8)
-    for tokens in ([*SYSTEM, 1], [*SYSTEM[::-1], 1], [*SYSTEM, 2], [0] * 20):
-        submit(schedule, Client(tokens, 4))
-        loop.run()
-    kept, gone = Client([*SYSTEM, 3], 2), Client([*SYSTEM[::-1], 3], 2)
-    for client in (kept, gone):
-        submit(schedule, client)
-        loop.run()
-    assert (kept.request.shared, gone.request.shared) == (8, 0)
-
-
-def test_the_youngest_of_whom_holds_most_gives_way() -> None:
-    """And comes back before those of its tenant that have not begun."""
-    schedule, _, loop = make(slots=4, pages=12, share=False)
-    names = "ann ann ann bob".split()
-    clients = [Client([n] * 8, 9, tenant=name) for n, name in enumerate(names)]
-    waits = Client([9] * 8, 9, tenant="ann")
-    submit(schedule, *clients, waits)
-    loop.run()
-    assert schedule.preemptions > 0
-    assert [client.request.preempted for client in clients] == [False, False, True, False]
-    ended = sorted([*clients, waits], key=lambda client: client.ended)
-    assert ended[-1] is waits
-    assert all(client.tokens == client.wanted for client in clients)
-
-
-def test_scoring_computes_every_token() -> None:
-    schedule, device, loop = make(slots=1)
-    for _ in range(2):
-        client = Client([*SYSTEM, *SYSTEM, 1, 1], 1, judged=True, logprobs=0)
-        submit(schedule, client)
-        loop.run()
-        assert client.tokens == client.wanted
-    judged = [op for op in device.log if isinstance(op, ScoreChunk)]
-    assert [op.start for op in judged] == [0, 16] * 2
-    assert [len(piece.tokens) for piece in pieces(device)] == [1, 1]
-
-
-def test_scoring_alone_generates_nothing() -> None:
-    schedule, device, loop = make(slots=1)
-    client = Client([*SYSTEM, 1], 0, judged=True, logprobs=1)
-    submit(schedule, client)
-    loop.run()
-    assert (client.tokens, client.finish, pieces(device)) == ([], "length", [])
-    assert client.updates[0].best == [[(token, -0.5)] for token in [*SYSTEM[1:], 1]]
-    assert schedule.occupied == 0
 
 
 def test_a_turn_is_an_update() -> None:

@@ -1,8 +1,8 @@
-"""The server's own schedule over devices that are not there: python -m benchmarks.simulate.
+"""The server's own schedule over devices that are not there: python -m benchmarks.simulation.
 
-Requests come at random times, of random lengths; the device is a clock (support/roofline.py) and
+Requests come at random times, of random lengths; the device is a clock (roofline.py) and
 says any token. After every turn each page is held by those who should hold it and by nobody else,
-and at the end all are free. Writes benchmarks/results/simulate.json.
+and at the end all are free. Writes benchmarks/results/simulation.json.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.simulation.roofline import MACHINES, OF_BANDWIDTH, OF_SUMS, Clock
 from benchmarks.support import record
 from benchmarks.support.chips import MODELS
-from benchmarks.support.roofline import MACHINES, OF_BANDWIDTH, OF_SUMS, Clock
 from qwen_jax.config import Config
 from serve.engine.operations import Operation, Prefill, Result, Step, Update
 from serve.engine.request import Request
@@ -30,7 +30,7 @@ REQUESTS = 10_000
 PROMPT, ANSWER, WINDOW = 300, 250, 32768  # tokens: means, and the most
 COMMON, COMMONS = 200, 20  # tokens with which a prompt begins as others do; how many such there are
 CHUNK, TILE, STEP_TOKENS = 1024, 64, 4
-SLOTS = (16, 64, 256)
+SLOTS = (32, 96, 256)
 WINDOWS = 4  # that the cache holds in the comparison with slots of whole windows
 RATES = {  # requests a second
     ("Qwen-7B", "v6e-8"): 60.0,
@@ -226,7 +226,7 @@ def main() -> None:
     result["capacity"] = [capacity(clocks[key], key[0], counted) for key in clocks]
     print(json.dumps(result["capacity"], indent=1))
     if options.requests == REQUESTS:
-        record.write("simulate", result)
+        record.write("simulation", result)
 
 
 if __name__ == "__main__":
