@@ -22,6 +22,7 @@ from qwen_jax.storage import native
 from qwen_jax.storage.hf_names import is_harmless
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.safetensors_file import NAMES
+from qwen_jax.text.vocabulary import EXTRA
 
 STATE = "conversion.json"  # in an unfinished folder: what it is made from
 WORK = "quantising"  # in an unfinished folder: what the next block needs
@@ -35,6 +36,8 @@ def to_native(
     verify: bool = False,
     quantize: QuantizeOptions | None = None,
     calibration: str | Path | None = None,
+    revision: str | None = None,
+    extra_vocab_file: str | Path | None = None,
 ) -> Path:
     """Convert a checkpoint and return its native folder, ready for `qwen_jax.load`.
 
@@ -46,6 +49,8 @@ def to_native(
         as stored.
     verify: read the result back and compare every bit with the source.
     quantize: how to quantise the linear layers; calibration: texts for it, which also judge it.
+    revision: a branch, tag or commit of the hub, where GPTQ's variants are branches of one id.
+    extra_vocab_file: more tokens for v1, as for the original's tokenizer; a copy is kept.
     Raises ValueError with everything that is wrong with the checkpoint, or OSError.
     """
     out = default_out(hf) if out is None else Path(out)
@@ -62,7 +67,10 @@ def to_native(
         raise ValueError("calibration texts are for quantising; say how")
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}")
-    checkpoint = huggingface.read(locate(hf, source))
+    extra = None if extra_vocab_file is None else Path(extra_vocab_file)
+    checkpoint = huggingface.read(locate(hf, source, revision), dtype is not None, extra)
+    for notice in checkpoint.notices:
+        print(notice)
     manifest = _manifest(checkpoint, dtype)
     if out.exists():
         _verify(checkpoint, manifest, out, f"verifying {out}")
@@ -85,8 +93,6 @@ def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
         made = np.dtype(dtype) if dtype and kind not in FIELDS else stored
         made = leaf.dtype if leaf.dtype.name in INTEGERS else made
         leaves[name] = jax.ShapeDtypeStruct(leaf.shape, made)
-    folder = checkpoint.folder
-    files = [name for name in (*SIDE_FILES, INDEX, *QUANTISED) if (folder / name).is_file()]
     shards = {
         file: {
             "metadata": shard.metadata,
@@ -98,8 +104,15 @@ def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
         }
         for file, shard in checkpoint.shards.items()
     }
-    hashes = {name: native.sha256(folder / name) for name in files}
+    hashes = {name: native.sha256(file) for name, file in _side_files(checkpoint).items()}
     return Manifest(checkpoint.model_type, leaves, hashes, shards)
+
+
+def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """What lies beside the weights, by its name in the native folder."""
+    found = {name: checkpoint.folder / name for name in (*SIDE_FILES, INDEX, *QUANTISED)}
+    found |= {} if checkpoint.extra is None else {EXTRA: checkpoint.extra}
+    return {name: file for name, file in found.items() if file.is_file()}
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -119,8 +132,8 @@ def _write(
     atomic.check_room(out, need - _keep(atomic.aside(out), state))
     with atomic.new_folder(out, need, resume=True) as partial:
         (partial / STATE).write_text(state, "utf-8")
-        for name in manifest.files:
-            shutil.copyfile(checkpoint.folder / name, partial / name)
+        for name, file in _side_files(checkpoint).items():
+            shutil.copyfile(file, partial / name)
         pieces = native.by_piece(source.leaves)
         progress = Progress(f"writing {out}", len(pieces))
         for piece, leaves in pieces.items():

@@ -34,6 +34,7 @@ from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage import hf_config, native
 from qwen_jax.storage.native import Manifest
 from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.vocabulary import EXTRA
 
 
 def load(
@@ -41,6 +42,7 @@ def load(
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
     adapter: str | Path | None = None,
+    extra_vocab_file: str | Path | None = None,
 ) -> Qwen:
     """The parameters in a native checkpoint, each array restored straight to its shards.
 
@@ -49,9 +51,10 @@ def load(
         this alike, and each reads its own shards.
     dtype: of every parameter that is not quantised; default, as stored.
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
+    extra_vocab_file: more tokens for an original Qwen, where none were given at its conversion.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
-    manifest, config, assets = examine(folder)
+    manifest, config, assets = examine(folder, extra_vocab_file)
     folder = assets.folder
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
@@ -77,25 +80,28 @@ def load(
     return params if added is None else attach.add(params, added)
 
 
-def examine(folder: str | Path) -> tuple[Manifest, Config, Assets]:
+def examine(
+    folder: str | Path, extra_vocab_file: str | Path | None = None
+) -> tuple[Manifest, Config, Assets]:
     """All of a checkpoint but its arrays; raises what `load` does before it reads them."""
     folder = native_folder() if folder == "demo" else Path(folder)
     manifest = Manifest.read(folder)
-    return manifest, *_read_assets(folder, manifest)
+    extra = None if extra_vocab_file is None else Path(extra_vocab_file)
+    return manifest, *_read_assets(folder, manifest, extra)
 
 
-def _read_assets(folder: Path, manifest: Manifest) -> tuple[Config, Assets]:
+def _read_assets(folder: Path, manifest: Manifest, extra: Path | None) -> tuple[Config, Assets]:
     """The other files; every fault of the folder is found before an array is read."""
     config = Config.from_hf(strict_json.read(folder / "config.json"))
     problems = Problems(manifest.problems(folder, config))
     tokenizer, defaults = None, Defaults()
     with problems.catch():
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(folder, extra)
     with problems.catch():
         defaults = read_defaults(folder)
     problems.add(*vocabulary_problems(tokenizer, config))
     problems.stop(f"{folder} cannot be loaded")
-    return config, Assets(folder, manifest.model_type, tokenizer, defaults)
+    return config, Assets(folder, manifest.model_type, tokenizer, defaults, extra)
 
 
 def read_defaults(folder: Path) -> Defaults:
@@ -165,4 +171,8 @@ def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial:
     source = Manifest.read(params.assets.folder)
     for name in source.files:
         shutil.copyfile(params.assets.folder / name, partial / name)
-    return dataclasses.replace(source, leaves=leaves)
+    files = dict(source.files)
+    if isinstance(params.assets, Assets) and params.assets.extra is not None:
+        shutil.copyfile(params.assets.extra, partial / EXTRA)
+        files[EXTRA] = native.sha256(partial / EXTRA)
+    return dataclasses.replace(source, leaves=leaves, files=files)

@@ -67,7 +67,7 @@ class Vocabulary:
     markup: Collection[str] = frozenset()
     chat_template: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
-    normalized: Collection[str] = frozenset()
+    normalized: Sequence[str] = ()
     start: Sequence[int] = ()
 
     def __post_init__(self) -> None:
@@ -119,8 +119,8 @@ def read(folder: str | Path, extra_vocab_file: str | Path | None = None) -> Voca
         added.markup,
         template,
         names,
-        added.normalized,
-        [added.ids[name] for name in start],
+        tuple(added.normalized),
+        tuple(added.ids[name] for name in start),
     )
 
 
