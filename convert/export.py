@@ -148,7 +148,8 @@ def _write_tensors(
     pieces = native.by_piece(manifest.leaves)
     progress = Progress(f"writing {partial.with_suffix('')}", len(pieces))
     for piece, leaves in pieces.items():
-        _write_piece(native.read_piece(folder, piece, leaves), table, change, files)
+        read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
+        _write_piece(read, table, change, files)
         progress.advance(native.size(leaves))
     progress.finish()
 

@@ -32,6 +32,7 @@ from qwen_jax.nn.quant import (
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage import hf_config, native
+from qwen_jax.storage.hashed_arrays import digest_file
 from qwen_jax.storage.native import Manifest
 from qwen_jax.text.tokenizer import Tokenizer
 
@@ -67,9 +68,10 @@ def load(
     }
     arrays: dict[str, jax.Array] = {}
     for piece, leaves in native.by_piece(wanted).items():
-        read = native.read_piece(folder, piece, leaves)
+        read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
         (first, *_) = next(iter(read.values())).devices()
         arrange_leaves(read, first.platform)  # before there is more to hold
+        jax.block_until_ready(arrays)  # while the next ones are read the last ones travel
         arrays |= read
     structure = jax.tree.structure(build(config, quantised, lambda shape, axes, kind: 0))
     params = jax.tree.unflatten(structure, [arrays.pop(name) for name in where])
@@ -159,7 +161,7 @@ def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial:
     if params.assets is None:
         config = hf_config.to_hf(params.config)
         (partial / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
-        files = {"config.json": native.sha256(partial / "config.json")}
+        files = {"config.json": digest_file(partial / "config.json")}
         return Manifest(config["model_type"], leaves, files)
     source = Manifest.read(params.assets.folder)
     for name in source.files:
