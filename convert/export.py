@@ -24,6 +24,7 @@ from qwen_jax.storage import native
 from qwen_jax.storage.hf_names import HEAD, TensorView, tensor_views, tied_head
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.safetensors_file import NAMES, Shard, write, write_header
+from qwen_jax.text import vocabulary_file
 
 LARGEST_SHARD = 5_000_000_000  # bytes, where there is no original to follow
 
@@ -79,7 +80,7 @@ def to_hf(
     need = native.on_disk(native.size(manifest.leaves))
     atomic.check_room(out, need)
     with atomic.new_folder(out, need) as partial:
-        for name in manifest.files:
+        for name in manifest.files.keys() - {vocabulary_file.NAME}:
             if name not in QUANTISED or chosen == found:
                 shutil.copyfile(folder / name, partial / name)
         if chosen != found:

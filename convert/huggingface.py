@@ -21,7 +21,9 @@ from qwen_jax.nn.tree import FLOATS
 from qwen_jax.storage.hf_names import HEAD, TensorView, is_harmless, tensor_views, tied_head
 from qwen_jax.storage.native import MANIFEST, mismatches
 from qwen_jax.storage.safetensors_file import Shard, Tensor, read_shard
+from qwen_jax.text import vocabulary
 from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Checkpoint:
     """A sound checkpoint.
 
     shards: by file name. packing: of its quantised layers, None if it has none. formats: of ours.
-    leaves: which parts make up each of ours.
+    leaves: which parts make up each of ours. vocabulary: of its tokenizer, None without one.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class Checkpoint:
     packing: Packing | None
     formats: dict[str, Format] = field(default_factory=dict)
     leaves: dict[str, list[TensorView]] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -114,7 +117,9 @@ def read(folder: Path) -> Checkpoint:
     assert config is not None
     made = _match(Checkpoint(folder, raw["model_type"], config, shards, packing), problems)
     with problems.catch():
-        problems.add(*vocabulary_problems(Tokenizer.load(folder), config))
+        found = vocabulary.read(folder)
+        problems.add(*vocabulary_problems(Tokenizer(found) if found else None, config))
+        made = dataclasses.replace(made, vocabulary=found)
     with problems.catch():
         read_defaults(folder)
     problems.stop(f"{folder} cannot be converted")

@@ -19,10 +19,11 @@ from qwen_jax.files.problems import Problems
 from qwen_jax.nn.quant import FIELDS, abstract_leaves
 from qwen_jax.nn.tree import FLOATS, INTEGERS
 from qwen_jax.storage import native
-from qwen_jax.storage.hashed_arrays import digest_file
+from qwen_jax.storage.hashed_arrays import digest, digest_file
 from qwen_jax.storage.hf_names import is_harmless
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.safetensors_file import NAMES
+from qwen_jax.text import vocabulary_file
 
 STATE = "conversion.json"  # in an unfinished folder: what it is made from
 WORK = "quantising"  # in an unfinished folder: what the next block needs
@@ -100,6 +101,8 @@ def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
         for file, shard in checkpoint.shards.items()
     }
     hashes = {name: digest_file(folder / name) for name in files}
+    if checkpoint.vocabulary is not None:
+        hashes[vocabulary_file.NAME] = digest(vocabulary_file.pack(checkpoint.vocabulary))
     return Manifest(checkpoint.model_type, leaves, hashes, shards)
 
 
@@ -120,8 +123,11 @@ def _write(
     atomic.check_room(out, need - _keep(atomic.aside(out), state))
     with atomic.new_folder(out, need, resume=True) as partial:
         (partial / STATE).write_text(state, "utf-8")
-        for name in manifest.files:
+        for name in manifest.files.keys() - {vocabulary_file.NAME}:
             shutil.copyfile(checkpoint.folder / name, partial / name)
+        if checkpoint.vocabulary is not None:
+            packed = vocabulary_file.pack(checkpoint.vocabulary)
+            (partial / vocabulary_file.NAME).write_bytes(packed)
         pieces = native.by_piece(source.leaves)
         progress = Progress(f"writing {out}", len(pieces))
         for piece, leaves in pieces.items():

@@ -34,6 +34,7 @@ from qwen_jax.nn.tree import named_leaves
 from qwen_jax.storage import hf_config, native
 from qwen_jax.storage.hashed_arrays import digest_file
 from qwen_jax.storage.native import Manifest
+from qwen_jax.text import vocabulary_file
 from qwen_jax.text.tokenizer import Tokenizer
 
 
@@ -92,12 +93,19 @@ def _read_assets(folder: Path, manifest: Manifest) -> tuple[Config, Assets]:
     problems = Problems(manifest.problems(folder, config))
     tokenizer, defaults = None, Defaults()
     with problems.catch():
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = _tokenizer(folder, manifest)
     with problems.catch():
         defaults = read_defaults(folder)
     problems.add(*vocabulary_problems(tokenizer, config))
     problems.stop(f"{folder} cannot be loaded")
     return config, Assets(folder, manifest.model_type, tokenizer, defaults)
+
+
+def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
+    """From the file that loads at once; a folder that was not converted may hold others."""
+    if vocabulary_file.NAME not in manifest.files:
+        return Tokenizer.load(folder)
+    return Tokenizer(vocabulary_file.unpack((folder / vocabulary_file.NAME).read_bytes()))
 
 
 def read_defaults(folder: Path) -> Defaults:

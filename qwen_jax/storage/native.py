@@ -3,6 +3,7 @@
     manifest.json     what is here: every leaf's shape and dtype, a hash of every file and of the
                       manifest itself, and the Hugging Face shards that the leaves came from
     config.json, ...  Hugging Face's files as they came: generation defaults, tokenizer
+    vocabulary.bin    the tokenizer's, in a form that loads at once
     weights/blocks.0.safetensors, ...  the leaves, a file for each piece of the network
 
 A piece is a block, the embedding, the last norm or the head: what a converter holds at a time, and
