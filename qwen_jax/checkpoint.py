@@ -59,7 +59,8 @@ def load(
     if added is not None:
         attach.check(added, config, assets.model_type)
     quantised = formats_of(manifest.leaves)
-    where = _shardings(config, mesh, quantised)
+    places = _places(config, mesh, quantised)
+    where = named_leaves(places)
     kept = lambda name, leaf: (
         leaf.dtype if name.rpartition(".")[2] in FIELDS else dtype or leaf.dtype
     )
@@ -74,8 +75,7 @@ def load(
         arrange_leaves(read, first.platform)  # before there is more to hold
         jax.block_until_ready(arrays)  # while the next ones are read the last ones travel
         arrays |= read
-    structure = jax.tree.structure(build(config, quantised, lambda shape, axes, kind: 0))
-    params = jax.tree.unflatten(structure, [arrays.pop(name) for name in where])
+    params = jax.tree.unflatten(jax.tree.structure(places), [arrays.pop(name) for name in where])
     params = dataclasses.replace(params, assets=assets)
     return params if added is None else attach.add(params, added)
 
@@ -124,12 +124,12 @@ def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str
     ]
 
 
-def _shardings(config: Config, mesh: Mesh | None, quantised: dict[str, Format]) -> dict[str, Any]:
-    """Where each leaf goes: its shards on a mesh, or the only device."""
+def _places(config: Config, mesh: Mesh | None, quantised: dict[str, Format]) -> Qwen:
+    """The tree with a sharding at every leaf: its shards on a mesh, or the only device."""
     if mesh is None and jax.device_count() == 1:
         only = SingleDeviceSharding(jax.devices()[0])
-        return dict.fromkeys(abstract_leaves(config, quantised), only)
-    return named_leaves(shardings(config, mesh or make_mesh(), quantised))
+        return build(config, quantised, lambda shape, axes, kind: only)
+    return shardings(config, mesh or make_mesh(), quantised)
 
 
 def save(params: Qwen, folder: str | Path) -> None:
