@@ -19,9 +19,11 @@ from qwen_jax.files.problems import Problems
 from qwen_jax.nn.quant import FIELDS, abstract_leaves
 from qwen_jax.nn.tree import FLOATS, INTEGERS
 from qwen_jax.storage import native
+from qwen_jax.storage.hashed_arrays import digest, digest_file
 from qwen_jax.storage.hf_names import is_harmless
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.safetensors_file import NAMES
+from qwen_jax.text import vocabulary_file
 from qwen_jax.text.vocabulary import EXTRA
 
 STATE = "conversion.json"  # in an unfinished folder: what it is made from
@@ -104,7 +106,9 @@ def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
         }
         for file, shard in checkpoint.shards.items()
     }
-    hashes = {name: native.sha256(file) for name, file in _side_files(checkpoint).items()}
+    hashes = {name: digest_file(file) for name, file in _side_files(checkpoint).items()}
+    if checkpoint.vocabulary is not None:
+        hashes[vocabulary_file.NAME] = digest(vocabulary_file.pack(checkpoint.vocabulary))
     return Manifest(checkpoint.model_type, leaves, hashes, shards)
 
 
@@ -134,10 +138,13 @@ def _write(
         (partial / STATE).write_text(state, "utf-8")
         for name, file in _side_files(checkpoint).items():
             shutil.copyfile(file, partial / name)
+        if checkpoint.vocabulary is not None:
+            packed = vocabulary_file.pack(checkpoint.vocabulary)
+            (partial / vocabulary_file.NAME).write_bytes(packed)
         pieces = native.by_piece(source.leaves)
         progress = Progress(f"writing {out}", len(pieces))
         for piece, leaves in pieces.items():
-            if (partial / native.WEIGHTS / piece).exists():
+            if native.piece_file(partial, piece).exists():
                 progress.skip()
                 continue
             arrays = {
@@ -172,8 +179,8 @@ def _state(checkpoint: Checkpoint, manifest: Manifest, quantizer: Quantizer | No
 def _keep(partial: Path, state: str) -> int:
     """Leave only the whole pieces of a conversion in this state; their bytes."""
     if (partial / STATE).is_file() and (partial / STATE).read_text("utf-8") == state:
-        for rest in (partial / native.WEIGHTS).glob("*orbax-checkpoint-tmp*"):
-            shutil.rmtree(rest)
+        for rest in (partial / native.WEIGHTS).glob("*.partial"):
+            rest.unlink()
     elif partial.exists():
         shutil.rmtree(partial)
     return sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
@@ -189,7 +196,9 @@ def _verify(checkpoint: Checkpoint, expected: Manifest, folder: Path, title: str
     pieces = native.by_piece(manifest.leaves) if not problems else {}
     progress = Progress(title, len(pieces))
     for piece, leaves in pieces.items():
-        problems.add(*_differences(native.read_piece(folder, piece, leaves), checkpoint))
+        read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
+        problems.add(*_differences(read, checkpoint))
+        del read  # before the next one
         progress.advance(native.size(leaves))
     problems.stop(f"{folder} is not {checkpoint.folder}")
     dtypes = {leaf.dtype.name for leaf in manifest.leaves.values()}
