@@ -99,9 +99,10 @@ def _read_assets(folder: Path, manifest: Manifest) -> tuple[Config, Assets]:
 
 
 def read_defaults(folder: Path) -> Defaults:
-    """What generation_config.json says; a checkpoint may do without one."""
+    """What generation_config.json says, and config.json; a checkpoint may do without the first."""
     file = folder / "generation_config.json"
-    return Defaults.from_hf(strict_json.read(file) if file.is_file() else {})
+    config = strict_json.read(folder / "config.json")
+    return Defaults.from_hf(strict_json.read(file) if file.is_file() else {}, config)
 
 
 def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str]:

@@ -9,7 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_jax.files.strict_json import StrictObject
+from qwen_jax.files.strict_json import (
+    ANYTHING,
+    FLAG,
+    FRACTION,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    Kind,
+    StrictObject,
+    either,
+    listed,
+    shown,
+    tabled,
+)
 
 FILE = "adapter_config.json"
 # they describe the training that made an adapter, or settle what another key switches on
@@ -19,7 +32,8 @@ HARMLESS = """auto_mapping corda_config eva_config inference_mode loftq_config l
 OFF = """alora_invocation_tokens arrow_config ensure_weight_tying fan_in_fan_out kasa_config
     layer_replication lora_bias megatron_config monteclora_config target_parameters
     trainable_token_indices use_bdlora use_dora use_qalora velora_config""".split()
-STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # they leave the base as it was
+STARTS = ("gaussian", "eva", "orthogonal")  # they leave the base as it was
+DROPOUT = Kind("a number from 0 to below 1", lambda v: FRACTION.holds(v) and v < 1, 0.0)
 CHOICES = ("exclude_modules", "layers_to_transform", "layers_pattern")  # among the targets
 
 
@@ -113,71 +127,43 @@ def read_settings(content: Mapping[str, Any], modules: tuple[str, ...]) -> LoraC
     reader.require("bias", "none")
     for key in OFF:
         reader.require(key, False, None, [], {})
-    start = reader.take("init_lora_weights", default=True)
-    if start not in STARTS:
+    start = reader.take(ANYTHING, "init_lora_weights", default=True)
+    if start is not True and start is not False and start not in STARTS:
         reader.problems.append(
-            f"init_lora_weights is {start!r}, which changed the base's weights too; save the "
+            f"init_lora_weights is {shown(start)}, which changed the base's weights too; save the "
             "adapter as a plain one (PEFT: path_initial_model_for_weight_conversion)"
         )
-    chosen = [reader.take(k, default=None) for k in CHOICES]
-    targets = _texts(reader, "target_modules", or_one=True)
+    chosen = [reader.take(ANYTHING, k, default=None) for k in CHOICES]
+    targets: Any = reader.take(either(listed(TEXT), TEXT), "target_modules", default=[])
     made = LoraConfig(
-        rank=reader.size("r"),
-        alpha=reader.number("lora_alpha"),
-        targets=modules if any(chosen) or not targets else targets,
-        dropout=_dropout(reader),
-        rslora=reader.flag("use_rslora", default=False),
-        rank_pattern=_pattern(reader, "rank_pattern", int),
-        alpha_pattern=_pattern(reader, "alpha_pattern", int | float),
-        modules_to_save=tuple(_texts(reader, "modules_to_save")),
-        base=_note(reader, "base_model_name_or_path"),
-        revision=_note(reader, "revision"),
-        task=_note(reader, "task_type"),
+        rank=reader.take(SIZE, "r"),
+        alpha=float(reader.take(POSITIVE, "lora_alpha")),
+        targets=modules if any(chosen) or not targets else _named(targets),
+        dropout=float(reader.take(DROPOUT, "lora_dropout", default=0.0)),
+        rslora=reader.take(FLAG, "use_rslora", default=False),
+        rank_pattern=_pattern(reader, "rank_pattern", SIZE),
+        alpha_pattern=_pattern(reader, "alpha_pattern", POSITIVE),
+        modules_to_save=tuple(reader.take(listed(TEXT), "modules_to_save", default=[])),
+        base=reader.take(TEXT, "base_model_name_or_path", default=None),
+        revision=reader.take(TEXT, "revision", default=None),
+        task=reader.take(TEXT, "task_type", default=None),
     )
-    off = [key for key, value in reader.left.items() if value in (None, False, "", [], {})]
-    reader.finish([*HARMLESS, *off])
+    empty = [key for key, value in reader.left.items() if value in ("", [], {})]
+    reader.finish([*HARMLESS, *empty])
     return made
 
 
-def _texts(reader: StrictObject, name: str, or_one: bool = False) -> tuple[str, ...] | str:
-    value = reader.take(name, default=[])
-    if or_one and isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        reader.problems.append(f"{name} is {value!r:.99}, expected a list of names")
-        return ()
-    return tuple(value)
+def _named(targets: list[str] | str) -> tuple[str, ...] | str:
+    return targets if isinstance(targets, str) else tuple(targets)
 
 
-def _note(reader: StrictObject, name: str) -> str | None:
-    value = reader.take(name, default=None)
-    if value is not None and not isinstance(value, str):
-        reader.problems.append(f"{name} is {value!r:.99}, expected a text")
-    return value
-
-
-def _dropout(reader: StrictObject) -> float:
-    value = reader.take("lora_dropout", default=0.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        reader.problems.append(
-            f"lora_dropout is {value!r:.99}, expected a number from 0 to below 1"
-        )
-        return 0.0
-    return float(value)
-
-
-def _pattern(reader: StrictObject, name: str, kind: Any) -> dict[str, Any]:
-    value = reader.take(name, default={})
-    if not isinstance(value, dict):
-        reader.problems.append(f"{name} is {value!r:.99}, expected an object")
-        return {}
-    for key, number in value.items():
-        if isinstance(number, bool) or not isinstance(number, kind) or not 0 < number < 1e30:
-            reader.problems.append(f"{name} gives {key} the number {number!r:.99}")
+def _pattern(reader: StrictObject, name: str, kind: Kind[Any]) -> dict[str, Any]:
+    numbers = reader.take(tabled(kind), name, default={})
+    for key in numbers:
         try:
             re.compile(_expression(key))
-        except re.error as error:
-            reader.problems.append(f"{name} has {key!r:.99}, no regular expression: {error}")
+        except (re.error, OverflowError) as error:
+            reader.problems.append(f"{name} has {shown(key)}, no regular expression: {error}")
         if re.search(r"\)[*+{]", key):  # (a+)+ would keep us busy for years
-            reader.problems.append(f"{name} has {key!r:.99}; repeated groups are not supported")
-    return value
+            reader.problems.append(f"{name} has {shown(key)}; repeated groups are not supported")
+    return numbers

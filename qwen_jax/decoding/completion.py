@@ -107,7 +107,8 @@ def answers(
     """
     defaults = defaults_of(params)
     if max_new_tokens is None:
-        max_new_tokens = defaults.max_new_tokens or MAX_NEW_TOKENS
+        max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
+    cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
     budget = _budget(params, prompts, max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = defaults.sampling if sampling is None else sampling
