@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from convert.quantize import QuantizeOptions, Quantizer
 from convert.source import INDEX, QUANTISED, SIDE_FILES, default_out, locate
 from qwen_jax import memory
 from qwen_jax.files import atomic
+from qwen_jax.files.lock import only_writer
 from qwen_jax.files.problems import Problems
 from qwen_jax.nn.quant import FIELDS, abstract_leaves
 from qwen_jax.nn.tree import FLOATS, INTEGERS
@@ -56,7 +58,8 @@ def to_native(
     Raises ValueError with everything that is wrong with the checkpoint, or OSError.
     """
     out = default_out(hf) if out is None else Path(out)
-    if out.exists() and not (verify and (out / native.MANIFEST).is_file()):
+    is_there = out.exists()
+    if is_there and not (verify and (out / native.MANIFEST).is_file()):
         raise FileExistsError(
             f"{out} exists; choose another folder with --out or delete it "
             "(--verify compares a native folder with its source)"
@@ -70,20 +73,21 @@ def to_native(
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}")
     extra = None if extra_vocab_file is None else Path(extra_vocab_file)
-    checkpoint = huggingface.read(locate(hf, source, revision), dtype is not None, extra)
-    for notice in checkpoint.notices:
-        print(notice)
-    manifest = _manifest(checkpoint, dtype)
-    if out.exists():
-        _verify(checkpoint, manifest, out, f"verifying {out}")
-    elif quantize is None:
-        _write(checkpoint, manifest, out, verify)
-    else:
-        if checkpoint.formats:
-            raise ValueError(f"{checkpoint.folder} is quantised already")
-        texts = None if calibration is None else Path(calibration)
-        quantizer = Quantizer(checkpoint, quantize, texts, atomic.aside(out) / WORK)
-        _write(checkpoint, manifest, out, False, quantizer)
+    with nullcontext() if is_there else only_writer(out):
+        checkpoint = huggingface.read(locate(hf, source, revision), dtype is not None, extra)
+        for notice in checkpoint.notices:
+            print(notice)
+        manifest = _manifest(checkpoint, dtype)
+        if is_there:
+            _verify(checkpoint, manifest, out, f"verifying {out}")
+        elif quantize is None:
+            _write(checkpoint, manifest, out, verify)
+        else:
+            if checkpoint.formats:
+                raise ValueError(f"{checkpoint.folder} is quantised already")
+            texts = None if calibration is None else Path(calibration)
+            quantizer = Quantizer(checkpoint, quantize, texts, atomic.aside(out) / WORK)
+            _write(checkpoint, manifest, out, False, quantizer)
     return out
 
 
@@ -134,7 +138,7 @@ def _write(
     state = _state(checkpoint, manifest, quantizer)
     need = native.on_disk(native.size(manifest.leaves))
     atomic.check_room(out, need - _keep(atomic.aside(out), state))
-    with atomic.new_folder(out, need, resume=True) as partial:
+    with atomic.new_folder(out, need, resume=True, locked=True) as partial:
         (partial / STATE).write_text(state, "utf-8")
         for name, file in _side_files(checkpoint).items():
             shutil.copyfile(file, partial / name)
