@@ -88,6 +88,8 @@ MAY_IMPORT = {
     "storage": {"files", "config.py", "nn"},
     "adapters": {"files", "config.py", "nn", "storage"},
     "decoding": {"files", "config.py", "nn", "text"},
+    "evaluate": {"files", "nn", "text", "decoding", "checkpoint.py", "conversation.py", "cli.py"}
+    | {"distributed.py"},
 }
 
 
