@@ -90,6 +90,7 @@ MAY_IMPORT = {
     "decoding": {"files", "config.py", "nn", "text"},
     "evaluate": {"files", "nn", "text", "decoding", "checkpoint.py", "conversation.py", "cli.py"}
     | {"distributed.py"},
+    "plan": {"files", "nn", "storage", "decoding", "config.py", "memory.py", "cli.py"},
 }
 
 
