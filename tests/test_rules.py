@@ -89,6 +89,9 @@ MAY_IMPORT = {
     "storage": {"files", "config.py", "nn"},
     "adapters": {"files", "sandbox", "config.py", "nn", "storage"},
     "decoding": {"files", "config.py", "nn", "text"},
+    "evaluate": {"files", "sandbox", "nn", "text", "decoding", "checkpoint.py", "conversation.py"}
+    | {"cli.py", "distributed.py"},
+    "plan": {"files", "nn", "storage", "decoding", "config.py", "memory.py", "cli.py"},
 }
 
 

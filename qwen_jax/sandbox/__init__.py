@@ -1,1 +1,1 @@
-"""What strangers' files have us compute, where it can take neither time nor memory without end."""
+"""What strangers would have us compute, where it takes neither time nor memory without end."""
