@@ -1,6 +1,5 @@
 """The command line: --hf MODEL --out FOLDER, and back: --to-hf FOLDER --out BACK."""
 
-import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -95,7 +94,6 @@ def command(arguments: Sequence[str] | None = None, prog: str = "python -m conve
     jax.config.update(
         "jax_platforms", "cpu"
     )  # nothing here needs an accelerator, or should hold one
-    logging.disable()  # orbax logs the tracebacks of what it raises
     try:
         tyro.cli(main, prog=prog, args=arguments)
     except KeyboardInterrupt:

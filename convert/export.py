@@ -26,6 +26,7 @@ from qwen_jax.storage import native
 from qwen_jax.storage.hf_names import HEAD, TensorView, as_stored, tensor_views, tied_head
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.safetensors_file import NAMES, Shard, write, write_header
+from qwen_jax.text import vocabulary_file
 
 LARGEST_SHARD = 5_000_000_000  # bytes, where there is no original to follow
 
@@ -90,7 +91,7 @@ def to_hf(
     need = native.on_disk(native.size(manifest.leaves))
     atomic.check_room(out, need)
     with atomic.new_folder(out, need) as partial:
-        for name in manifest.files:
+        for name in manifest.files.keys() - {vocabulary_file.NAME}:
             if name not in stale and (name not in QUANTISED or chosen == found):
                 shutil.copyfile(folder / name, partial / name)
         if chosen != found:
@@ -166,7 +167,8 @@ def _write_tensors(
     pieces = native.by_piece(manifest.leaves)
     progress = Progress(f"writing {partial.with_suffix('')}", len(pieces))
     for piece, leaves in pieces.items():
-        _write_piece(native.read_piece(folder, piece, leaves), table, change, files)
+        read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
+        _write_piece(read, table, change, files)
         progress.advance(native.size(leaves))
     progress.finish()
 

@@ -29,7 +29,9 @@ from qwen_jax.storage.hf_names import (
 )
 from qwen_jax.storage.native import MANIFEST, mismatches
 from qwen_jax.storage.safetensors_file import Shard, Tensor, read_shard
+from qwen_jax.text import vocabulary
 from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Checkpoint:
 
     shards: by file name. packing: of its quantised layers, None if it has none. formats: of ours.
     leaves: which parts make up each of ours. extra: the file of its vocabulary that lies elsewhere.
-    notices: what its files ask for and is read otherwise.
+    notices: what its files ask for and is read otherwise. vocabulary: of its tokenizer, None
+    without one.
     """
 
     folder: Path
@@ -50,6 +53,7 @@ class Checkpoint:
     leaves: dict[str, list[TensorView]] = field(default_factory=dict)
     extra: Path | None = None
     notices: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -129,7 +133,9 @@ def read(folder: Path, mixed: bool = False, extra: Path | None = None) -> Checkp
     found = Checkpoint(folder, raw["model_type"], config, shards, packing, extra=extra)
     made = _match(dataclasses.replace(found, notices=tuple(notices(raw))), problems, mixed)
     with problems.catch():
-        problems.add(*vocabulary_problems(Tokenizer.load(folder, extra), config))
+        words = vocabulary.read(folder, extra)
+        problems.add(*vocabulary_problems(Tokenizer(words) if words else None, config))
+        made = dataclasses.replace(made, vocabulary=words)
     with problems.catch():
         read_defaults(folder)
     problems.stop(f"{folder} cannot be converted")

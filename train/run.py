@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.files import atomic, strict_json
+from qwen_jax.files.lock import only_writer
 from qwen_jax.files.problems import Problems
 from qwen_jax.storage.native import Manifest
 from qwen_jax.text.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ from train.settings import TrainConfig
 from train.step import Trainer
 
 SETTINGS, CHECKPOINTS, RESULTS = "settings.json", "checkpoints", ("adapter", "model")
+LOCK = "run.lock"  # held while a call of the run lives
 
 
 def fine_tune(settings: TrainConfig) -> Path | None:
@@ -42,6 +44,11 @@ def fine_tune(settings: TrainConfig) -> Path | None:
     distributed.join(settings.coordinator, settings.processes, settings.process)
     settings.check(jax.device_count())
     out = Path(settings.out)
+    with only_writer(out, out / LOCK) if jax.process_index() == 0 else nullcontext():
+        return _fine_tune(settings, out)
+
+
+def _fine_tune(settings: TrainConfig, out: Path) -> Path | None:
     _expect_same_run(settings, out)
     for result in (out / name for name in RESULTS):
         if result.exists():

@@ -4,10 +4,9 @@ https://huggingface.co/docs/peft/package_reference/lora
 """
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from qwen_jax.files.strict_json import (
     ANYTHING,
@@ -23,7 +22,9 @@ from qwen_jax.files.strict_json import (
     shown,
     tabled,
 )
+from qwen_jax.sandbox.process import ask
 
+T = TypeVar("T")
 FILE = "adapter_config.json"
 # they describe the training that made an adapter, or settle what another key switches on
 HARMLESS = """auto_mapping corda_config eva_config inference_mode loftq_config lora_ga_config
@@ -59,25 +60,28 @@ class LoraConfig:
     revision: str | None = None
     task: str | None = "CAUSAL_LM"
 
-    def rank_of(self, module: str) -> int:
-        return _by_pattern(self.rank_pattern, module, self.rank)
+    def ranks(self, modules: Iterable[str]) -> dict[str, int]:
+        return _by_pattern(self.rank_pattern, modules, self.rank)
 
-    def scale_of(self, module: str) -> float:
-        """What the product of a module's two matrices is multiplied with."""
-        alpha, rank = _by_pattern(self.alpha_pattern, module, self.alpha), self.rank_of(module)
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+    def scales(self, modules: Iterable[str]) -> dict[str, float]:
+        """What the product of each module's two matrices is multiplied with."""
+        ranks = self.ranks(modules)
+        alphas = _by_pattern(self.alpha_pattern, ranks, self.alpha)
+        divided = lambda rank: math.sqrt(rank) if self.rslora else rank
+        return {module: alphas[module] / divided(rank) for module, rank in ranks.items()}
 
     def saves(self, module: str) -> bool:
         return any(ends(name, module) for name in self.modules_to_save)
 
-    def adapts(self, module: str) -> bool:
-        """Whether a linear module of a block is a target."""
-        if self.saves(module):
-            return False
-        if isinstance(self.targets, str):
-            everything = self.targets.lower() == "all-linear"
-            return everything or re.fullmatch(self.targets, module) is not None
-        return any(ends(name, module) for name in self.targets)
+    def adapted(self, modules: Iterable[str]) -> list[str]:
+        """Those linear modules of blocks that are targets."""
+        free, targets = [module for module in modules if not self.saves(module)], self.targets
+        if not isinstance(targets, str):
+            return [module for module in free if any(ends(name, module) for name in targets)]
+        if targets.lower() == "all-linear":
+            return free
+        found = _first_matches([targets], free, "fullmatch")
+        return [module for module in free if found[module] is not None]
 
     def to_json(self) -> dict[str, Any]:
         """Keys that every release of PEFT knows."""
@@ -106,14 +110,20 @@ def ends(name: str, module: str) -> bool:
     return module == name or module.endswith("." + name)
 
 
-def _by_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The number of the first expression that matches, as PEFT looks them up."""
-    matches = (number for key, number in pattern.items() if re.match(_expression(key), module))
-    return next(matches, default)
+def _by_pattern(pattern: Mapping[str, T], modules: Iterable[str], default: T) -> dict[str, T]:
+    """Each module's number: that of the first expression that matches, as PEFT looks them up."""
+    numbers = list(pattern.values())
+    found = _first_matches([rf"(.*\.)?({key})$" for key in pattern], modules, "match")
+    return {name: default if at is None else numbers[at] for name, at in found.items()}
 
 
-def _expression(key: str) -> str:
-    return rf"(.*\.)?({key})$"
+def _first_matches(
+    expressions: list[str], modules: Iterable[str], how: Literal["match", "fullmatch"]
+) -> dict[str, int | None]:
+    """The number of the first expression that matches each; a few characters can take years."""
+    names = list(modules)
+    found = ask("first_matches", expressions, names, how) if expressions else [None] * len(names)
+    return dict(zip(names, found, strict=True))
 
 
 def read_settings(content: Mapping[str, Any], modules: tuple[str, ...]) -> LoraConfig:
@@ -141,8 +151,8 @@ def read_settings(content: Mapping[str, Any], modules: tuple[str, ...]) -> LoraC
         targets=modules if any(chosen) or not targets else _named(targets),
         dropout=float(reader.take(DROPOUT, "lora_dropout", default=0.0)),
         rslora=reader.take(FLAG, "use_rslora", default=False),
-        rank_pattern=_pattern(reader, "rank_pattern", SIZE),
-        alpha_pattern=_pattern(reader, "alpha_pattern", POSITIVE),
+        rank_pattern=_pattern(reader, "rank_pattern", SIZE, modules),
+        alpha_pattern=_pattern(reader, "alpha_pattern", POSITIVE, modules),
         modules_to_save=tuple(reader.take(listed(TEXT), "modules_to_save", default=[])),
         base=reader.take(TEXT, "base_model_name_or_path", default=None),
         revision=reader.take(TEXT, "revision", default=None),
@@ -157,13 +167,12 @@ def _named(targets: list[str] | str) -> tuple[str, ...] | str:
     return targets if isinstance(targets, str) else tuple(targets)
 
 
-def _pattern(reader: StrictObject, name: str, kind: Kind[Any]) -> dict[str, Any]:
+def _pattern(
+    reader: StrictObject, name: str, kind: Kind[Any], modules: tuple[str, ...]
+) -> dict[str, Any]:
     numbers = reader.take(tabled(kind), name, default={})
-    for key in numbers:
-        try:
-            re.compile(_expression(key))
-        except (re.error, OverflowError) as error:
-            reader.problems.append(f"{name} has {shown(key)}, no regular expression: {error}")
-        if re.search(r"\)[*+{]", key):  # (a+)+ would keep us busy for years
-            reader.problems.append(f"{name} has {shown(key)}; repeated groups are not supported")
+    try:
+        _by_pattern(numbers, modules, None)
+    except ValueError as error:
+        reader.problems.append(f"{name} cannot be used: {error}")
     return numbers

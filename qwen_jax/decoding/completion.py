@@ -124,14 +124,14 @@ def answers(
         for sampling, one in zip(samplings, seeds, strict=True)
     ]
     rows = [
-        _Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
+        Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
     state = decode.start(weights, len(prompts), length, cache_dtype)
     for slot, row in enumerate(rows):
-        state, output = _prefill(weights, state, slot, row.prompt, settings[slot], budget)
+        state, output = prefill(weights, state, slot, row.prompt, settings[slot], budget)
         row.push(output, 0)
     watch = watch or any(row.sampling.stop for row in rows)
     count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
@@ -146,7 +146,7 @@ def answers(
             row.push(output, slot)
 
 
-def _prefill(
+def prefill(
     weights: Weights,
     state: State,
     slot: int,
@@ -169,7 +169,7 @@ def _prefill(
     return state, jax.device_get(output)
 
 
-class _Row:
+class Row:
     """One answer while it grows."""
 
     def __init__(

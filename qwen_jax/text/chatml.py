@@ -3,17 +3,14 @@
 What a user types never becomes a control token: `<|im_end|>` in a message stays text.
 """
 
-import functools
 import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import jinja2.meta
-
+from qwen_jax.sandbox.process import ask
 from qwen_jax.text.segments import slices, split
-from qwen_jax.text.template_environment import environment
 from qwen_jax.text.tokenizer import Tokenizer
 from qwen_jax.text.vocabulary import END_OF_TEXT
 
@@ -273,18 +270,9 @@ def _disguise(value: Any, pattern: str, masks: Mapping[str, str]) -> Any:
 def _run(source: str, names: Mapping[str, str], variables: Mapping[str, Any]) -> str:
     """The template's output; whatever goes wrong in somebody's template is a ValueError."""
     try:
-        template, reads = _compile(source)
-        text = template.render({"tools": None, **names, **variables})
-    except Exception as error:
-        raise ValueError(f"this checkpoint's chat template failed: {error}") from error
-    if ignored := variables.keys() - {"messages", "add_generation_prompt"} - reads:
+        text, reads = ask("render", source, {"tools": None, **names, **variables})
+    except ValueError as error:
+        raise ValueError(f"this checkpoint's chat template failed: {error}") from None
+    if ignored := variables.keys() - {"messages", "add_generation_prompt", *reads}:
         raise ValueError(f"this checkpoint's chat template ignores {', '.join(sorted(ignored))}")
     return text
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> tuple[jinja2.Template, frozenset[str]]:
-    """A chat template, and the variables it reads."""
-    sandbox = environment()
-    reads = jinja2.meta.find_undeclared_variables(sandbox.parse(source))
-    return sandbox.from_string(source), frozenset(reads)
