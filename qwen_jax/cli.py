@@ -133,6 +133,8 @@ def _keep_compiled_code() -> None:
             jax.config.update(name, value)
         else:
             os.environ[name.upper()] = str(value)
+    if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "true").lower() not in ("false", "0"):
+        os.environ.setdefault("QWEN_JAX_PROGRAMS", str(cache / "qwen_jax" / "programs"))
 
 
 def _faults() -> tuple[type[Exception], ...]:
