@@ -108,7 +108,7 @@ def find_packing(folder: Path, config: Mapping[str, Any]) -> Packing | None:
     """What the files of a checkpoint say of its packing; None: it is not packed."""
     found = []
     if not is_off(content := config.get("quantization_config")) and content != {}:
-        found.append(read_packing("quantization_config", content, None))
+        found.append(read_packing("quantization_config in config.json", content, None))
     for file, method in QUANTISED.items():
         if (folder / file).is_file():
             found.append(read_packing(file, strict_json.read(folder / file), method))

@@ -108,12 +108,19 @@ _HARMLESS = frozenset(
 
 def notices(config: Mapping[str, Any]) -> list[str]:
     """What a config.json asks for that is read otherwise, a line each."""
-    if (most := _dual_chunk_length(config)) is None:
-        return []
-    return [
-        f"dual_chunk_attention_config in config.json is not done: attention is plain, as the model "
-        f"was trained, for texts of up to {most} tokens; longer ones draw a warning"
-    ]
+    made = []
+    if (most := _dual_chunk_length(config)) is not None:
+        made.append(
+            "dual_chunk_attention_config in config.json is not done: attention is plain, as the "
+            f"model was trained, for texts of up to {most} tokens; longer ones draw a warning"
+        )
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if isinstance(rope, Mapping) and rope.get("attn_factor") is not None:
+        made.append(
+            "attn_factor in config.json's rope_scaling is not read, as in transformers, which "
+            "knows attention_factor"
+        )
+    return made
 
 
 def _dual_chunk_length(config: Mapping[str, Any]) -> int | None:
@@ -188,6 +195,7 @@ def _read_modern(reader: StrictObject, qk_norm: bool) -> dict[str, Any]:
         del reader.left["dual_chunk_attention_config"]
     reader.require("attention_bias", *((False,) if qk_norm else (True,)))
     reader.require("hidden_act", "silu")
+    reader.require("is_causal", True, None)
     _expect_full_attention(reader, layers)
     return {
         "vocab": reader.take(SIZE, "vocab_size"),
@@ -253,6 +261,7 @@ def _read_yarn(rope: StrictObject, max_length: int) -> Yarn:
     if mscale and all_dim:
         usual = _mscale(factor, mscale) / _mscale(factor, all_dim)
     attention_factor = rope.take(POSITIVE, "attention_factor", default=usual)
+    rope.left.pop("attn_factor", None)  # see `notices`
     return Yarn(
         factor=factor,
         original_length=rope.take(SIZE, "original_max_position_embeddings", default=max_length),

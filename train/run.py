@@ -55,7 +55,7 @@ def _fine_tune(settings: TrainConfig, out: Path) -> Path | None:
         if result.exists():
             say(f"this run is finished: {result} is there; another run needs another --out")
             return result
-    tokenizer = _tokenizer(settings.model)
+    tokenizer = _tokenizer(settings.model, settings.extra_vocab_file)
     samples = _samples(settings.data, tokenizer, settings)
     held_out = None
     if settings.eval_data:
@@ -113,7 +113,9 @@ def _trainer(
     settings: TrainConfig, mesh: Mesh, steps: int
 ) -> tuple[Trainer, LoraConfig | None, Config]:
     """With what it trains: an adapter, or None for everything; and of which network."""
-    params = checkpoint.load(settings.model, mesh, settings.dtype)
+    params = checkpoint.load(
+        settings.model, mesh, settings.dtype, extra_vocab_file=settings.extra_vocab_file
+    )
     dtype = params.embed.dtype
     made = methods.prepare(params, settings)
     trainer = Trainer(made.params, made.trained, settings.recipe(steps), dtype)
@@ -140,10 +142,10 @@ def _begin(settings: TrainConfig, out: Path) -> None:
     multihost_utils.sync_global_devices("begun")
 
 
-def _tokenizer(model: str) -> Tokenizer:
+def _tokenizer(model: str, extra_vocab_file: str | None) -> Tokenizer:
     folder = native_folder() if model == "demo" else Path(model)
     Manifest.read(folder)  # says what is wrong with another kind of folder
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, extra_vocab_file)
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer; data cannot be encoded for it")
     return tokenizer

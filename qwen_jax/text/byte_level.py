@@ -185,5 +185,6 @@ def _refuse_other_kinds(path: Path, file: StrictObject, model: StrictObject) -> 
         "model settings": (extras, []),
         "model keys": (sorted(model.left.keys() - ids_only), []),
     }
+    file.leave({"version", "truncation", "padding"})
     wrong = [f"{name}: got {shown(g)}, wanted {w}" for name, (g, w) in checks.items() if g != w]
     Problems([*file.problems, *wrong]).stop(f"{path} is no Qwen tokenizer")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_jax.files.strict_json import (
+    FLAG,
     LARGEST_SIZE,
     NAME,
     TEXT,
@@ -67,7 +68,7 @@ class Vocabulary:
     markup: Collection[str] = frozenset()
     chat_template: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
-    normalized: Collection[str] = frozenset()
+    normalized: Sequence[str] = ()
     start: Sequence[int] = ()
 
     def __post_init__(self) -> None:
@@ -107,21 +108,24 @@ def read(folder: str | Path, extra_vocab_file: str | Path | None = None) -> Voca
             "tokenizer.json, or vocab.json with merges.txt"
         )
     template = _chat_template(folder, config)
-    starts = config.left.get("add_bos_token") is True
+    starts = config.take(FLAG, "add_bos_token", default=False)
     names = _names(StrictObject.of(folder / "special_tokens_map.json")) | _names(config)
     config.stop()
     start = added.start or ([names["bos_token"]] if starts and "bos_token" in names else [])
     if strangers := [name for name in start if name not in added.ids]:
         raise ValueError(f"{folder} begins texts with {strangers}, which are none of its tokens")
-    return Vocabulary(
-        ranks,
-        added.ids,
-        added.markup,
-        template,
-        names,
-        added.normalized,
-        [added.ids[name] for name in start],
-    )
+    try:
+        return Vocabulary(
+            ranks,
+            added.ids,
+            added.markup,
+            template,
+            names,
+            tuple(added.normalized),
+            tuple(added.ids[name] for name in start),
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def _extra(folder: Path, given: str | Path | None) -> Path | None:
@@ -167,7 +171,7 @@ def _read_v1(path: Path, extra: Path | None) -> tuple[dict[bytes, int], dict[str
 
 def _names(config: StrictObject) -> dict[str, str]:
     """bos_token, eos_token, … as plain strings; some versions write them as {"content": …}."""
-    keys = [key for key in config.left if key.endswith("_token")]
+    keys = [k for k in config.left if k.endswith("_token") and not k.startswith("add_")]
     found = {key: config.take(_NAMED, key, default=None) for key in keys}
     config.stop()
     texts = {key: v["content"] if isinstance(v, dict) else v for key, v in found.items()}
