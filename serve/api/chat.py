@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.api import endpoint, formats, logprobs, prompting
+from serve.api import endpoint, formats, logprobs, prompting, sse
 from serve.api.choices import Choice, choices_of
 from serve.api.prompting import Tools
 from serve.api.window import check_messages
@@ -80,7 +80,7 @@ def _reasoning(message: Message) -> dict[str, Any]:
     return {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
 
 
-class Reply:
+class Reply(sse.Reply):
     """The answers to one conversation in the form of OpenAI's API."""
 
     def __init__(self, model: Model, fields: ChatRequest, choices: list[Choice]):

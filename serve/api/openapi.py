@@ -13,10 +13,12 @@ from serve.schemas.requests import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from serve.schemas.responses import ResponsesRequest
 
 _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (ChatRequest, "Answer a conversation"),
     "/v1/completions": (CompletionRequest, "Continue or score texts"),
+    "/v1/responses": (ResponsesRequest, "Answer what is said, as OpenAI's newer API does"),
     "/tokenize": (TokenizeRequest, "Ids of a text or a conversation"),
     "/detokenize": (DetokenizeRequest, "Text of ids"),
 }
@@ -29,6 +31,12 @@ _GETS = {
     "/version": "The version",
     "/openapi.json": "This description",
 }
+# of what was answered before: path -> what can be done there
+_KEPT = {
+    "/v1/responses/{id}": {"get": "A response that is kept", "delete": "Forget it"},
+    "/v1/responses/{id}/cancel": {"post": "End a response that is being written"},
+}
+_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -74,6 +82,15 @@ def _document() -> dict[str, Any]:
                     *(400, 401, 403, 404, 408, 413, 415, 421, 429, 500, 503, 504)
                 ),
             }
+        }
+    for path, methods in _KEPT.items():
+        paths[path] = {
+            method: {
+                "summary": summary,
+                "parameters": [_ID],
+                "responses": _responses(400, 401, 403, 404, 405, 415, 421),
+            }
+            for method, summary in methods.items()
         }
     return {
         "openapi": "3.1.0",

@@ -88,6 +88,11 @@ class SamplingFields(Fields):
             raise ValueError("stream_options needs stream to be true")
         return self
 
+    def sampling(self) -> dict[str, Any]:
+        """These fields alone, as far as they were sent, for a body of another kind."""
+        names = SamplingFields.model_fields.keys() - {"stream_options"}
+        return self.model_dump(include=names & self.model_fields_set)
+
     def without_texts(self) -> Self:
         """What is left to know once the prompt is made; the rest may be megabytes."""
         return self.model_copy(update=dict.fromkeys(self.texts))

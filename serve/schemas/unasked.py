@@ -119,3 +119,26 @@ STREAM_LABELS = frozenset({"include_obfuscation"})  # it pads events against who
 # Of /tokenize; no Qwen adds any special tokens.
 TOKENIZE_LABELS = frozenset({"add_special_tokens"})
 TOKENIZE: Idle = {"mm_processor_kwargs": ({},), "tools": ([],)}
+
+# Of the Responses API: no built-in tool is called, nothing is read twice or made elsewhere.
+RESPONSES_LABELS = frozenset({"max_tool_calls", "prompt_cache_options"})
+RESPONSES: Idle = {
+    **REQUEST,
+    "background": (False,),
+    "include": ([],),
+    "context_management": ([],),
+}
+ITEM_LABELS = frozenset("id status phase provider_specific_fields".split())
+ITEM: Idle = {"async": (False,), "caller": ({"type": "direct"},)}
+FUNCTION_TOOL: Idle = {
+    "defer_loading": (False,),
+    "async": (False,),
+    "allowed_callers": (["direct"],),
+}
+TEXT_OPTIONS: Idle = {"verbosity": ("medium",)}
+REASONING: Idle = {
+    "summary": ("auto",),
+    "generate_summary": ("auto",),
+    "context": ("auto",),
+    "mode": ("standard",),
+}

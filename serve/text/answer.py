@@ -34,10 +34,18 @@ class Token:
 class Part:
     """What an answer gained."""
 
-    message: Message = field(default_factory=Message)
+    pieces: list[Message] = field(default_factory=list)  # in the order in which they were said
     tokens: list[Token] = field(default_factory=list)  # empty unless log probabilities are asked
     finish: str = ""
     stopped: bool = False  # by what the device knows nothing of: a stop string, the parser
+
+    @property
+    def message(self) -> Message:
+        """All of it."""
+        whole = Message()
+        for piece in self.pieces:
+            whole.add(piece)
+        return whole
 
 
 class Answer:
@@ -85,8 +93,8 @@ class Answer:
             part.finish = "stop"
         part.tokens = self._released(bool(part.finish))
         if part.finish:
-            part.message.add(self._parser.finish())
-        self.called = self.called or bool(part.message.calls)
+            part.pieces.append(self._parser.finish())
+        self.called = self.called or any(piece.calls for piece in part.pieces)
         return part
 
     def _read(self, text: str, part: Part) -> None:
@@ -96,7 +104,7 @@ class Answer:
         if not self._parser.thinking and self.count > self._least:
             text, stopped = self._stops.push(text)
         self._told += len(text)
-        part.message.add(self._parser.push(text))
+        part.pieces.append(self._parser.push(text))
         part.stopped = stopped or self._parser.done
 
     def _end(self, part: Part) -> None:
@@ -108,7 +116,7 @@ class Answer:
         if not part.stopped:
             text = self._stops.flush()
             self._told += len(text)
-            part.message.add(self._parser.push(text))
+            part.pieces.append(self._parser.push(text))
 
     def _released(self, ended: bool) -> list[Token]:
         """Tokens whose text is told, in order; one without text waits for the next that has some.
