@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from serve.api import chat, completions, status, tokenize
 from serve.api.sse import Gone
-from serve.dialects import responses
+from serve.dialects import messages, responses
 from serve.http.errors import ApiError, on_api_error, on_http_error
 from serve.http.keys import Keys
 from serve.http.middleware import Middleware
@@ -34,6 +34,8 @@ _GETS: dict[str, Callable[..., Any]] = {
 _POSTS: dict[str, Callable[..., Any]] = {
     "/v1/chat/completions": chat.complete,
     "/v1/completions": completions.complete,
+    "/v1/messages": messages.create,
+    "/v1/messages/count_tokens": messages.count_tokens,
     "/v1/responses": responses.create,
     "/v1/responses/{id}/cancel": responses.cancel,
     "/tokenize": tokenize.tokenize,
@@ -49,7 +51,7 @@ def build(service: Service, keys: Keys) -> Starlette:
             CORSMiddleware,
             allow_origins=service.settings.cors,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["authorization", "content-type", "x-api-key", "anthropic-version"],
         )
         middleware.insert(0, allowed)
     routes = [
@@ -78,4 +80,4 @@ async def _on_gone(request: Request, error: Exception) -> Response:
 
 async def _on_fault(request: Request, error: Exception) -> JSONResponse:
     """Ours to mend: the log has the trace, the client no part of it."""
-    return ApiError(500, "the server made a mistake; its log says which").response()
+    return ApiError(500, "the server made a mistake; its log says which").response(request.url.path)

@@ -7,86 +7,24 @@ from typing import Any
 
 from serve.api import endpoint, logprobs, sse
 from serve.api.choices import Choice
-from serve.dialects.conversation import sealed
+from serve.dialects.blocks import Block, Blocks, Step
 from serve.http.errors import ApiError
 from serve.memory import Kept
-from serve.schemas.responses import ResponsesRequest
+from serve.schemas.responses import ResponsesRequest, sealed
 from serve.service import Model, Service
 from serve.text.answer import Token
-from serve.text.calls import new_id as new_call_id
-from serve.text.message import Message
 
 Event = dict[str, Any]
-# kind of item -> the beginning of its id, what its text is called
-_TEXTS = {"reasoning": ("rs", "reasoning_text"), "message": ("msg", "output_text")}
+# kind of block -> the beginning of its id, the type of its item, what its text is called
+_KINDS = {
+    "thought": ("rs", "reasoning", "reasoning_text"),
+    "text": ("msg", "message", "output_text"),
+    "call": ("fc", "function_call", "function_call_arguments"),
+}
 
 
 def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(24)}"
-
-
-class _Item:
-    """One item of the output. Its text comes in pieces; a call's text is its arguments."""
-
-    def __init__(self, kind: str, place: int, name: str = ""):
-        self.kind, self._place, self._name = kind, place, name
-        self._call_id = new_call_id()
-        prefix, self._part = _TEXTS.get(kind, ("fc", ""))
-        self.id, self._pieces = new_id(prefix), list[str]()
-        self.tokens: list[Any] = []  # log probabilities
-
-    def begun(self) -> Iterator[Event]:
-        yield self._event("output_item.added", item=self.shown("in_progress", begun=True))
-        if self._part:
-            yield self._event("content_part.added", part=self._text(""), **self._where)
-
-    def gained(self, text: str, scores: list[Any]) -> Iterator[Event]:
-        self._pieces.append(text)
-        self.tokens += scores
-        if self._part:
-            scored = {"logprobs": scores} if self.kind == "message" else {}
-            yield self._event(f"{self._part}.delta", delta=text, **self._where, **scored)
-        elif text:
-            yield self._event("function_call_arguments.delta", delta=text, item_id=self.id)
-
-    def ended(self, status: str, seal: bool) -> Iterator[Event]:
-        text = "".join(self._pieces)
-        if self._part:
-            scored = {"logprobs": self.tokens} if self.kind == "message" else {}
-            yield self._event(f"{self._part}.done", text=text, **self._where, **scored)
-            yield self._event("content_part.done", part=self._text(text), **self._where)
-        else:
-            yield self._event(
-                "function_call_arguments.done",
-                arguments=text,
-                name=self._name,
-                item_id=self.id,
-            )
-        yield self._event("output_item.done", item=self.shown(status, seal=seal))
-
-    def shown(self, status: str, begun: bool = False, seal: bool = False) -> dict[str, Any]:
-        """The item as responses have it."""
-        text = "".join(self._pieces)
-        made: dict[str, Any] = {"id": self.id, "type": self.kind, "status": status}
-        if not self._part:
-            return made | {"call_id": self._call_id, "name": self._name, "arguments": text}
-        made["content"] = [] if begun else [self._text(text)]
-        if self.kind == "message":
-            return made | {"role": "assistant"}
-        return made | {"summary": [], **({"encrypted_content": sealed(text)} if seal else {})}
-
-    def _text(self, text: str) -> dict[str, Any]:
-        made: dict[str, Any] = {"type": self._part, "text": text}
-        if self.kind == "message":
-            made |= {"annotations": [], "logprobs": self.tokens if text else []}
-        return made
-
-    @property
-    def _where(self) -> dict[str, Any]:
-        return {"item_id": self.id, "content_index": 0}
-
-    def _event(self, what: str, **fields: Any) -> Event:
-        return {"type": f"response.{what}", "output_index": self._place, **fields}
 
 
 class Reply(sse.Reply):
@@ -108,8 +46,8 @@ class Reply(sse.Reply):
         self._model, self._fields, self._choice = model, fields, choice
         self._created, self._count = int(time.time()), 0
         self._output: list[dict[str, Any]] = []
-        self._item: _Item | None = None  # that is being written
-        self._call = -1  # the number of the call that is
+        self._blocks = Blocks()
+        self._logged: list[Any] = []  # log probabilities of the text that is written
         self._held: list[Token] = []  # whose log probabilities are to be told
         self._status = "in_progress"
 
@@ -129,9 +67,11 @@ class Reply(sse.Reply):
             async for _, part in working:
                 self._held += part.tokens
                 for piece in part.pieces:
-                    for event in self._gained(piece):
+                    for event in self._told(self._blocks.push(piece)):
                         yield self._numbered(event)
-            for event in self._ended():
+                if self._blocks.open is None or self._blocks.open.kind != "text":
+                    self._held = []
+            for event in self._last():
                 yield self._numbered(event)
         finally:
             del self._service.underway[self._key]
@@ -153,55 +93,78 @@ class Reply(sse.Reply):
         self._count += 1
         return {**event, "sequence_number": self._count - 1}
 
-    def _gained(self, gained: Message) -> Iterator[Event]:
-        if gained.reasoning:
-            yield from self._in("reasoning", gained.reasoning)
-        if gained.content:
-            yield from self._in("message", gained.content)
-        for index, call in gained.calls.items():
-            if index != self._call:
-                yield from self._close("completed")
-                self._call = index
-                yield from self._open(_Item("function_call", len(self._output), call.name))
-            assert self._item is not None
-            yield from self._item.gained(call.arguments, [])
+    def _told(self, steps: Iterator[tuple[Step, Block, str]]) -> Iterator[Event]:
+        """The events of what happens to blocks."""
+        for step, block, text in steps:
+            if step == "begun":
+                yield from self._begun(block)
+            elif step == "gained":
+                yield from self._gained(block, text)
+            else:
+                self._scores(block)
+                yield from self._ended(block)
 
-    def _in(self, kind: str, text: str) -> Iterator[Event]:
-        """Text in an item of a kind: the open one, or another."""
-        if self._item is None or self._item.kind != kind:
-            yield from self._close("completed")
-            yield from self._open(_Item(kind, len(self._output)))
-        assert self._item is not None
-        yield from self._item.gained(text, self._scores())
-
-    def _scores(self) -> list[Any]:
-        """The log probabilities of a message's text that were not yet told."""
-        held, self._held = self._held, []
-        if self._fields.logged is None or self._item is None or self._item.kind != "message":
+    def _scores(self, block: Block) -> list[Any]:
+        """The log probabilities of a text that were not yet told; a thought's are no part."""
+        if self._fields.logged is None or block.kind != "text":
             return []
+        held, self._held = self._held, []
+        held = [token for token in held if not token.thought]
         scores: list[Any] = logprobs.of_chat(self._model.tokenizer, held)["content"]
+        self._logged += scores
         return scores
 
-    def _open(self, item: _Item) -> Iterator[Event]:
-        self._item = item
-        yield from item.begun()
+    def _begun(self, block: Block) -> Iterator[Event]:
+        self._logged = []
+        empty = self._item(block, "in_progress")
+        if block.kind != "call":
+            empty["content"] = []
+        yield _event("output_item.added", block, item=empty)
+        if block.kind != "call":
+            yield _event("content_part.added", block, **_where(block), part=self._part(block))
 
-    def _close(self, status: str) -> Iterator[Event]:
-        if self._item is None:
-            return
-        seal = self._fields.wants("reasoning.encrypted_content")
-        self._item.tokens += self._scores()
-        self._output.append(self._item.shown(status, seal=seal))
-        yield from self._item.ended(status, seal)
-        self._item = None
+    def _gained(self, block: Block, text: str) -> Iterator[Event]:
+        name = f"{_KINDS[block.kind][2]}.delta"
+        scored = {"logprobs": self._scores(block)} if block.kind == "text" else {}
+        yield _event(name, block, **_where(block), delta=text, **scored)
 
-    def _ended(self) -> Iterator[Event]:
+    def _ended(self, block: Block) -> Iterator[Event]:
+        cut = self._status not in ("in_progress", "completed")
+        self._output.append(item := self._item(block, "incomplete" if cut else "completed"))
+        name = f"{_KINDS[block.kind][2]}.done"
+        if block.kind == "call":
+            said = {"arguments": block.text, "name": block.name}
+            yield _event(name, block, **_where(block), **said)
+        else:
+            scored = {"logprobs": self._logged} if block.kind == "text" else {}
+            yield _event(name, block, **_where(block), text=block.text, **scored)
+            yield _event("content_part.done", block, **_where(block), part=self._part(block))
+        yield _event("output_item.done", block, item=item)
+
+    def _item(self, block: Block, status: str) -> dict[str, Any]:
+        prefix, kind, _ = _KINDS[block.kind]
+        made: dict[str, Any] = {"id": f"{prefix}_{block.id}", "type": kind, "status": status}
+        if block.kind == "call":
+            said = {"call_id": block.call_id, "name": block.name, "arguments": block.text}
+            return made | said
+        made["content"] = [self._part(block)]
+        if block.kind == "text":
+            return made | {"role": "assistant"}
+        made["summary"] = []
+        if self._fields.wants("reasoning.encrypted_content"):
+            made["encrypted_content"] = sealed(block.text)
+        return made
+
+    def _part(self, block: Block) -> dict[str, Any]:
+        made: dict[str, Any] = {"type": _KINDS[block.kind][2], "text": block.text}
+        if block.kind == "text":
+            made |= {"annotations": [], "logprobs": self._logged}
+        return made
+
+    def _last(self) -> Iterator[Event]:
         if self._status == "in_progress":
-            whole = self._choice.finish == "stop"
-            self._status = "completed" if whole else "incomplete"
-        if self._item is None and not self._output:  # an answer of nothing is one all the same
-            yield from self._in("message", "")
-        yield from self._close("completed" if self._status == "completed" else "incomplete")
+            self._status = "completed" if self._choice.finish == "stop" else "incomplete"
+        yield from self._told(self._blocks.end())
         name = "completed" if self._status == "completed" else "incomplete"
         yield {"type": f"response.{name}", "response": self._remember()}
 
@@ -262,6 +225,15 @@ class Reply(sse.Reply):
             "output_tokens_details": usage["completion_tokens_details"],
             "total_tokens": usage["total_tokens"],
         }
+
+
+def _event(what: str, block: Block, **fields: Any) -> Event:
+    return {"type": f"response.{what}", "output_index": block.place, **fields}
+
+
+def _where(block: Block) -> dict[str, Any]:
+    made: dict[str, Any] = {"item_id": f"{_KINDS[block.kind][0]}_{block.id}"}
+    return made if block.kind == "call" else made | {"content_index": 0}
 
 
 def _dumped(choice: Any) -> dict[str, Any] | None:

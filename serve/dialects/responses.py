@@ -1,24 +1,28 @@
 """/v1/responses: OpenAI's newer API, a translation to the body of a chat and of its answer."""
 
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serve.api import endpoint
 from serve.api.choices import Choice
-from serve.dialects.conversation import asked, messages_of
+from serve.dialects.asking import asked, asked_truncated
 from serve.dialects.output import Reply, new_id
-from serve.http.errors import ApiError, invalid
+from serve.http.errors import ApiError
 from serve.memory import Kept
 from serve.schemas.responses import (
     ITEM,
     AllowedTools,
+    CalledFunction,
+    CallOutput,
+    InputMessage,
     ItemReference,
     NamedFunction,
     ResponsesRequest,
+    Thought,
 )
 from serve.service import Model, Service
 
@@ -89,13 +93,8 @@ class _Exchange:
     ) -> list[Choice]:
         """What the engine is asked for; off the event loop."""
         items = [*self._before(fields.previous_response_id), *map(self._resolved, fields.input)]
-        try:
-            body = _chat(fields, items)
-            choices = asked(model, tenant, body, most, fields.truncation == "auto")
-        except ValidationError as error:
-            raise _renamed(invalid(error)) from None
-        except ApiError as error:
-            raise _renamed(error) from None
+        ask = asked_truncated if fields.truncation == "auto" else asked
+        choices = ask(model, tenant, _chat(fields, items), most, _NAMES)
         if fields.store and self.service.memory.most:
             said = [item.model_dump(by_alias=True, exclude_none=True) for item in items]
             kept = Kept({}, said, len(json.dumps(said)))
@@ -148,10 +147,33 @@ def _chat(fields: ResponsesRequest, items: list[Any]) -> dict[str, Any]:
     return body
 
 
-def _renamed(error: ApiError) -> ApiError:
-    """A fault of the chat by the names that the client knows."""
-    name, dot, rest = (error.param or "").partition(".")
-    known = _NAMES.get(name, name)
-    message = error.message.replace(f"{name}:", f"{known}:") if dot else error.message
-    param = f"{known}{dot}{rest}" if name else None
-    return ApiError(error.status, message, param, error.code, error.headers)
+def messages_of(items: Iterable[Any]) -> list[dict[str, Any]]:
+    """What an assistant thought, said and called in a row is one message."""
+    made: list[dict[str, Any]] = []
+    for item in items:
+        match item:
+            case CallOutput():
+                made.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
+            case InputMessage(role="assistant"):
+                message = _assistant(made, lambda m: "content" not in m or "tool_calls" in m)
+                message["content"] = message.get("content", "") + item.content
+            case InputMessage():
+                made.append({"role": item.role, "content": item.content})
+            case Thought():
+                message = _assistant(made, lambda m: m.keys() == {"role", "reasoning_content"})
+                message["reasoning_content"] = message.get("reasoning_content", "") + item.text
+            case CalledFunction():
+                message = _assistant(made, lambda m: True)
+                function = {"name": item.name, "arguments": item.arguments}
+                call = {"id": item.call_id, "type": "function", "function": function}
+                message.setdefault("tool_calls", []).append(call)
+    return made
+
+
+def _assistant(
+    made: list[dict[str, Any]], goes_on: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The message that goes on, or a new one."""
+    if not made or made[-1]["role"] != "assistant" or not goes_on(made[-1]):
+        made.append({"role": "assistant"})
+    return made[-1]

@@ -182,6 +182,10 @@ class ChatRequest(SamplingFields, ConversationFields):
     function_call: Literal["none", "auto"] | FunctionName | None = None
     response_format: ResponseFormat | None = None
 
+    def said(self) -> list[dict[str, Any]]:
+        """The messages as prompts are made of them."""
+        return [message.said() for message in self.messages]
+
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:

@@ -55,6 +55,11 @@ class CallOutput(Fields):
     output: Annotated[str, BeforeValidator(content_of("input_text", "output_text", "text"))]
 
 
+def sealed(thought: str) -> str:
+    """A thought for clients that keep it unread, and send it back."""
+    return base64.b64encode(thought.encode("utf-8", "replace")).decode()
+
+
 class Thought(Fields):
     """What a model thought; encrypted_content has it too, in a form that clients need not read."""
 

@@ -142,3 +142,22 @@ REASONING: Idle = {
     "context": ("auto",),
     "mode": ("standard",),
 }
+
+# Of the Messages API
+TURNS_LABELS = LABELS | {"container", "diagnostics", "inference_geo", "user_profile_id"}
+TURNS: Idle = {
+    **REQUEST,
+    "speed": ("standard",),
+    "mcp_servers": ([],),
+    "context_management": ({}, {"edits": []}),
+}
+BLOCK_LABELS = frozenset({"cache_control", "signature", "is_error"})
+BLOCK: Idle = {"citations": ([],), "caller": ({"type": "direct"},)}
+CUSTOM_TOOL: Idle = {
+    "defer_loading": (False,),
+    "eager_input_streaming": (True, False),
+    "allowed_callers": (["direct"],),
+    "input_examples": ([],),
+}
+THINKING_LABELS = frozenset({"budget_tokens"})
+THINKING: Idle = {"display": ("summarized",)}

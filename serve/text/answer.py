@@ -22,6 +22,7 @@ class Token:
     text: str = ""
     spelled: bytes = b""
     begun: int = 0  # bytes at its end that begin another character
+    thought: bool = False  # it is no part of the answer itself
 
     def cut(self, kept: int) -> "Token":
         """Without what lies behind so many characters."""
@@ -71,11 +72,17 @@ class Answer:
         self.reasoning = 0  # of them, those before the answer itself
         self.called = False  # a function
 
+    @property
+    def stop(self) -> str:
+        """The stop string that ended it, if one did."""
+        return self._stops.met
+
     def push(self, update: Update) -> Part:
         part = Part(finish=update.finish)
         for index, id in enumerate(update.tokens):
             self.count += 1
             thinking = self._parser.thinking
+            before = len(self._held)
             if id not in self._ends:
                 text = self._text.push([id])
                 if update.logprobs:
@@ -84,7 +91,9 @@ class Answer:
                     scored = update.logprobs[index], update.best[index]
                     self._held.append(Token(id, *scored, text, spelled, self._text.pending))
                 self._read(text, part)
-            self.reasoning += thinking or self._parser.thinking
+            if thinking or self._parser.thinking:
+                self.reasoning += 1
+                self._held[before:] = [replace(one, thought=True) for one in self._held[before:]]
             if part.stopped:
                 break
         if update.finish and not part.stopped:

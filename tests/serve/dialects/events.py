@@ -13,6 +13,12 @@ CALL = r"(item\+ (call~ )*call\. item- )"
 RESPONSES = re.compile(
     rf"created in_progress ({TEXT}|{THOUGHT}|{CALL})*(completed|incomplete|failed)"
 )
+# Messages: blocks in a row, each begun, grown and ended.
+BLOCK = r"(start ({}~ )*{}stop )"
+MESSAGES = re.compile(
+    rf"begun ping ({BLOCK.format('text', '')}|{BLOCK.format('thought', 'signed ')}"
+    rf"|{BLOCK.format('call', '')})*why end"
+)
 _SHORT = {
     "output_item.added": "item+",
     "output_item.done": "item-",
@@ -24,6 +30,15 @@ _SHORT = {
     "reasoning_text.done": "thought.",
     "function_call_arguments.delta": "call~",
     "function_call_arguments.done": "call.",
+    "message_start": "begun",
+    "message_delta": "why",
+    "message_stop": "end",
+    "content_block_start": "start",
+    "content_block_stop": "stop",
+    "text_delta": "text~",
+    "thinking_delta": "thought~",
+    "input_json_delta": "call~",
+    "signature_delta": "signed",
 }
 
 
@@ -62,3 +77,26 @@ def check_responses(events: list[dict[str, Any]]) -> dict[str, Any]:
             assert event["item"] == response["output"][event["output_index"]]
     assert len(items) == len(response["output"])
     return response
+
+
+def check_messages(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The message that a stream makes; its order and places fit together."""
+    names = [event.get("delta", {}).get("type", event["type"]) for event in events]
+    pings = [place for place, name in enumerate(names) if name == "ping"][1:]
+    shown = [_SHORT.get(name, name) for place, name in enumerate(names) if place not in pings]
+    assert MESSAGES.fullmatch(" ".join(shown)), names
+    message = events[0]["message"]
+    assert (message["content"], message["stop_reason"]) == ([], None)
+    for event in events:
+        if event["type"] == "content_block_start":
+            assert event["index"] == len(message["content"])
+            message["content"].append(event["content_block"] | {"partial": ""})
+        elif event["type"] == "content_block_delta":
+            assert event["index"] == len(message["content"]) - 1
+            ((name, text),) = ((k, v) for k, v in event["delta"].items() if k != "type")
+            block = message["content"][-1]
+            block[name.replace("partial_json", "partial")] += text
+    for block in message["content"]:
+        if (text := block.pop("partial")) or block["type"] == "tool_use":
+            block["input"] = json.loads(text or "{}")
+    return message | events[-2]["delta"] | {"usage": events[-2]["usage"]}

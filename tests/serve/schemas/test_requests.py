@@ -207,8 +207,11 @@ def seen(running: Running, path: str, body: Any) -> Any:
         for chunk in device.log
         if isinstance(chunk, Prefill)
     ]
-    said = re.sub(r'(cmpl-|call_|resp_|msg_|rs_|fc_)\w+|"\w*(created|_at)": ?\d+', "", answer.text)
+    said = re.sub(_CHANCE, "", answer.text)
     return answer.status_code, asked, said
+
+
+_CHANCE = r'(cmpl-|call_|toolu_|resp_|msg_|rs_|fc_)\w+|"\w*(created|_at)": ?\d+'
 
 
 def leaves(settings: Any) -> Any:
