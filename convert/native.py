@@ -24,6 +24,7 @@ from qwen_jax.storage import native
 from qwen_jax.storage.hashed_arrays import digest, digest_file
 from qwen_jax.storage.hf_names import is_harmless
 from qwen_jax.storage.native import Manifest
+from qwen_jax.storage.origin import Origin
 from qwen_jax.storage.safetensors_file import NAMES
 from qwen_jax.text import vocabulary_file
 from qwen_jax.text.vocabulary import EXTRA
@@ -74,20 +75,22 @@ def to_native(
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}")
     extra = None if extra_vocab_file is None else Path(extra_vocab_file)
     with nullcontext() if is_there else only_writer(out):
-        checkpoint = huggingface.read(locate(hf, source, revision), dtype is not None, extra)
+        folder = locate(hf, source, revision)
+        checkpoint = huggingface.read(folder, dtype is not None, extra)
         for notice in checkpoint.notices:
             print(notice)
         manifest = _manifest(checkpoint, dtype)
         if is_there:
             _verify(checkpoint, manifest, out, f"verifying {out}")
-        elif quantize is None:
-            _write(checkpoint, manifest, out, verify)
-        else:
+            return out
+        quantizer = None
+        if quantize is not None:
             if checkpoint.formats:
-                raise ValueError(f"{checkpoint.folder} is quantised already")
+                raise ValueError(f"{folder} is quantised already")
             texts = None if calibration is None else Path(calibration)
             quantizer = Quantizer(checkpoint, quantize, texts, atomic.aside(out) / WORK)
-            _write(checkpoint, manifest, out, False, quantizer)
+        origin = Origin.of(str(hf), folder, source, revision)
+        _write(checkpoint, manifest, out, verify, quantizer, origin)
     return out
 
 
@@ -129,7 +132,8 @@ def _write(
     source: Manifest,
     out: Path,
     verify: bool,
-    quantizer: Quantizer | None = None,
+    quantizer: Quantizer | None,
+    origin: Origin,
 ) -> None:
     """Everything goes to `<out>.partial`, which is renamed when it is whole."""
     manifest = source
@@ -140,6 +144,7 @@ def _write(
     atomic.check_room(out, need - _keep(atomic.aside(out), state))
     with atomic.new_folder(out, need, resume=True, locked=True) as partial:
         (partial / STATE).write_text(state, "utf-8")
+        origin.write(partial)
         for name, file in _side_files(checkpoint).items():
             shutil.copyfile(file, partial / name)
         if checkpoint.vocabulary is not None:

@@ -1,6 +1,5 @@
 """A server's life: bind, load, serve, drain."""
 
-import gc
 import logging
 import os
 import signal
@@ -17,8 +16,7 @@ import jax
 import uvicorn
 
 from qwen_jax import distributed
-from serve import loading
-from serve.api import app
+from serve import app, loading
 from serve.engine import multihost
 from serve.http.keys import Keys
 from serve.http.listener import Listener, limit
@@ -127,7 +125,7 @@ def _load(service: Service, url: str) -> None:
         device = runner if jax.process_count() == 1 else multihost.Leader(runner, settings)
         loading.start(service, params, device)
         log.info("ready: the API at %s/v1, a chat page at %s/", url, url)
-        gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time
+        loading.settle()
     except Exception as error:
         service.failure = one_line(error)
         signal.raise_signal(signal.SIGTERM)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import jax
 from jax.experimental import multihost_utils
@@ -56,7 +57,9 @@ def _fine_tune(settings: TrainConfig, out: Path) -> Path | None:
             return result
     tokenizer = _tokenizer(settings.model, settings.extra_vocab_file)
     samples = _samples(settings.data, tokenizer, settings)
-    held_out = _samples(settings.eval_data, tokenizer, settings) if settings.eval_data else None
+    held_out = None
+    if settings.eval_data:
+        held_out = _samples(settings.eval_data, tokenizer, settings, "measure")
     _begin(settings, out)
     return _train(settings, out, samples, held_out)
 
@@ -148,13 +151,19 @@ def _tokenizer(model: str, extra_vocab_file: str | None) -> Tokenizer:
     return tokenizer
 
 
-def _samples(data: tuple[str, ...], tokenizer: Tokenizer, settings: TrainConfig) -> Samples:
+def _samples(
+    data: tuple[str, ...],
+    tokenizer: Tokenizer,
+    settings: TrainConfig,
+    use: Literal["learn", "measure"] = "learn",
+) -> Samples:
     samples = Samples(
         data,
         tokenizer,
         length=settings.max_length,
         system=settings.system,
         loss_on=settings.loss_on,
+        use=use,
     )
     for notice in samples.notices:
         say(notice)

@@ -9,9 +9,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.api import endpoint, formats, logprobs, prompting
+from serve.api import endpoint, formats, logprobs, prompting, sse
 from serve.api.choices import Choice, choices_of
-from serve.api.prompting import Tools
+from serve.api.prompting import Prompt, Tools
 from serve.api.window import check_messages
 from serve.http.errors import ApiError
 from serve.schemas.conversation import FunctionName, ToolName
@@ -30,17 +30,8 @@ async def complete(request: Request) -> Response:
 
 def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[Choice]:
     """What the engine is asked for."""
-    blamed = "functions" if fields.functions else "tools"
-    tools = dataclasses.replace(tools_of(fields), field=blamed)
-    messages = [message.said() for message in fields.messages]
-    check_messages(model, messages)
-    body = formats.grammar_of(fields.response_format)
-    try:
-        prompt = prompting.chat(model, messages, tools, fields.thinking, body, fields.ending)
-    except Unusable as error:
-        raise ApiError(400, f"{blamed} cannot be used: {error}", blamed) from None
-    except ValueError as error:
-        raise ApiError(400, str(error), "messages") from None
+    check_messages(model, fields.said())
+    prompt = prompt_of(model, fields)
     wanted = fields.max_completion_tokens
     return choices_of(
         model,
@@ -51,6 +42,19 @@ def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[
         (fields.top_logprobs or 0) if fields.logprobs else None,
         most=most,
     )
+
+
+def prompt_of(model: Model, fields: ChatRequest) -> Prompt:
+    """The prompt of a conversation; raises a 400 where there can be none."""
+    blamed = "functions" if fields.functions else "tools"
+    tools = dataclasses.replace(tools_of(fields), field=blamed)
+    body = formats.grammar_of(fields.response_format)
+    try:
+        return prompting.chat(model, fields.said(), tools, fields.thinking, body, fields.ending)
+    except Unusable as error:
+        raise ApiError(400, f"{blamed} cannot be used: {error}", blamed) from None
+    except ValueError as error:
+        raise ApiError(400, str(error), "messages") from None
 
 
 def tools_of(fields: ChatRequest) -> Tools:
@@ -80,7 +84,7 @@ def _reasoning(message: Message) -> dict[str, Any]:
     return {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
 
 
-class Reply:
+class Reply(sse.Reply):
     """The answers to one conversation in the form of OpenAI's API."""
 
     def __init__(self, model: Model, fields: ChatRequest, choices: list[Choice]):

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.api import endpoint, formats, logprobs, prompting
+from serve.api import endpoint, formats, logprobs, prompting, sse
 from serve.api.choices import Choice, choices_of
 from serve.http.errors import ApiError
 from serve.schemas.requests import CompletionRequest
@@ -55,7 +55,7 @@ def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) ->
     )
 
 
-class Reply:
+class Reply(sse.Reply):
     """The continuations in the form of OpenAI's API."""
 
     def __init__(self, model: Model, fields: CompletionRequest, choices: list[Choice]):

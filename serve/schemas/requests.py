@@ -89,6 +89,11 @@ class SamplingFields(Fields):
             raise ValueError("stream_options needs stream to be true")
         return self
 
+    def sampling(self) -> dict[str, Any]:
+        """These fields alone, as far as they were sent, for a body of another kind."""
+        names = SamplingFields.model_fields.keys() - {"stream_options"}
+        return self.model_dump(include=names & self.model_fields_set)
+
     def without_texts(self) -> Self:
         """What is left to know once the prompt is made; the rest may be megabytes."""
         return self.model_copy(update=dict.fromkeys(self.texts))
@@ -177,6 +182,10 @@ class ChatRequest(SamplingFields, ConversationFields):
     functions: Annotated[list[Function], FIRST] | None = Field(None, max_length=MAX_TOOLS)
     function_call: Literal["none", "auto"] | FunctionName | None = None
     response_format: ResponseFormat | None = None
+
+    def said(self) -> list[dict[str, Any]]:
+        """The messages as prompts are made of them."""
+        return [message.said() for message in self.messages]
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatRequest":

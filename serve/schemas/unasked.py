@@ -121,3 +121,45 @@ STREAM_LABELS = frozenset({"include_obfuscation"})  # it pads events against who
 TOKENIZE_LABELS = frozenset({"add_special_tokens"})
 DETOKENIZE: Idle = {"model": ("",)}
 TOKENIZE: Idle = {**DETOKENIZE, "mm_processor_kwargs": ({},), "tools": ([],)}
+
+# Of the Responses API: no built-in tool is called, nothing is read twice or made elsewhere.
+RESPONSES_LABELS = frozenset({"max_tool_calls", "prompt_cache_options"})
+RESPONSES: Idle = {
+    **REQUEST,
+    "background": (False,),
+    "include": ([],),
+    "context_management": ([],),
+}
+ITEM_LABELS = frozenset("id status phase provider_specific_fields".split())
+ITEM: Idle = {"async": (False,), "caller": ({"type": "direct"},)}
+FUNCTION_TOOL: Idle = {
+    "defer_loading": (False,),
+    "async": (False,),
+    "allowed_callers": (["direct"],),
+}
+TEXT_OPTIONS: Idle = {"verbosity": ("medium",)}
+REASONING: Idle = {
+    "summary": ("auto",),
+    "generate_summary": ("auto",),
+    "context": ("auto",),
+    "mode": ("standard",),
+}
+
+# Of the Messages API
+TURNS_LABELS = LABELS | {"container", "diagnostics", "inference_geo", "user_profile_id"}
+TURNS: Idle = {
+    **REQUEST,
+    "speed": ("standard",),
+    "mcp_servers": ([],),
+    "context_management": ({}, {"edits": []}),
+}
+BLOCK_LABELS = frozenset({"cache_control", "signature", "is_error"})
+BLOCK: Idle = {"citations": ([],), "caller": ({"type": "direct"},)}
+CUSTOM_TOOL: Idle = {
+    "defer_loading": (False,),
+    "eager_input_streaming": (True, False),
+    "allowed_callers": (["direct"],),
+    "input_examples": ([],),
+}
+THINKING_LABELS = frozenset({"budget_tokens"})
+THINKING: Idle = {"display": ("summarized",)}

@@ -16,6 +16,7 @@ import convert
 from convert.source import PATTERNS, default_out
 from qwen_jax.checkpoint import load
 from qwen_jax.storage import native
+from qwen_jax.storage.origin import Origin
 from tests.conftest import Golden
 from tests.convert.conftest import Copy
 from tests.convert.small import assert_holds
@@ -176,6 +177,10 @@ def test_hub(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, so
     assert calls == [("Qwen/Qwen-Tiny", PATTERNS, {})]
     convert.to_native("Qwen/Qwen-Tiny", "gptq", source, revision="gptq-4bit-32g-actorder_True")
     assert calls[1:] == [("Qwen/Qwen-Tiny", PATTERNS, {"revision": "gptq-4bit-32g-actorder_True"})]
+    local = Origin(str(golden("v1/bf16")))  # another hub's ids mean nothing to PEFT
+    hub = [Origin("Qwen/Qwen-Tiny"), Origin("Qwen/Qwen-Tiny", "gptq-4bit-32g-actorder_True")]
+    found = [Origin.read(tmp_path / name) for name in ("qwen-tiny", "gptq")]
+    assert found == (hub if source == "huggingface" else [local, local])
     with pytest.raises(ValueError, match="is a folder here; a revision is of a model on the hub"):
         convert.to_native(golden("v1/bf16"), "other", revision="main")
     wanted = ["model*.safetensors", "model.safetensors.index.json", "config.json"]

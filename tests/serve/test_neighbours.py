@@ -110,6 +110,22 @@ async def test_a_lane_takes_tenants_in_turn() -> None:
     lane.close()
 
 
+def test_threads_rest_as_long_as_they_must() -> None:
+    """A quarter of the time for work is three times as long for others."""
+
+    def work() -> tuple[float, float]:
+        began, worked = time.monotonic(), time.thread_time()
+        while time.thread_time() < worked + 0.05:
+            pass
+        return began, time.monotonic()
+
+    for busy, rest in ((1.0, 0.0), (0.25, 0.15)):
+        threads = Threads("x", 1, busy)
+        (_, ended), (began, _) = [one.result(10) for one in map(threads.submit, [work, work])]
+        assert rest <= began - ended
+        threads.close()
+
+
 @pytest.mark.anyio
 async def test_who_leaves_a_lane_makes_no_room_in_it() -> None:
     """Before the work is done, however often he comes and goes."""

@@ -25,16 +25,17 @@ def test_who_waits_longest_makes_room(scripted: Serve) -> None:
                 assert httpx.get(running.url + "/health").status_code == 200
                 assert httpx.post(running.url + CHAT, json=ASK).status_code == 200
         assert drained(held[0]) == b""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while len(running.server.server_state.connections) > 20:
             assert time.monotonic() < deadline
+            time.sleep(0.05)  # the server is in this process, and cannot get on beside a busy loop
         for connection in held:
             connection.close()
 
 
 def test_past_the_limit_only_probes_are_answered(scripted: Serve) -> None:
     """Where every connection has an answer under way."""
-    with scripted("la " * 120, seconds=0.05, max_connections=3) as running:
+    with scripted("la " * 120, seconds=0.2, max_connections=3) as running:
         held = [connect(running) for _ in range(3)]
         for connection in held:
             connection.sendall(request(CHAT, json.dumps(STREAM).encode()))
@@ -44,9 +45,10 @@ def test_past_the_limit_only_probes_are_answered(scripted: Serve) -> None:
         fault(httpx.post(running.url + CHAT, json=ASK), 503, "too many connections")
         for connection in held:
             connection.close()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while httpx.get(running.url + "/v1/models").status_code != 200:
             assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_tls_that_shakes_no_hands(scripted: Serve, certificate: tuple[Path, Path]) -> None:

@@ -161,12 +161,18 @@ def kinds(kind: Any = fields.Fields) -> Any:
     return {one for child in kind.__subclasses__() for one in {child} | kinds(child)}
 
 
-def test_every_field_is_in_a_table() -> None:
-    known = {
+def fields_of(*modules: str) -> set[str]:
+    """Every field that files of serve.schemas declare."""
+    return {
         f"{kind.__name__}.{name}"
         for kind in kinds()
         for name in kind.model_fields.keys() & kind.__annotations__.keys()
+        if kind.__module__.removeprefix("serve.schemas.") in modules
     }
+
+
+def test_every_field_is_in_a_table() -> None:
+    known = fields_of("requests", "conversation")
     assert known == USED_FIELDS.keys() | FIXED.keys() | LABELS.keys()
 
 
@@ -201,21 +207,26 @@ def seen(running: Running, path: str, body: Any) -> Any:
         for chunk in device.log
         if isinstance(chunk, Prefill)
     ]
-    said = re.sub(r'(cmpl-|call_)\w+|"created": ?\d+', "", answer.text)
+    said = re.sub(_CHANCE, "", answer.text)
     return answer.status_code, asked, said
+
+
+_CHANCE = r'(cmpl-|call_|toolu_|resp_|msg_|rs_|fc_)\w+|"\w*(created|_at)": ?\d+'
 
 
 def leaves(settings: Any) -> Any:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(settings)]
 
 
-def both(servers: dict[str, Running], field: str, table: Any) -> Iterator[Any]:
+def both(
+    servers: dict[str, Running], field: str, table: Any, known: Any = BASES, beside: Any = BESIDE
+) -> Iterator[Any]:
     """What happens without the field's new value, and with it."""
     bases, where, value = table[field]
     form = "v1" if "v1" in bases else "modern"
     for base in bases.removeprefix("v1 ").split():
-        path, body = BASES[base]
-        body = body | copy.deepcopy(BESIDE.get(field, {}))
+        path, body = known[base]
+        body = body | copy.deepcopy(beside.get(field, {}))
         before = seen(servers[form], path, body)
         assert before[0] == 200, before
         yield before, seen(servers[form], path, put(body, where, value))
