@@ -36,6 +36,7 @@ from qwen_jax.storage.hashed_arrays import digest_file
 from qwen_jax.storage.native import Manifest
 from qwen_jax.text import vocabulary_file
 from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.vocabulary import EXTRA
 
 
 def load(
@@ -43,6 +44,7 @@ def load(
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
     adapter: str | Path | None = None,
+    extra_vocab_file: str | Path | None = None,
 ) -> Qwen:
     """The parameters in a native checkpoint, each array restored straight to its shards.
 
@@ -51,9 +53,10 @@ def load(
         this alike, and each reads its own shards.
     dtype: of every parameter that is not quantised; default, as stored.
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
+    extra_vocab_file: more tokens for an original Qwen, where none were given at its conversion.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
-    manifest, config, assets = examine(folder)
+    manifest, config, assets = examine(folder, extra_vocab_file)
     folder = assets.folder
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
@@ -80,38 +83,42 @@ def load(
     return params if added is None else attach.add(params, added)
 
 
-def examine(folder: str | Path) -> tuple[Manifest, Config, Assets]:
+def examine(
+    folder: str | Path, extra_vocab_file: str | Path | None = None
+) -> tuple[Manifest, Config, Assets]:
     """All of a checkpoint but its arrays; raises what `load` does before it reads them."""
     folder = native_folder() if folder == "demo" else Path(folder)
     manifest = Manifest.read(folder)
-    return manifest, *_read_assets(folder, manifest)
+    extra = None if extra_vocab_file is None else Path(extra_vocab_file)
+    return manifest, *_read_assets(folder, manifest, extra)
 
 
-def _read_assets(folder: Path, manifest: Manifest) -> tuple[Config, Assets]:
+def _read_assets(folder: Path, manifest: Manifest, extra: Path | None) -> tuple[Config, Assets]:
     """The other files; every fault of the folder is found before an array is read."""
     config = Config.from_hf(strict_json.read(folder / "config.json"))
     problems = Problems(manifest.problems(folder, config))
     tokenizer, defaults = None, Defaults()
     with problems.catch():
-        tokenizer = _tokenizer(folder, manifest)
+        tokenizer = _tokenizer(folder, manifest, extra)
     with problems.catch():
         defaults = read_defaults(folder)
     problems.add(*vocabulary_problems(tokenizer, config))
     problems.stop(f"{folder} cannot be loaded")
-    return config, Assets(folder, manifest.model_type, tokenizer, defaults)
+    return config, Assets(folder, manifest.model_type, tokenizer, defaults, extra)
 
 
-def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
+def _tokenizer(folder: Path, manifest: Manifest, extra: Path | None) -> Tokenizer | None:
     """From the file that loads at once; a folder that was not converted may hold others."""
-    if vocabulary_file.NAME not in manifest.files:
-        return Tokenizer.load(folder)
+    if extra is not None or vocabulary_file.NAME not in manifest.files:
+        return Tokenizer.load(folder, extra)
     return Tokenizer(vocabulary_file.unpack((folder / vocabulary_file.NAME).read_bytes()))
 
 
 def read_defaults(folder: Path) -> Defaults:
-    """What generation_config.json says; a checkpoint may do without one."""
+    """What generation_config.json says, and config.json; a checkpoint may do without the first."""
     file = folder / "generation_config.json"
-    return Defaults.from_hf(strict_json.read(file) if file.is_file() else {})
+    config = strict_json.read(folder / "config.json")
+    return Defaults.from_hf(strict_json.read(file) if file.is_file() else {}, config)
 
 
 def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str]:
@@ -172,6 +179,13 @@ def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial:
         files = {"config.json": digest_file(partial / "config.json")}
         return Manifest(config["model_type"], leaves, files)
     source = Manifest.read(params.assets.folder)
-    for name in source.files:
+    files = dict(source.files)
+    extra = params.assets.extra if isinstance(params.assets, Assets) else None
+    if extra is not None:
+        files.pop(vocabulary_file.NAME, None)  # which does not have these tokens
+        shutil.copyfile(extra, partial / EXTRA)
+    for name in files:
         shutil.copyfile(params.assets.folder / name, partial / name)
-    return dataclasses.replace(source, leaves=leaves)
+    if extra is not None:
+        files[EXTRA] = digest_file(partial / EXTRA)
+    return dataclasses.replace(source, leaves=leaves, files=files)

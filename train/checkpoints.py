@@ -99,9 +99,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until all that was saved is on the disk."""
-        with self._faults():
-            self._orbax.wait_until_finished()
-        self._orbax.close()
+        try:
+            with self._faults():
+                self._orbax.wait_until_finished()
+        finally:  # its threads would keep the process from ending
+            self._orbax.close()
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -111,7 +113,8 @@ class Checkpoints:
             whole = "the checkpoints before this one are whole"
             advice = f"{whole}; make room and run the same command again"
             atomic.explain(error, self.folder, self._need, advice)
-            raise
+            reason = str(error).strip().partition("\n")[0][:300]
+            raise OSError(f"{self.folder} cannot be written: {reason}; {whole}") from error
 
 
 def _restore_args(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> ocp.args.PyTreeRestore:

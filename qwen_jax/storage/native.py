@@ -97,7 +97,7 @@ class Manifest:
                 for shard in shards.values()
                 for table in (shard["tensors"], shard["metadata"] or {})
             ]
-            if not all(isinstance(table, dict) for table in tables):
+            if not all(isinstance(text, str) for table in tables for text in table.values()):
                 raise ValueError("a shard has no tables of tensors and metadata")
             return Manifest(content["model_type"], leaves, files, shards, dict(content["pieces"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -149,5 +149,9 @@ def _budget(model: Model, length: int, wanted: int | None) -> int:
     if room < (wanted if wanted is not None else 1):
         param = "max_tokens" if length < model.length else "messages"
         raise too_long(model, f"{length} tokens", wanted or 1, param)
-    usual = model.defaults.max_new_tokens or MAX_NEW_TOKENS
-    return min(usual, room) if wanted is None else wanted
+    if wanted is not None:
+        return wanted
+    try:
+        return min(model.defaults.new_tokens(length, MAX_NEW_TOKENS), room)
+    except ValueError as error:
+        raise ApiError(400, str(error), "messages", "context_length_exceeded") from None

@@ -21,6 +21,7 @@ from serve.schemas.fields import Fields
 MAX_MESSAGES, MAX_STOP_CHARACTERS = 2048, 256
 _MOST = 2**31 - 1
 
+ModelName = Annotated[str, Field(max_length=256)] | None  # None: the one that is served
 Id = Annotated[int, Field(ge=0, le=_MOST)]
 Ids = Annotated[list[Id], FIRST]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -60,7 +61,7 @@ class SamplingFields(Fields):
     labels, idle = unasked.LABELS, unasked.REQUEST
     texts: ClassVar[frozenset[str]] = frozenset()  # fields that only the prompt is made of
 
-    model: Annotated[str, Field(max_length=256)]
+    model: ModelName = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=128)
@@ -229,7 +230,7 @@ class CompletionRequest(SamplingFields):
 class TokenizeRequest(ConversationFields):
     labels, idle = unasked.TOKENIZE_LABELS, unasked.TOKENIZE
 
-    model: Annotated[str, Field(max_length=256)] | None = None
+    model: ModelName = None
     prompt: str | None = None
     messages: Annotated[list[Message], FIRST] | None = Field(
         None, min_length=1, max_length=MAX_MESSAGES
@@ -244,5 +245,7 @@ class TokenizeRequest(ConversationFields):
 
 
 class DetokenizeRequest(Fields):
-    model: Annotated[str, Field(max_length=256)] | None = None
+    idle = unasked.DETOKENIZE
+
+    model: ModelName = None
     tokens: Ids

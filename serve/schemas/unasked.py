@@ -20,6 +20,7 @@ LABELS = frozenset(
 )
 
 _OPENAI: Idle = {
+    "model": ("",),
     "best_of": (1,),
     "modalities": (["text"],),
     "verbosity": ("medium",),
@@ -118,4 +119,5 @@ PART: Idle = {"annotations": ([],), "logprobs": ([],)}
 STREAM_LABELS = frozenset({"include_obfuscation"})  # it pads events against who listens in
 # Of /tokenize; no Qwen adds any special tokens.
 TOKENIZE_LABELS = frozenset({"add_special_tokens"})
-TOKENIZE: Idle = {"mm_processor_kwargs": ({},), "tools": ([],)}
+DETOKENIZE: Idle = {"model": ("",)}
+TOKENIZE: Idle = {**DETOKENIZE, "mm_processor_kwargs": ({},), "tools": ([],)}

@@ -164,8 +164,8 @@ def test_hub(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, so
     """Only weights in safetensors, configs and tokenizers are asked for: no pickle and no code."""
     calls = []
 
-    def snapshot_download(model: str, allow_patterns: list[str]) -> str:
-        calls.append((model, allow_patterns))
+    def snapshot_download(model: str, allow_patterns: list[str], **of: str) -> str:
+        calls.append((model, allow_patterns, of))
         return str(golden("v1/bf16"))
 
     package = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}[source]
@@ -173,13 +173,17 @@ def test_hub(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, so
     monkeypatch.setitem(sys.modules, package, fake)
     monkeypatch.chdir(tmp_path)
     assert str(convert.to_native("Qwen/Qwen-Tiny", source=source)) == "qwen-tiny"
-    assert calls == [("Qwen/Qwen-Tiny", PATTERNS)]
+    assert calls == [("Qwen/Qwen-Tiny", PATTERNS, {})]
+    convert.to_native("Qwen/Qwen-Tiny", "gptq", source, revision="gptq-4bit-32g-actorder_True")
+    assert calls[1:] == [("Qwen/Qwen-Tiny", PATTERNS, {"revision": "gptq-4bit-32g-actorder_True"})]
+    with pytest.raises(ValueError, match="is a folder here; a revision is of a model on the hub"):
+        convert.to_native(golden("v1/bf16"), "other", revision="main")
     wanted = ["model*.safetensors", "model.safetensors.index.json", "config.json"]
     assert {*wanted, "generation_config.json", "qwen.tiktoken", "tokenizer.json"} <= set(PATTERNS)
     assert not [
         p
         for p in PATTERNS
-        if not p.endswith((".safetensors", ".json", ".txt", ".jinja")) and p != "qwen.tiktoken"
+        if not p.endswith((".safetensors", ".json", ".txt", ".jinja", ".tiktoken"))
     ]
     assert_holds(load("qwen-tiny"), golden("v1/bf16"))
 

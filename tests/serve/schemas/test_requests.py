@@ -254,6 +254,7 @@ PLACES = {
     "calls": ("messages.1.tool_calls.0.", unasked.CALL_LABELS, {}),
     "tools": ("*function.", unasked.TOOL_LABELS, {}),
     "tokenize": ("", unasked.TOKENIZE_LABELS, unasked.TOKENIZE),
+    "detokenize": ("", frozenset(), unasked.DETOKENIZE),
 }
 
 
