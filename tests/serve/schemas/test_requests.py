@@ -12,6 +12,7 @@ import pytest
 
 from serve.engine.operations import Prefill
 from serve.schemas import fields, unasked
+from tests.patience import until
 from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT, fault
 from tests.serve.text.test_grammar import CALL, NOW, ODD
@@ -200,8 +201,8 @@ def seen(running: Running, path: str, body: Any) -> Any:
     """All that a request makes happen: what it asks of the device, and the answer."""
     device = running.script
     device.log.clear()
-    answer = httpx.post(running.url + path, json=body, timeout=60)
-    running.settle()
+    answer = running.http.post(path, json=body)
+    until(lambda: not running.model.engine.busy)
     asked = [
         (chunk.tokens, chunk.max_new_tokens, chunk.mask, leaves(chunk.settings))
         for chunk in device.log
