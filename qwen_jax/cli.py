@@ -36,6 +36,8 @@ PROGRAMS = {
     "train": Program("train.__main__", "Fine-tune: LoRA, Q-LoRA or all weights", "train"),
     "serve": Program("serve.__main__", "Serve the OpenAI API and a chat page", "serve"),
     "bench": Program("serve.bench", "Load an OpenAI-compatible server and measure it", "serve"),
+    "evaluate": Program("qwen_jax.evaluate.__main__", "Measure a model by the published tables"),
+    "plan": Program("qwen_jax.plan.__main__", "Count what a model takes on devices"),
     "demo": Program("qwen_jax.demo", "Convert the bundled model and let it answer"),
 }
 USAGE = """usage: qwen-jax COMMAND [OPTIONS]

@@ -69,6 +69,7 @@ def build(service: Service, keys: Keys) -> Starlette:
             Gone: _on_gone,
             Exception: _on_fault,
         },
+        lifespan=lambda app: service.lag.watching(),
     )
     app.state.service = service
     return app

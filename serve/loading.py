@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from qwen_jax import load
+from qwen_jax import load, memory
 from qwen_jax.adapters import attach, peft
 from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
@@ -76,7 +76,7 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         length,
         settings.chunk,
         settings.step_tokens,
-        settings.cache_dtype,
+        memory.dtype_of_cache(params, settings.cache_dtype),
     )
 
 

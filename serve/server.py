@@ -1,6 +1,5 @@
 """A server's life: bind, load, serve, drain."""
 
-import asyncio
 import gc
 import logging
 import os
@@ -148,7 +147,7 @@ class Server(uvicorn.Server):
             http=Protocol,
             loop="uvloop",
             ws="none",
-            lifespan="off",
+            lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -157,6 +156,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
         seconds = self._service.settings.header_seconds
         made = lambda seat: Protocol(self.config, self.server_state, self._service, seat)
         self.servers = [
@@ -167,11 +167,6 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.draining = True
         super().handle_exit(sig, frame)
-
-    async def main_loop(self) -> None:
-        watching = asyncio.create_task(self._service.lag.watch())
-        await super().main_loop()
-        watching.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

@@ -57,6 +57,9 @@ class Shard:
     tensors: dict[str, Tensor]
     metadata: dict[str, str] | None
 
+    def table(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
+
     def read(self, name: str) -> np.ndarray:
         """A view of the file: its pages are the system's to drop, none of it is our memory."""
         tensor = self.tensors[name]
@@ -139,7 +142,10 @@ def _is_sizes(value: Any) -> bool:
 def write_header(
     path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Any
 ) -> Shard:
-    """Start a file with room for these tensors in this order; `write` fills it."""
+    """Start a file with room for these tensors in this order; `write` fills it.
+
+    In a file that has room for them already, what they hold stays.
+    """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     entries, start = {}, 0
     for name, (dtype, shape) in tensors.items():
@@ -149,7 +155,8 @@ def write_header(
         start = tensor.stop
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    path.touch()
+    with path.open("r+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + start)
     return Shard(path, 8 + len(text), entries, metadata)

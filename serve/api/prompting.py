@@ -92,7 +92,7 @@ def completion(
     """A text to continue, or to fill up to a suffix; control tokens in it count, as among ids."""
     if isinstance(text, str):
         check_texts(model, [text], "prompt")
-    ids = model.tokenizer.encode(text, specials=True) if isinstance(text, str) else text
+    ids = model.tokenizer.encode_prompt(text) if isinstance(text, str) else text
     if not ids:
         raise ValueError("the prompt is empty, wanted at least one token")
     if max(ids) >= model.config.vocab:
