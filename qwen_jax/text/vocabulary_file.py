@@ -5,8 +5,8 @@ of all tokens. The merges need no parsing: a token's id says when it is made.
 """
 
 import json
-from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 
