@@ -15,9 +15,10 @@ from convert.modules import INTEGERS, Module, choose_packing, find_packing, to_c
 from convert.packed import Packing
 from convert.progress import Progress
 from convert.source import INDEX, QUANTISED
+from qwen_jax import model_folder
 from qwen_jax.adapters import attach, peft
 from qwen_jax.config import Config
-from qwen_jax.files import atomic, strict_json
+from qwen_jax.files import atomic, sizes, strict_json
 from qwen_jax.files.problems import Problems
 from qwen_jax.nn.quant import Format, formats_of
 from qwen_jax.storage import native
@@ -57,8 +58,9 @@ def to_hf(
     out: must not exist; it is written as `<out>.partial` and renamed when it is whole.
     Raises FileNotFoundError or ValueError with everything that is wrong, or OSError.
     """
-    folder, out = Path(native_folder), Path(out)
+    out = Path(out)
     atomic.expect_free(out)
+    folder = model_folder.find(native_folder)
     manifest = Manifest.read(folder)
     config = Config.from_hf(strict_json.read(folder / "config.json"))
     Problems(manifest.problems(folder, config)).stop(f"{folder} cannot be converted")
@@ -78,7 +80,11 @@ def to_hf(
     table = _table(manifest, config, formats, chosen)
     need = native.on_disk(native.size(manifest.leaves))
     atomic.check_room(out, need)
-    with atomic.new_folder(out, need) as partial:
+    title, pieces = f"writing {out}", len(native.by_piece(manifest.leaves))
+    with (
+        atomic.new_folder(out, need) as partial,
+        Progress(title, native.size(manifest.leaves), pieces) as progress,
+    ):
         for name in manifest.files:
             if name not in QUANTISED or chosen == found:
                 shutil.copyfile(folder / name, partial / name)
@@ -86,7 +92,8 @@ def to_hf(
             text = json.dumps(to_config(raw, chosen, formats), indent=2, ensure_ascii=False)
             (partial / "config.json").write_text(text + "\n", "utf-8")
             (partial / INDEX).unlink(missing_ok=True)
-        _write_tensors(folder, manifest, table, change, partial)
+        _write_tensors(folder, manifest, table, change, partial, progress)
+        progress.finish(written=sizes.on_disk(partial))
     return out
 
 
@@ -136,7 +143,12 @@ def _plan(table: Table) -> dict[str, dict[str, Any]]:
 
 
 def _write_tensors(
-    folder: Path, manifest: Manifest, table: Table, change: Change, partial: Path
+    folder: Path,
+    manifest: Manifest,
+    table: Table,
+    change: Change,
+    partial: Path,
+    progress: Progress,
 ) -> None:
     """Every piece is read once and its tensors go to their places in all the files."""
     shards = manifest.shards or _plan(table)
@@ -146,11 +158,9 @@ def _write_tensors(
         files |= dict.fromkeys(tensors, write_header(partial / name, tensors, shard["metadata"]))
     _write_index(manifest, files, partial)
     pieces = native.by_piece(manifest.leaves)
-    progress = Progress(f"writing {partial.with_suffix('')}", len(pieces))
     for piece, leaves in pieces.items():
         _write_piece(native.read_piece(folder, piece, leaves), table, change, files)
         progress.advance(native.size(leaves))
-    progress.finish()
 
 
 def _write_piece(

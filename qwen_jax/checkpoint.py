@@ -11,9 +11,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
+from qwen_jax import model_folder
 from qwen_jax.adapters import attach, peft
 from qwen_jax.assets import Assets
-from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.files import atomic, strict_json
@@ -31,6 +31,7 @@ from qwen_jax.nn.quant import (
 )
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import named_leaves
+from qwen_jax.program import compiled, progress
 from qwen_jax.storage import hf_config, native
 from qwen_jax.storage.native import Manifest
 from qwen_jax.text.tokenizer import Tokenizer
@@ -51,6 +52,7 @@ def load(
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
+    compiled.keep()
     manifest, config, assets = examine(folder)
     folder = assets.folder
     added = None if adapter is None else peft.read(adapter)
@@ -71,6 +73,7 @@ def load(
         (first, *_) = next(iter(read.values())).devices()
         arrange_leaves(read, first.platform)  # before there is more to hold
         arrays |= read
+        progress.advance(native.size(leaves))
     structure = jax.tree.structure(build(config, quantised, lambda shape, axes, kind: 0))
     params = jax.tree.unflatten(structure, [arrays.pop(name) for name in where])
     params = dataclasses.replace(params, assets=assets)
@@ -79,9 +82,14 @@ def load(
 
 def examine(folder: str | Path) -> tuple[Manifest, Config, Assets]:
     """All of a checkpoint but its arrays; raises what `load` does before it reads them."""
-    folder = native_folder() if folder == "demo" else Path(folder)
+    folder = model_folder.find(folder)
     manifest = Manifest.read(folder)
     return manifest, *_read_assets(folder, manifest)
+
+
+def outline(config: Config, assets: Assets) -> Qwen:
+    """A checkpoint that is examined, without its arrays: enough to make prompts for it."""
+    return dataclasses.replace(build(config, {}, lambda shape, axes, kind: 0), assets=assets)
 
 
 def _read_assets(folder: Path, manifest: Manifest) -> tuple[Config, Assets]:
