@@ -12,13 +12,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, window
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling, finish_reason, stop_sequences
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
+from qwen_jax.program import progress
 from qwen_jax.text.tokenizer import StopStrings, TextStream, Tokenizer
 
 Samplings = Sampling | Sequence[Sampling] | None  # for all prompts, or one each
@@ -166,6 +167,8 @@ def prefill(
             settings=settings,
             max_new_tokens=budget,
         )
+        jax.block_until_ready(output)
+        progress.advance(len(ids[at : at + decode.CHUNK]))
     return state, jax.device_get(output)
 
 
@@ -270,7 +273,9 @@ def _budget(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: int)
     whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
     if not whole or not 0 < max_new_tokens <= _MOST:
         raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
-    longest = max(map(len, prompts)) + max_new_tokens
+    longest = max(map(len, prompts))
+    window.check_prompt(params.config, longest)
+    longest += max_new_tokens
     if longest > params.config.max_length:
         warnings.warn(
             f"prompt and answer may take {longest} tokens, this checkpoint is made for "
