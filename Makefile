@@ -1,7 +1,10 @@
-.PHONY: test lint types demo bench aot plans clients templates attack replicas manifests docs report
+.PHONY: test mutations lint types demo bench aot plans clients templates attack replicas manifests docs report
 
 test: ## every test
 	pytest
+
+mutations: ## thousands of damaged files for every reader; the suite tries some of them
+	QWEN_JAX_MUTATIONS=400 pytest -n 0 tests/qwen_jax/test_mutations.py
 
 lint: ## style and format
 	ruff check .

@@ -14,16 +14,18 @@ QUANTISED = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # Auto
 PATTERNS = [*SIDE_FILES, INDEX, *QUANTISED, "model*.safetensors"]
 
 
-def locate(hf: str | Path, source: str = "huggingface") -> Path:
+def locate(hf: str | Path, source: str = "huggingface", revision: str | None = None) -> Path:
     """The folder of a checkpoint in Hugging Face's layout, downloaded if `hf` is a hub id."""
     folder = bundled.CHECKPOINT if hf == "demo" else Path(hf)
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{hf} is a folder here; a revision is of a model on the hub")
         return folder
     if folder.exists():
         raise NotADirectoryError(f"{hf} is a file; give the folder that holds config.json")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(hf), re.ASCII):
         raise FileNotFoundError(f"there is no folder {hf}, and a hub id looks like Qwen/Qwen-7B")
-    return download(str(hf), source)
+    return download(str(hf), source, revision)
 
 
 def default_out(hf: str | Path) -> Path:
@@ -31,7 +33,7 @@ def default_out(hf: str | Path) -> Path:
     return Path("demo" if hf == "demo" else Path(hf).resolve().name.lower())
 
 
-def download(model: str, source: str) -> Path:
+def download(model: str, source: str, revision: str | None = None) -> Path:
     """The files of a model that matter; what an earlier call brought is not fetched again."""
     package = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}.get(source)
     if package is None:
@@ -44,6 +46,8 @@ def download(model: str, source: str) -> Path:
             f"downloading from {source} needs a package: pip install 'qwen_jax[{extra}]'"
         ) from None
     try:
-        return Path(hub.snapshot_download(model, allow_patterns=PATTERNS))
+        of = {} if revision is None else {"revision": revision}
+        return Path(hub.snapshot_download(model, allow_patterns=PATTERNS, **of))
     except Exception as error:  # whatever the hub's HTTP client may raise
-        raise OSError(f"cannot download {model} from {source}: {error}") from error
+        what = model if revision is None else f"{model} at {revision}"
+        raise OSError(f"cannot download {what} from {source}: {error}") from error

@@ -11,8 +11,7 @@ from pydantic import TypeAdapter
 from ray.serve import Application, deployment, ingress
 from starlette.applications import Starlette
 
-from serve import loading
-from serve.api import app
+from serve import app, loading
 from serve.http.keys import Keys
 from serve.service import Service
 from serve.settings import ServeConfig

@@ -86,7 +86,7 @@ def main(
     if complete or defaults.chat_format == "raw":
         if system is not None:
             raise ValueError("--system is for chat; a completed text has none")
-        ids = text_tokenizer(params).encode(prompt, specials=True)
+        ids = text_tokenizer(params).encode_prompt(prompt)
         show(answer for (answer,) in stream_completions(params, [ids], **asked))
     else:
         show(stream_chat(params, prompt, system=system, **asked))

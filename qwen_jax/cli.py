@@ -36,6 +36,9 @@ PROGRAMS = {
     "train": Program("train.__main__", "Fine-tune: LoRA, Q-LoRA or all weights", "train"),
     "serve": Program("serve.__main__", "Serve the OpenAI API and a chat page", "serve"),
     "bench": Program("serve.bench", "Load an OpenAI-compatible server and measure it", "serve"),
+    "evaluate": Program("qwen_jax.evaluate.__main__", "Measure a model by the published tables"),
+    "plan": Program("qwen_jax.plan.__main__", "Count what a model takes on devices"),
+    "profile": Program("qwen_jax.profile", "Measure speed and memory of generation"),
     "demo": Program("qwen_jax.demo", "Convert the bundled model and let it answer"),
 }
 USAGE = """usage: qwen-jax COMMAND [OPTIONS]
@@ -130,6 +133,8 @@ def _keep_compiled_code() -> None:
             jax.config.update(name, value)
         else:
             os.environ[name.upper()] = str(value)
+    if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "true").lower() not in ("false", "0"):
+        os.environ.setdefault("QWEN_JAX_PROGRAMS", str(cache / "qwen_jax" / "programs"))
 
 
 def _faults() -> tuple[type[Exception], ...]:

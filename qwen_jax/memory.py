@@ -36,6 +36,14 @@ def cache(config: Config, dtype: Any) -> int:
     return int(2 * config.layers * config.kv_heads * head)
 
 
+def dtype_of_cache(params: Qwen, asked: DTypeLike | None = None) -> Any:
+    """Of keys and values: as asked, as the checkpoint says, or the model's; on a CPU float32."""
+    if asked is None and params.assets is not None:
+        asked = params.assets.defaults.cache_dtype
+    on_cpu = next(iter(params.embed.devices())).platform == "cpu"
+    return asked or (jnp.float32 if on_cpu else params.embed.dtype)
+
+
 def peak(params: Qwen) -> int | None:
     """The most bytes that one device held so far; None where it does not say (a CPU)."""
     devices = params.embed.devices()
@@ -109,6 +117,5 @@ def megabytes(size: int) -> str:
 
 def of(params: Qwen, cache_dtype: DTypeLike | None = None) -> str:
     """What loaded parameters take, with the cache that generation makes for them."""
-    on_cpu = next(iter(params.embed.devices())).platform == "cpu"
-    dtype = cache_dtype or (jnp.float32 if on_cpu else params.embed.dtype)
+    dtype = dtype_of_cache(params, cache_dtype)
     return summary(by_dtype(jax.tree.leaves(params)), cache(params.config, dtype), peak(params))

@@ -79,7 +79,7 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         length,
         settings.chunk,
         settings.step_tokens,
-        settings.cache_dtype,
+        memory.dtype_of_cache(params, settings.cache_dtype),
     )
 
 

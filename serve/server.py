@@ -16,8 +16,7 @@ import jax
 import uvicorn
 
 from qwen_jax import distributed
-from serve import loading
-from serve.api import app
+from serve import app, loading
 from serve.engine import multihost
 from serve.http.keys import Keys
 from serve.http.listener import Listener, limit

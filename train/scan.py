@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qwen_jax.data.examples import IGNORED
 from qwen_jax.data.formats import Record
 from qwen_jax.data.records import Records, refuse
 from qwen_jax.distributed import gather, share
@@ -21,14 +20,15 @@ CHUNK = 64  # records that a thread measures at a time
 PATIENCE = 5.0  # seconds between two lines of progress
 
 Encode = Callable[[Record], tuple[np.ndarray, np.ndarray]]
+Answered = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids and labels to bool
 
 
 @dataclass(frozen=True)
 class Scan:
     """What is known of every record, int32 [records].
 
-    sizes: tokens. firsts: the first token behind the start that is learnt, or the size. checks: as
-    `check`. unread: fields of the data that mean nothing in their format.
+    sizes: tokens. firsts: the first token behind the start that is learnt and part of an answer, or
+    the size. checks: as `check`. unread: fields of the data that mean nothing in their format.
     """
 
     sizes: np.ndarray
@@ -51,10 +51,10 @@ def check(ids: np.ndarray, labels: np.ndarray) -> int:
     return int(np.uint32(zlib.crc32(labels.tobytes(), zlib.crc32(ids.tobytes()))).view(np.int32))
 
 
-def scan(records: Records, encode: Encode) -> Scan:
+def scan(records: Records, encode: Encode, answered: Answered) -> Scan:
     """Raises ValueError for every fault of the data, in all processes if one of them finds any."""
     found, own, last = _Share(), share(len(records)), time.monotonic()
-    for part in _measured(records, encode, own):
+    for part in _measured(records, encode, answered, own):
         found.rows += part.rows
         found.problems.join(part.problems)
         found.unread |= part.unread
@@ -82,20 +82,20 @@ def scan(records: Records, encode: Encode) -> Scan:
     return Scan(sizes, firsts, checks, tuple(unread))
 
 
-def _measured(records: Records, encode: Encode, own: range) -> Iterator[_Share]:
+def _measured(records: Records, encode: Encode, answered: Answered, own: range) -> Iterator[_Share]:
     chunks = [own[start : start + CHUNK] for start in range(0, len(own), CHUNK)]
     # threads are enough: the tokenizer lets go of Python's lock
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda chunk: _measure(records, encode, chunk), chunks)
+        yield from pool.map(lambda chunk: _measure(records, encode, answered, chunk), chunks)
 
 
-def _measure(records: Records, encode: Encode, numbers: range) -> _Share:
+def _measure(records: Records, encode: Encode, answered: Answered, numbers: range) -> _Share:
     found = _Share()
     for number in numbers:
         with found.problems.catch(records.where(number)):
             record = records[number]
             ids, labels = encode(record)
-            first = int(np.append(labels[1:] != IGNORED, True).argmax()) + 1
+            first = int(np.append(answered(ids, labels)[1:], True).argmax()) + 1
             found.rows.append((len(ids), first, check(ids, labels)))
             found.unread |= record.unread
     return found

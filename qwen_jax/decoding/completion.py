@@ -107,7 +107,8 @@ def answers(
     """
     defaults = defaults_of(params)
     if max_new_tokens is None:
-        max_new_tokens = defaults.max_new_tokens or MAX_NEW_TOKENS
+        max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
+    cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
     budget = _budget(params, prompts, max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = defaults.sampling if sampling is None else sampling
@@ -123,14 +124,14 @@ def answers(
         for sampling, one in zip(samplings, seeds, strict=True)
     ]
     rows = [
-        _Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
+        Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
     state = decode.start(weights, len(prompts), length, cache_dtype)
     for slot, row in enumerate(rows):
-        state, output = _prefill(weights, state, slot, row.prompt, settings[slot], budget)
+        state, output = prefill(weights, state, slot, row.prompt, settings[slot], budget)
         row.push(output, 0)
     watch = watch or any(row.sampling.stop for row in rows)
     count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
@@ -145,7 +146,7 @@ def answers(
             row.push(output, slot)
 
 
-def _prefill(
+def prefill(
     weights: Weights,
     state: State,
     slot: int,
@@ -168,7 +169,7 @@ def _prefill(
     return state, jax.device_get(output)
 
 
-class _Row:
+class Row:
     """One answer while it grows."""
 
     def __init__(

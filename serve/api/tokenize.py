@@ -43,7 +43,7 @@ async def _rendered(request: Request, answer: Callable[[], dict[str, Any]]) -> R
 
 def _ids(model: Model, fields: TokenizeRequest) -> list[int]:
     if fields.prompt is not None:
-        return model.tokenizer.encode(fields.prompt, specials=True)
+        return model.tokenizer.encode_prompt(fields.prompt)
     assert fields.messages is not None
     messages = [message.said() for message in fields.messages]
     described = [tool.shown() for tool in fields.tools or ()]

@@ -28,7 +28,7 @@ def shell(*arguments: Any) -> tuple[int, str, str]:
 def test_help_lists_the_programs() -> None:
     code, out, error = shell("--help")
     assert (code, error) == (0, "")
-    for word in "convert generate chat train serve bench demo".split():
+    for word in "convert generate chat train serve bench evaluate plan profile demo".split():
         assert f"\n  {word} " in out
     assert shell() == (2, "", out)
 

@@ -3,8 +3,6 @@
 import random
 from pathlib import Path
 
-import pytest
-
 from tests.train.runs import command, finish, losses, small
 from train.settings import TrainConfig
 
@@ -34,7 +32,6 @@ def signalled(settings: TrainConfig, how: str, step: int) -> tuple[int, str, str
     return end
 
 
-@pytest.mark.timeout(1000)
 def test_killed_and_called_again(tmp_path: Path) -> None:
     """SIGKILL in the middle of a save, then SIGTERM, then Ctrl-C, and the losses are the same."""
     (tmp_path / "whole").mkdir()
@@ -66,7 +63,6 @@ def test_killed_and_called_again(tmp_path: Path) -> None:
     assert saved[0].read_bytes() == saved[1].read_bytes()
 
 
-@pytest.mark.timeout(600)
 def test_mistakes(tmp_path: Path) -> None:
     settings = small(tmp_path, batch_size=0, steps=-1)
     unknown = command(small(tmp_path), start=("-m", "train", "--rang", "8"))
@@ -83,7 +79,6 @@ def test_mistakes(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.timeout(600)
 def test_too_many_failures_is_one_message(tmp_path: Path) -> None:
     settings = small(tmp_path, learning_rate=1e30, max_failures=2)
     ((code, _, err),) = finish(command(settings))
