@@ -26,7 +26,7 @@ from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
 
-_PATIENCE = 5.0  # seconds between two lines of progress
+_PATIENCE = 1.5  # seconds between two lines of progress
 
 log = logging.getLogger("serve")
 
