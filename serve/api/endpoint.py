@@ -168,6 +168,16 @@ def usage(choices: list[Choice]) -> dict[str, object]:
     }
 
 
+def answer_ids(fields: SamplingFields, ids: list[int]) -> dict[str, list[int]]:
+    """An answer's tokens, where they were asked for."""
+    return {"token_ids": ids} if fields.return_token_ids and ids else {}
+
+
+def prompt_ids(fields: SamplingFields, choice: Choice) -> dict[str, list[int]]:
+    """A prompt's tokens, where they were asked for."""
+    return {"prompt_token_ids": choice.prompt.ids} if fields.return_token_ids else {}
+
+
 def usage_so_far(fields: SamplingFields, choices: list[Choice]) -> dict[str, object]:
     """What each event of a stream says of usage, where that was asked for."""
     options = fields.stream_options

@@ -77,7 +77,7 @@ class Turn(Fields):
     role: Literal["user", "assistant", "system"]
     content: Annotated[
         list[Annotated[Block, BeforeValidator(_known_block)]], FIRST, BeforeValidator(_blocks)
-    ] = Field(max_length=MAX_MESSAGES)
+    ]
 
 
 def _custom(value: Any) -> Any:
@@ -156,6 +156,7 @@ class MessagesRequest(SamplingFields, TurnsFields):
     texts = frozenset({"system", "messages", "tools", "output_config", "output_format"})
 
     n: Literal[1] | None = None
+    return_token_ids: Literal[False] = False
     stream_options: Literal[None] = None
     max_tokens: int = Field(ge=1, le=2**31 - 1)
     stop: Annotated[list[Stop], FIRST] | None = Field(
