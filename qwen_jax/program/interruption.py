@@ -32,8 +32,18 @@ def watch() -> None:
     if _watch is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         heard, _watch = os.pipe()
         os.set_blocking(_watch, False)
+        signal.signal(signal.SIGINT, _interrupt)
         threading.Thread(target=_listen, args=(heard,), daemon=True).start()
     rearm()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but not in an import: extension modules crash, or print it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            end()
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def rearm() -> None:

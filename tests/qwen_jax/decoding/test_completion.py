@@ -53,6 +53,15 @@ def test_why_an_answer_ended(talker: Qwen, small: Tokenizer) -> None:
     assert ask(loop, loop, ends=((0,) * 8,), max_new_tokens=NEW) == [("stop", "!" * 7)] * 2
 
 
+def test_stop_strings_count_after_min_tokens(talker: Qwen, small: Tokenizer) -> None:
+    """As in the server, and as other stops do; what came before is text."""
+    for least, text in ((0, ""), (3, "!" * 3), (NEW, "!" * NEW)):
+        sampling = dataclasses.replace(GREEDY, min_tokens=least)
+        (answer,) = complete(talker, [[0]], sampling, stop="!", max_new_tokens=NEW)
+        assert answer.text == text
+        assert answer.finish_reason == ("length" if least == NEW else "stop")
+
+
 def test_an_answer_without_a_limit_ends_at_max_length(talker: Qwen) -> None:
     """Of prompt and answer together, where generation_config.json has that and no other limit."""
     params = with_defaults(talker, max_new_tokens=None, max_length=NEW + 1, eos_ids=())
@@ -77,15 +86,6 @@ def test_the_checkpoint_chooses_the_type_of_the_cache(
     complete(params, [[0]], GREEDY, cache_dtype="float32")
     assert asked == ["int8", "float32"]
     assert memory.dtype_of_cache(params) == "int8"
-
-
-def test_stop_strings_count_after_min_tokens(talker: Qwen, small: Tokenizer) -> None:
-    """As in the server, and as other stops do; what came before is text."""
-    for least, text in ((0, ""), (3, "!" * 3), (NEW, "!" * NEW)):
-        sampling = dataclasses.replace(GREEDY, min_tokens=least)
-        (answer,) = complete(talker, [[0]], sampling, stop="!", max_new_tokens=NEW)
-        assert answer.text == text
-        assert answer.finish_reason == ("length" if least == NEW else "stop")
 
 
 def test_an_end_with_the_last_token_is_a_stop(talker: Qwen, small: Tokenizer) -> None:

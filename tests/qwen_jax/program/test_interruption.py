@@ -3,13 +3,14 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
-DEAF = 'import hashlib; hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)'  # for many minutes
-START = "from qwen_jax.cli import run\nfrom qwen_jax.program import interruption\n"
+DEAF = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)'  # for many minutes
+START = "import hashlib\nfrom qwen_jax.cli import run\nfrom qwen_jax.program import interruption\n"
 CODES = {
     "deaf": f"def work():\n    print(flush=True)\n    {DEAF}\n",
     "swallowed": """
@@ -56,6 +57,7 @@ def test_a_second_leaves_what_catches_the_first() -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
+        time.sleep(0.3)  # until it is in there
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == "\n"
         assert process.stderr.readline().endswith("Ctrl-C again leaves\n")
