@@ -28,7 +28,7 @@ from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
 
-_PATIENCE = 5.0  # seconds between two lines of progress
+_PATIENCE = 1.5  # seconds between two lines of progress
 _TURN = 0.001  # seconds that a thread keeps the interpreter while another waits for it
 
 log = logging.getLogger("serve")

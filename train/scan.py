@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +13,9 @@ from qwen_jax.data.formats import Record
 from qwen_jax.data.records import Records, refuse
 from qwen_jax.distributed import gather, share
 from qwen_jax.files.problems import Problems
+from qwen_jax.program import progress
 
 CHUNK = 64  # records that a thread measures at a time
-PATIENCE = 5.0  # seconds between two lines of progress
 
 Encode = Callable[[Record], tuple[np.ndarray, np.ndarray]]
 Answered = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids and labels to bool
@@ -53,15 +51,13 @@ def check(ids: np.ndarray, labels: np.ndarray) -> int:
 
 def scan(records: Records, encode: Encode, answered: Answered) -> Scan:
     """Raises ValueError for every fault of the data, in all processes if one of them finds any."""
-    found, own, last = _Share(), share(len(records)), time.monotonic()
-    for part in _measured(records, encode, answered, own):
-        found.rows += part.rows
-        found.problems.join(part.problems)
-        found.unread |= part.unread
-        if time.monotonic() - last > PATIENCE:
-            last = time.monotonic()
-            seen = len(found.rows) + found.problems.count
-            print(f"reading the data: {seen} of {len(own)} records", file=sys.stderr)
+    found, own = _Share(), share(len(records))
+    with progress.working("reading the data", len(own), "records") as task:
+        for part in _measured(records, encode, answered, own):
+            found.rows += part.rows
+            task.advance(len(part.rows) + part.problems.count)
+            found.problems.join(part.problems)
+            found.unread |= part.unread
     mine = {
         "digest": records.digest,
         "files": [records.problems.shown, records.problems.count],

@@ -3,7 +3,8 @@
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
@@ -48,7 +49,7 @@ def prompt_of(model: Model, fields: ChatRequest) -> Prompt:
     """The prompt of a conversation; raises a 400 where there can be none."""
     blamed = "functions" if fields.functions else "tools"
     tools = dataclasses.replace(tools_of(fields), field=blamed)
-    body = formats.grammar_of(fields.response_format)
+    body = formats.grammar_of(fields.format)
     try:
         return prompting.chat(model, fields.said(), tools, fields.thinking, body, fields.ending)
     except Unusable as error:
@@ -100,8 +101,10 @@ class Reply(sse.Reply):
         """What makes one object with everything; that may take long."""
         gathered = [Gathered() for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
+        ids: list[list[int]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
+            ids[index] += part.ids
             gathered[index].add(part.message)
         return lambda: {
             **self._head,
@@ -112,24 +115,28 @@ class Reply(sse.Reply):
                     "message": self._message(message),
                     "logprobs": self._logprobs(tokens[index]),
                     "finish_reason": self._finish(index),
+                    **endpoint.answer_ids(self._fields, ids[index]),
                 }
                 for index, message in enumerate(each.message() for each in gathered)
             ],
             "usage": endpoint.usage(self._choices),
+            **endpoint.prompt_ids(self._fields, self._choices[0]),
         }
 
     async def events(
         self, working: AsyncIterator[tuple[int, Part]]
     ) -> AsyncIterator[dict[str, Any]]:
         """Chunks: first the roles, then what is new, at last why each choice ended."""
-        for index in range(len(self._choices)):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+        for index, choice in enumerate(self._choices):
+            first = self._chunk(index, {"role": "assistant", "content": ""})
+            yield first | endpoint.prompt_ids(self._fields, choice)
         async for index, part in working:
             scores = self._logprobs(part.tokens) if part.tokens else None
+            ids = endpoint.answer_ids(self._fields, part.ids)
             for delta in self._deltas(part.message) or [{}]:
-                if delta or scores:
-                    yield self._chunk(index, delta, scores)
-                scores = None  # once, with the first
+                if delta or scores or ids:
+                    yield self._chunk(index, delta, scores, ids=ids)
+                scores, ids = None, {}  # once, with the first
             if part.finish:
                 yield self._chunk(index, {}, finish=self._finish(index))
         if event := endpoint.last_event(self._fields, self._event(), self._choices):
@@ -144,8 +151,10 @@ class Reply(sse.Reply):
         delta: dict[str, Any],
         logprobs: dict[str, Any] | None = None,
         finish: str | None = None,
+        ids: Mapping[str, list[int]] = MappingProxyType({}),
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        choice |= ids
         usage = endpoint.usage_so_far(self._fields, self._choices)
         return {**self._event(), "choices": [choice], **usage}
 

@@ -17,11 +17,11 @@ from serve.http.body import parse
 from serve.http.errors import ApiError, busy
 from serve.http.rendering import Rendered
 from serve.lanes import Lane
-from serve.schemas.requests import SamplingFields
+from serve.schemas.requests import Body, SamplingFields
 from serve.service import Model, Service
 
 Fields = TypeVar("Fields", bound=BaseModel)
-Asked = TypeVar("Asked", bound=SamplingFields)
+Asked = TypeVar("Asked", bound=Body)
 Outcome = TypeVar("Outcome")
 _SMALL = 4096  # bytes of a body that the event loop reads itself, in less than a millisecond
 _CLOSE = {"Connection": "close"}  # the rest of the body will not be read
@@ -116,7 +116,7 @@ async def answered(
     """
     service: Service = request.app.state.service
     fields = await read(request, kind)
-    found = model(service, fields.model)
+    found = model(service, fields.wanted)
 
     async def preparing() -> list[Choice]:
         most, tenant = service.settings.max_choices, request.state.tenant
@@ -166,6 +166,16 @@ def usage(choices: list[Choice]) -> dict[str, object]:
         "prompt_tokens_details": {"cached_tokens": sum(c.request.shared for c in prompts)},
         "completion_tokens_details": {"reasoning_tokens": thought},
     }
+
+
+def answer_ids(fields: SamplingFields, ids: list[int]) -> dict[str, list[int]]:
+    """An answer's tokens, where they were asked for."""
+    return {"token_ids": ids} if fields.return_token_ids and ids else {}
+
+
+def prompt_ids(fields: SamplingFields, choice: Choice) -> dict[str, list[int]]:
+    """A prompt's tokens, where they were asked for."""
+    return {"prompt_token_ids": choice.prompt.ids} if fields.return_token_ids else {}
 
 
 def usage_so_far(fields: SamplingFields, choices: list[Choice]) -> dict[str, object]:

@@ -8,7 +8,7 @@ from qwen_jax.decoding.sampling import MAX_STOPS
 from serve.schemas import unasked
 from serve.schemas.conversation import FIRST, MAX_TOOLS, CallId, Name, Ordered, content_of
 from serve.schemas.fields import Fields
-from serve.schemas.requests import MAX_MESSAGES, SamplingFields, Stop
+from serve.schemas.requests import MAX_MESSAGES, ModelName, SamplingFields, Stop
 
 Text = Annotated[str, BeforeValidator(content_of("text"))]
 
@@ -77,7 +77,7 @@ class Turn(Fields):
     role: Literal["user", "assistant", "system"]
     content: Annotated[
         list[Annotated[Block, BeforeValidator(_known_block)]], FIRST, BeforeValidator(_blocks)
-    ] = Field(max_length=MAX_MESSAGES)
+    ]
 
 
 def _custom(value: Any) -> Any:
@@ -148,7 +148,7 @@ class TurnsFields(Fields):
 class CountRequest(TurnsFields):
     """How many tokens a conversation has."""
 
-    model: Annotated[str, Field(max_length=256)]
+    model: ModelName = None
 
 
 class MessagesRequest(SamplingFields, TurnsFields):
@@ -156,6 +156,7 @@ class MessagesRequest(SamplingFields, TurnsFields):
     texts = frozenset({"system", "messages", "tools", "output_config", "output_format"})
 
     n: Literal[1] | None = None
+    return_token_ids: Literal[False] = False
     stream_options: Literal[None] = None
     max_tokens: int = Field(ge=1, le=2**31 - 1)
     stop: Annotated[list[Stop], FIRST] | None = Field(

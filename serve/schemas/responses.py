@@ -26,10 +26,9 @@ from serve.schemas.conversation import (
     content_of,
 )
 from serve.schemas.fields import Fields
-from serve.schemas.requests import MAX_MESSAGES, SamplingFields, StreamOptions
+from serve.schemas.requests import MAX_MESSAGES, Effort, SamplingFields, StreamOptions
 
 Id = Annotated[str, Field(max_length=256)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class InputMessage(Fields):
@@ -235,6 +234,7 @@ class ResponsesRequest(SamplingFields):
     texts = frozenset({"input"})
 
     n: Literal[1] | None = None
+    return_token_ids: Literal[False] = False
     stream_options: PaddingOptions | None = None
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1, alias="max_output_tokens")
     input: Annotated[

@@ -36,6 +36,7 @@ class Part:
     """What an answer gained."""
 
     pieces: list[Message] = field(default_factory=list)  # in the order in which they were said
+    ids: list[int] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)  # empty unless log probabilities are asked
     finish: str = ""
     stopped: bool = False  # by what the device knows nothing of: a stop string, the parser
@@ -63,9 +64,14 @@ class Answer:
         stop: Sequence[str],
         ends: Collection[int],
         min_tokens: int = 0,
+        told: Collection[str] = (),
+        skip_specials: bool = True,
     ):
+        """told: stop strings that are part of the text. skip_specials: control tokens are not."""
         self._tokenizer, self._parser, self._ends = tokenizer, parser, ends
-        self._text, self._stops, self._least = TextStream(tokenizer), StopStrings(stop), min_tokens
+        self._text = TextStream(tokenizer, skip_specials=skip_specials)
+        self._stops, self._least = StopStrings(stop), min_tokens
+        self._told_stops, self._skipped = told, tokenizer.hidden if skip_specials else ()
         self._held: list[Token] = []  # whose text may not be part of the answer
         self._written = self._told = 0  # characters decoded, and those that the parser has
         self.count = 0  # tokens, the one that ends it included
@@ -81,12 +87,13 @@ class Answer:
         part = Part(finish=update.finish)
         for index, id in enumerate(update.tokens):
             self.count += 1
+            part.ids.append(id)
             thinking = self._parser.thinking
             before = len(self._held)
             if id not in self._ends:
                 text = self._text.push([id])
                 if update.logprobs:
-                    hidden = id in self._tokenizer.hidden
+                    hidden = id in self._skipped
                     spelled = b"" if hidden else self._tokenizer.token_bytes(id)
                     scored = update.logprobs[index], update.best[index]
                     self._held.append(Token(id, *scored, text, spelled, self._text.pending))
@@ -112,6 +119,8 @@ class Answer:
         # a thought may hold anything
         if not self._parser.thinking and self.count > self._least:
             text, stopped = self._stops.push(text)
+            if stopped and self._stops.met in self._told_stops:
+                text += self._stops.met
         self._told += len(text)
         part.pieces.append(self._parser.push(text))
         part.stopped = stopped or self._parser.done

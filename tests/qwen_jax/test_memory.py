@@ -39,10 +39,11 @@ def test_cache_is_what_decoding_allocates() -> None:
 
 
 def test_summary() -> None:
-    line = memory.summary({"int4": 3_470_000_000, "bfloat16": 250_000_000}, 524_288, 5_100_000_000)
-    assert line == (
-        "weights 3.72 GB (bfloat16 250 MB, int4 3.47 GB), cache 0.524 MB a token, "
-        "peak 5.10 GB on a device"
+    weights = {"int4": 3_470_000_000, "bfloat16": 250_000_000}
+    caches = memory.caches(CONFIG, "bfloat16", "float32", "bfloat16")
+    assert memory.summary(weights, caches, 5_100_000_000) == (
+        "weights 3.72 GB (250 MB bfloat16, 3.47 GB int4), "
+        "cache of a token 64 B bfloat16 or 128 B float32, peak 5.1 GB on a device"
     )
 
 

@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from qwen_jax.bundled import native_folder
+from serve.http.keys import Keys
+from serve.server import bind, certificate
+from serve.settings import ServeConfig
 from tests.patience import PATIENCE
+from tests.processes import said
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "serve", "--port", "0"]
@@ -46,10 +50,35 @@ def damaged(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"host": "10.255.254.253"}, "--host 10.255.254.253 is no address of this machine"),
+        ({"host": "nowhere.invalid"}, "--host nowhere.invalid is no name or address"),
+    ],
+)
+def test_a_wrong_host_does_not_speak_of_the_port(options: dict[str, str], words: str) -> None:
+    with pytest.raises(OSError, match=words) as caught:
+        bind(ServeConfig(**options))  # type: ignore[arg-type]
+    assert "port" not in str(caught.value)
+
+
+def test_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    key, other = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    key.write_bytes(b"\xff\xfe")
+    other.write_text("-----BEGIN CERTIFICATE-----")
+    with pytest.raises(ValueError, match=f"^{key} is not in PEM"):
+        certificate(ServeConfig(tls_certificate=other, tls_key=key))
+    with pytest.raises(ValueError, match=f"^{key} is no file of keys: it is not in UTF-8"):
+        Keys.read(key)
+    with pytest.raises(ValueError, match=f"^{tmp_path} cannot be read: Is a directory"):
+        Keys.read(tmp_path)
+
+
 def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
     assert result.returncode == 1
     assert "listening" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    lines = [line for line in said(result.stderr).splitlines() if line.strip()]
     assert lines[-1].startswith("error: ")
     assert len(lines) == 1, result.stderr
     assert all(word in lines[0] for word in words), lines[0]

@@ -3,6 +3,9 @@
 import random
 from pathlib import Path
 
+import pytest
+
+from tests.processes import said
 from tests.train.runs import command, finish, losses, small
 from train.settings import TrainConfig
 
@@ -46,7 +49,7 @@ def test_killed_and_called_again(tmp_path: Path) -> None:
     assert any(path.name.startswith("6.") for path in folder.iterdir())
     done = 3
     for how in ("SIGTERM", "SIGINT"):
-        more = random.randint(1, 6)
+        more = random.randint(2, 6)  # after the first, which is given up
         code, _, err = signalled(parts, how, more)
         assert code == 0, err
         done += more
@@ -68,7 +71,7 @@ def test_mistakes(tmp_path: Path) -> None:
     unknown = command(small(tmp_path), start=("-m", "train", "--rang", "8"))
     (code, out, err), (other, _, message) = finish(command(settings, devices=2), unknown)
     assert (code, out) == (1, "")
-    assert err == (
+    assert said(err) == (
         "error: these settings cannot be used:\n"
         "  steps is -1; the least is 1\n"
         "  batch_size is 0; the least is 1\n"
@@ -85,3 +88,11 @@ def test_too_many_failures_is_one_message(tmp_path: Path) -> None:
     assert code == 1
     assert "\nerror: 2 steps in a row had no finite gradient" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_in_the_first_step_ends_at_once(tmp_path: Path) -> None:
+    settings = small(tmp_path)
+    code, _, err = signalled(settings, "SIGINT", 1)
+    assert (code, said(err).splitlines()[-1]) == (130, "interrupted")
+    assert losses(settings) == []

@@ -9,9 +9,10 @@ import pytest
 from qwen_jax.data.examples import IGNORED, encode
 from qwen_jax.data.formats import Record
 from qwen_jax.data.records import Records
+from qwen_jax.program import progress
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.qwen_jax.conftest import Data
-from train import scan as module
+from train import scan as scanning
 from train.scan import check, scan
 
 
@@ -84,18 +85,15 @@ def test_the_check_sees_ids_and_labels() -> None:
     assert len({check(x, x), check(x, y), check(y, x), check(y, y)}) == 4
 
 
-def test_a_long_reading_tells_how_far_it_is(
-    data: Data, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PATIENCE", -1)
+def test_a_long_reading_tells_how_far_it_is(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = lambda record: (np.zeros(2, np.int32), np.zeros(2, np.int32))
+    told: list[progress.Task] = []
+    monkeypatch.setattr(progress, "_write", print)
+    monkeypatch.setattr(progress.Task, "show", lambda task: told.append(task))
     scan(Records(data("x.jsonl", *[item()] * 100)), tokens, learnt)
-    output = capsys.readouterr()
-    assert output.err.splitlines() == [
-        "reading the data: 64 of 100 records",
-        "reading the data: 100 of 100 records",
-    ]
-    assert not output.out
+    (task,) = told
+    assert (task.what, task.done, task.unit) == ("reading the data", 100, "records")
+    assert task.total == 100
 
 
 def test_a_stop_does_not_wait_for_the_rest(data: Data) -> None:
@@ -108,7 +106,7 @@ def test_a_stop_does_not_wait_for_the_rest(data: Data) -> None:
         return np.zeros(2, np.int32), np.zeros(2, np.int32)
 
     records = Records(data("x.jsonl", *[item()] * 20_000))
-    parts: Any = module._measured(records, slow, learnt, range(len(records)))
+    parts: Any = scanning._measured(records, slow, learnt, range(len(records)))
     next(parts)
     parts.close()
     assert len(begun) < 10_000

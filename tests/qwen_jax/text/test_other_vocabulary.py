@@ -13,6 +13,7 @@ from qwen_jax.data.examples import encode
 from qwen_jax.data.formats import Document
 from qwen_jax.text import chatml
 from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.transcript import transcript
 from tests.assets import read_tokenizer
 from tests.qwen_jax.memorised_model import memorised_model
 
@@ -20,6 +21,7 @@ BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 NAMES = {"<|endoftext|>": END, "<|im_start|>": BEGIN, "<|im_end|>": "<|EOT|>"}
 NAMES |= {"<tool_call>": USER, "</tool_call>": ASSISTANT}
+ASKED = [{"role": "user", "content": "a"}]
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}"
     "{{ '<｜User｜>' + message.content }}{% elif message.role == 'assistant' %}"
@@ -86,6 +88,24 @@ def test_it_chats_by_its_own_template_and_stops_at_its_eos(distilled: Tokenizer)
     assert chat(params, "And?", history, max_new_tokens=64)[0] == reply
     assert generate(params, "</think>", max_new_tokens=64) == "quick brown fox"
     assert chatml.stop_ids(distilled) == [distilled.specials[END]]
+
+
+def test_its_answers_are_learnt_and_nothing_else(distilled: Tokenizer) -> None:
+    turns = [("user", "a <｜Assistant｜>"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    parts = transcript(distilled, messages)
+    ids = [id for _, part in parts for id in part]
+    assert ids == chatml.render(distilled, messages, add_generation_prompt=False)
+    answers = [distilled.decode(part) for who, part in parts if who == "answer"]
+    assert answers == ["b", END, "d", END]
+    assert {who for who, _ in parts} == {"text", "answer"}
+
+
+def test_answers_that_cannot_be_told_apart(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages | length }}")
+    with pytest.raises(ValueError, match="answer 2 cannot be told apart"):
+        transcript(read_tokenizer(tmp_path), [*ASKED, {"role": "assistant", "content": "b"}])
 
 
 def test_documents_end_with_its_eos(distilled: Tokenizer) -> None:

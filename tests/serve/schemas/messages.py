@@ -73,6 +73,7 @@ FIXED: Any = {
     "CustomTool.type": ("tools", "tools.0.type", "bash_20250124"),
     "OutputFormat.type": ("format", "output_config.format.type", "regex"),
     "MessagesRequest.n": ("text", "n", 2),
+    "MessagesRequest.return_token_ids": ("text", "return_token_ids", True),
     "MessagesRequest.stream_options": ("text", "stream_options", {}),
 }
 LABELS: Any = {"OutputConfig.effort": ("format", "output_config.effort", "high")}
@@ -83,7 +84,14 @@ TABLE = Table(
     USED,
     FIXED,
     LABELS,
-    renamed={"max_tokens", "n", "stream_options", "stop"},
+    renamed={
+        "max_tokens",
+        "n",
+        "stream_options",
+        "stop",
+        "return_token_ids",
+        "include_stop_str_in_output",
+    },
     unasked={
         "text": (("",), unasked.TURNS_LABELS - unasked.LABELS, unasked.TURNS),
         "turns": (BLOCKS, unasked.BLOCK_LABELS, unasked.BLOCK),

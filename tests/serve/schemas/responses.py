@@ -80,6 +80,7 @@ FIXED: Any = {
     ),
     "ResponsesRequest.stream_options": ("text", "stream_options", {"include_usage": True}),
     "ResponsesRequest.n": ("text", "n", 2),
+    "ResponsesRequest.return_token_ids": ("text", "return_token_ids", True),
 }
 LABELS: Any = {
     "TextFormat.name": ("format", "text.format.name", "y"),
@@ -96,7 +97,7 @@ TABLE = Table(
     # in tests/serve/dialects: what they name must have been answered before
     elsewhere={"ItemReference.type", "ItemReference.id", "ResponsesRequest.previous_response_id"},
     refused={"TextFormat.strict"},
-    renamed={"max_tokens", "n", "stream_options"},
+    renamed={"max_tokens", "n", "stream_options", "return_token_ids"},
     unasked={
         "text": (("",), unasked.RESPONSES_LABELS, unasked.RESPONSES),
         "items": (("input.0.", "input.2.", "input.3."), unasked.ITEM_LABELS, unasked.ITEM),

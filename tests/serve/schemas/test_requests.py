@@ -15,6 +15,7 @@ from serve.schemas import fields, unasked
 from tests.patience import until
 from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT, fault
+from tests.serve.schemas.formats import FORMATS
 from tests.serve.text.test_grammar import CALL, NOW, ODD
 from tests.serve.text.test_tools import TIME, TOOLS, WEATHER
 
@@ -45,13 +46,14 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "named": (CHAT, WORDS | {"tools": TOOLS, "tool_choice": NAMED}),
     "turns": (CHAT, WORDS | {"messages": [*BEFORE, USED, *BEFORE]}),
     "calls": (CHAT, WORDS | {"messages": [*BEFORE, USED | {"tool_calls": [ASKED]}, ANSWERED]}),
+    "object": (CHAT, WORDS | {"response_format": {"type": "json_object"}}),
     "format": (CHAT, WORDS | {"response_format": {"type": "json_schema", "json_schema": SCHEMA}}),
 }  # fmt: skip
 
 # field -> which body, which place in it, what is put there; then the server has to do otherwise
 USED_FIELDS = {
     "SamplingFields.model": ("chat completion", "model", "other"),
-    "SamplingFields.stream": ("chat completion", "stream", True),
+    "Body.stream": ("chat completion", "stream", True),
     "SamplingFields.stream_options": ("chat", "stream_options", {"include_usage": True}),
     "SamplingFields.n": ("chat completion", "n", 2),
     "SamplingFields.max_tokens": ("chat completion", "max_tokens", 3),
@@ -68,6 +70,10 @@ USED_FIELDS = {
     "SamplingFields.stop": ("chat completion", "stop", "l"),
     "SamplingFields.stop_token_ids": ("chat completion", "stop_token_ids", [5]),
     "SamplingFields.ignore_eos": ("chat", "ignore_eos", True),
+    "SamplingFields.include_stop_str_in_output": (
+        "chat completion", "include_stop_str_in_output", True
+    ),
+    "SamplingFields.return_token_ids": ("chat completion", "return_token_ids", True),
     "StreamOptions.continuous_usage_stats": (
         "chat completion", "stream_options.continuous_usage_stats", True
     ),
@@ -81,7 +87,6 @@ USED_FIELDS = {
     "ChatRequest.parallel_tool_calls": ("tools", "parallel_tool_calls", False),
     "ChatRequest.functions": ("chat", "functions", [TIME]),
     "ChatRequest.function_call": ("functions", "function_call", "none"),
-    "ChatRequest.response_format": ("chat", "response_format", {"type": "json_object"}),
     "ConversationFields.enable_thinking": ("chat tokenize", "enable_thinking", False),
     "ConversationFields.chat_template_kwargs": (
         "chat tokenize", "chat_template_kwargs", {"enable_thinking": True}
@@ -113,17 +118,11 @@ USED_FIELDS = {
     "Message.function_call": ("turns", "messages.1.function_call", ASKED["function"]),
     "Message.tool_calls": ("turns", "messages.1.tool_calls", [ASKED]),
     "Message.tool_call_id": ("calls", "messages.2.tool_call_id", "b"),
-    "ResponseFormat.type": ("format", "response_format", {"type": "text"}),
-    "ResponseFormat.json_schema": ("format", "response_format.json_schema.schema.maxProperties", 0),
-    "ResponseFormat.pattern": ("chat", "response_format", {"type": "regex", "pattern": "a"}),
-    "ResponseFormat.grammar": ("chat", "response_format", GRAMMAR),
-    "JsonSchema.schema_": ("format", "response_format.json_schema.schema", {"type": "string"}),
-    "JsonSchema.strict": ("format", "response_format.json_schema.strict", True),
     "CompletionRequest.prompt": ("completion", "prompt", "bye"),
     "CompletionRequest.logprobs": ("completion", "logprobs", 1),
     "CompletionRequest.suffix": ("completion", "suffix", "x"),
     "CompletionRequest.echo": ("completion", "echo", True),
-    "CompletionRequest.response_format": ("completion", "response_format", {"type": "json_object"}),
+    **FORMATS,
     "TokenizeRequest.model": ("tokenize", "model", "other"),
     "TokenizeRequest.prompt": ("text", "prompt", "bye"),
     "TokenizeRequest.messages": ("tokenize", "messages.0.content", "bye"),
@@ -134,6 +133,7 @@ USED_FIELDS = {
 # What a field needs beside it, in both requests.
 BESIDE: dict[str, Any] = {
     "SamplingFields.stream_options": {"stream": True},
+    "SamplingFields.include_stop_str_in_output": {"stop": "l"},
     "StreamOptions.include_usage": {"stream": True, "stream_options": {}},
     "ChatRequest.top_logprobs": {"logprobs": True},
     "StreamOptions.continuous_usage_stats": {
@@ -172,9 +172,13 @@ def fields_of(*modules: str) -> set[str]:
     }
 
 
+ELSEWHERE = {"SamplingFields.priority", "SamplingFields.skip_special_tokens"}  # test_extensions
+
+
 def test_every_field_is_in_a_table() -> None:
-    known = fields_of("requests", "conversation")
-    assert known == USED_FIELDS.keys() | FIXED.keys() | LABELS.keys()
+    known = fields_of("requests", "conversation", "formats")
+    tables = USED_FIELDS.keys() | FIXED.keys() | LABELS.keys()
+    assert known == tables | ELSEWHERE
 
 
 @pytest.fixture(scope="module")
