@@ -28,6 +28,9 @@ def main(
     asymmetric: bool = False,
     quantize_head: bool = False,
     calibration: str | None = None,
+    revision: str | None = None,
+    extra_vocab_file: str | None = None,
+    shard_size: str | None = None,
 ) -> None:
     """Convert a Qwen checkpoint from Hugging Face's format to qwen_jax's, or back.
 
@@ -47,13 +50,17 @@ def main(
         quantize_head: Quantisation of the output head too, to int8.
         calibration: File of conversations or plain text, as for training: the texts for gptq and
             for the report.
+        revision: Branch, tag or commit of the model on the hub.
+        extra_vocab_file: File of more tokens for an original Qwen, lines of base64 and id.
+        shard_size: Most bytes of a file that --to-hf writes, as 5GB; by default, the original's
+            files.
     """
     if (hf is None) == (to_hf is None):
         raise ValueError("give either --hf MODEL or --to-hf FOLDER")
     if to_hf is None and adapter is not None:
         raise ValueError("--adapter belongs to --to-hf; qwen_jax.load reads adapters as they are")
-    if to_hf is None and packing is not None:
-        raise ValueError("--packing belongs to --to-hf")
+    if to_hf is None and (packing is not None or shard_size is not None):
+        raise ValueError("--packing and --shard-size belong to --to-hf")
     if quantize is None and (group_size or asymmetric or quantize_head or calibration):
         raise ValueError(
             "--group-size, --asymmetric, --quantize-head and --calibration belong to --quantize"
@@ -71,17 +78,28 @@ def main(
             settings = convert.QuantizeOptions(
                 quantize, None if group == -1 else group, not asymmetric, quantize_head
             )
-        made = convert.to_native(str(hf), out, source, dtype, verify, settings, calibration)
+        made = convert.to_native(
+            str(hf),
+            out,
+            source,
+            dtype,
+            verify,
+            settings,
+            calibration,
+            revision=revision,
+            extra_vocab_file=extra_vocab_file,
+        )
         model = f"./{made}" if str(made) == "demo" else str(made)  # demo alone is the bundled one
         print(f"next: qwen-jax generate {shlex.quote(model)} 'Hello'")
     elif out is None:
         raise ValueError("--to-hf needs --out, the folder to write")
-    elif dtype or verify or quantize or source != "huggingface":
+    elif dtype or verify or quantize or source != "huggingface" or revision or extra_vocab_file:
         raise ValueError(
-            "--dtype, --verify, --quantize and --source belong to --hf, not to --to-hf"
+            "--dtype, --verify, --quantize, --source, --revision and --extra-vocab-file belong to "
+            "--hf, not to --to-hf"
         )
     else:
-        made = convert.to_hf(to_hf, out, adapter, packing)
+        made = convert.to_hf(to_hf, out, adapter, packing, shard_size)
         print(f"next: transformers.AutoModelForCausalLM.from_pretrained({str(made)!r})")
 
 

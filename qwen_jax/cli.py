@@ -36,6 +36,9 @@ PROGRAMS = {
     "train": Program("train.__main__", "Fine-tune: LoRA, Q-LoRA or all weights"),
     "serve": Program("serve.__main__", "Serve the OpenAI API and a chat page"),
     "bench": Program("serve.bench", "Load an OpenAI-compatible server and measure it"),
+    "evaluate": Program("qwen_jax.evaluate.__main__", "Measure a model by the published tables"),
+    "plan": Program("qwen_jax.plan.__main__", "Count what a model takes on devices"),
+    "profile": Program("qwen_jax.profile", "Measure speed and memory of generation"),
     "demo": Program("qwen_jax.demo", "Convert the bundled model and let it answer"),
 }
 USAGE = """usage: qwen-jax COMMAND [OPTIONS]
@@ -95,6 +98,7 @@ def run(command: Callable[[], object]) -> None:
     """A program's whole life: Ctrl-C ends it in time, faults and warnings are one line each."""
     interruption.watch()
     compiled.keep()
+    compiled.keep_executables()
     progress.begin()
     sys.unraisablehook = _interrupt_again
     warnings.showwarning = _warn  # type: ignore[assignment]

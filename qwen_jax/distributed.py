@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 
@@ -33,11 +34,14 @@ def join(
 
 
 def leave(error: BaseException) -> None:
-    """End a process of several at once: the others, who wait for it, then fail instead of waiting.
+    """End a process at once where leaving it to Python would wait without an end.
 
-    Returns in a process that is alone, or that ends well.
+    A process of several: the others, who wait for it, then fail instead of waiting. One whose save
+    failed: orbax's threads wait for its other parts. Returns in any other, or one that ends well.
     """
-    if not jax.distributed.is_initialized() or getattr(error, "code", 1) in (None, 0):
+    waits = any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate())
+    ends_well = getattr(error, "code", 1) in (None, 0)
+    if ends_well or not (waits or jax.distributed.is_initialized()):
         return
     code = error.code if isinstance(error, SystemExit) else None
     if isinstance(code, str):

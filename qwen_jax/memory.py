@@ -18,6 +18,7 @@ _GROUPS = (  # version 2 and 1 of cgroups: folder, limit, use
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
+_MMAP_THRESHOLD = -3  # of mallopt
 
 
 def by_dtype(leaves: Iterable[Any]) -> dict[str, int]:
@@ -34,6 +35,14 @@ def cache(config: Config, dtype: Any) -> int:
     dtype = jnp.dtype(dtype)
     head = config.head_dim * dtype.itemsize + 4 * (dtype == jnp.int8)
     return int(2 * config.layers * config.kv_heads * head)
+
+
+def dtype_of_cache(params: Qwen, asked: DTypeLike | None = None) -> Any:
+    """Of keys and values: as asked, as the checkpoint says, or the model's; on a CPU float32."""
+    if asked is None and params.assets is not None:
+        asked = params.assets.defaults.cache_dtype
+    on_cpu = next(iter(params.embed.devices())).platform == "cpu"
+    return asked or (jnp.float32 if on_cpu else params.embed.dtype)
 
 
 def peak(params: Qwen) -> int | None:
@@ -86,6 +95,16 @@ def trim() -> None:
         give_back(0)
 
 
+def give_back_large() -> None:
+    """Have every freed block of a megabyte given back at once, by this process from now on.
+
+    By itself the C library learns from large blocks to keep them, and small ones settle between
+    them. Does nothing where the library has no such call.
+    """
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(_MMAP_THRESHOLD, 2**20)
+
+
 def summary(weights: Mapping[str, int], caches: Mapping[str, int], most: int | None = None) -> str:
     """One line of all three. caches: bytes of a token in a cache, by its dtype."""
     each = ", ".join(f"{size(count)} {name}" for name, count in sorted(weights.items()))
@@ -101,6 +120,5 @@ def caches(config: Config, *dtypes: Any) -> dict[str, int]:
 
 def of(params: Qwen, cache_dtype: DTypeLike | None = None) -> str:
     """What loaded parameters take, with the cache that generation makes for them."""
-    on_cpu = next(iter(params.embed.devices())).platform == "cpu"
-    dtype = cache_dtype or (jnp.float32 if on_cpu else params.embed.dtype)
+    dtype = dtype_of_cache(params, cache_dtype)
     return summary(by_dtype(jax.tree.leaves(params)), caches(params.config, dtype), peak(params))

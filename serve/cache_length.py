@@ -1,7 +1,6 @@
 """How many tokens a slot holds: the checkpoint's window where memory allows, or what is asked."""
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from qwen_jax import memory
@@ -69,7 +68,7 @@ def bytes_of_token(params: Qwen, settings: ServeConfig) -> int:
     """What a token of every slot takes on one device; CPUs share their memory."""
     config, mesh = params.config, sharding.mesh_of(params)
     on_cpu = next(iter(params.embed.devices())).platform == "cpu"
-    dtype = settings.cache_dtype or (jnp.float32 if on_cpu else params.embed.dtype)
+    dtype = memory.dtype_of_cache(params, settings.cache_dtype)
     whole = settings.slots * memory.cache(config, dtype)
     if mesh is None or on_cpu:
         return whole

@@ -1,8 +1,6 @@
 """A server's life: bind, load, serve, drain."""
 
-import asyncio
 import errno
-import gc
 import logging
 import os
 import signal
@@ -20,8 +18,7 @@ import uvicorn
 
 from qwen_jax import distributed
 from qwen_jax.program import interruption
-from serve import loading
-from serve.api import app
+from serve import app, loading
 from serve.engine import multihost
 from serve.http.keys import Keys
 from serve.http.listener import Listener, limit
@@ -142,7 +139,7 @@ def _load(service: Service, url: str) -> None:
         device = runner if jax.process_count() == 1 else multihost.Leader(runner, settings)
         loading.start(service, params, device)
         log.info("ready: the API at %s/v1, a chat page at %s/", url, url)
-        gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time
+        loading.settle()
     except Exception as error:
         service.failure = one_line(error)
         signal.raise_signal(signal.SIGTERM)
@@ -163,7 +160,7 @@ class Server(uvicorn.Server):
             http=Protocol,
             loop="uvloop",
             ws="none",
-            lifespan="off",
+            lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -172,6 +169,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
         seconds = self._service.settings.header_seconds
         made = lambda seat: Protocol(self.config, self.server_state, self._service, seat)
         self.servers = [
@@ -182,11 +180,6 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.draining = True
         super().handle_exit(sig, frame)
-
-    async def main_loop(self) -> None:
-        watching = asyncio.create_task(self._service.lag.watch())
-        await super().main_loop()
-        watching.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

@@ -95,6 +95,10 @@ class ServeConfig:
     """Time an answer may take."""
     drain_seconds: float = 30.0
     """Time that requests under way have after SIGTERM."""
+    memory_bytes: int = 64 * 2**20
+    """Bytes of responses that are kept for `previous_response_id`; 0 keeps none."""
+    memory_seconds: float = 3600.0
+    """Time that each of them is kept."""
     log_prompts: bool = False
     """Prompts in the log; otherwise it holds no text of users."""
 
@@ -180,6 +184,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("mesh_fsdp", 1, 4096),
     ("max_body", 1024, 2**30),
     ("max_choices", 1, 4096),
+    ("memory_bytes", 0, 2**40),
+    ("memory_seconds", 0.1, 10**7),
     ("header_seconds", 0.1, 3600),
     ("body_seconds", 0.1, 3600),
     ("write_seconds", 0.1, 3600),

@@ -3,8 +3,9 @@
 import json
 import shlex
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import jax
 from jax.experimental import multihost_utils
@@ -14,6 +15,7 @@ from qwen_jax import checkpoint, distributed, model_folder
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.config import Config
 from qwen_jax.files import atomic, strict_json
+from qwen_jax.files.lock import only_writer
 from qwen_jax.files.problems import Problems
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.program import progress
@@ -31,6 +33,7 @@ from train.step import Recipe, Trainer
 
 RATES = {"lora": 3e-4, "qlora": 3e-4, "full": 1e-5}
 SETTINGS, CHECKPOINTS, RESULTS = "settings.json", "checkpoints", ("adapter", "model")
+LOCK = "run.lock"  # held while a call of the run lives
 
 
 def fine_tune(settings: TrainConfig) -> Path | None:
@@ -45,14 +48,21 @@ def fine_tune(settings: TrainConfig) -> Path | None:
     distributed.join(settings.coordinator, settings.processes, settings.process)
     settings.check(jax.device_count())
     out = Path(settings.out)
+    with only_writer(out, out / LOCK) if jax.process_index() == 0 else nullcontext():
+        return _fine_tune(settings, out)
+
+
+def _fine_tune(settings: TrainConfig, out: Path) -> Path | None:
     _expect_same_run(settings, out)
     for result in (out / name for name in RESULTS):
         if result.exists():
             say(f"this run is finished: {result} is there; {_next(settings, result)}")
             return result
-    tokenizer = _tokenizer(settings.model)
+    tokenizer = _tokenizer(settings.model, settings.extra_vocab_file)
     samples = _samples(settings.data, tokenizer, settings)
-    held_out = _samples(settings.eval_data, tokenizer, settings) if settings.eval_data else None
+    held_out = None
+    if settings.eval_data:
+        held_out = _samples(settings.eval_data, tokenizer, settings, "measure")
     _begin(settings, out)
     return _train(settings, out, samples, held_out)
 
@@ -117,7 +127,9 @@ def _trainer(
 ) -> tuple[Trainer, LoraConfig | None, Config]:
     """With what it trains: an adapter, or None for everything; and of which network."""
     with progress.working(f"loading {settings.model}"):
-        params = checkpoint.load(settings.model, mesh, settings.dtype)
+        params = checkpoint.load(
+            settings.model, mesh, settings.dtype, extra_vocab_file=settings.extra_vocab_file
+        )
     dtype = params.embed.dtype
     made = methods.prepare(params, settings)
     trainer = Trainer(made.params, made.trained, recipe(settings, steps), dtype)
@@ -159,22 +171,28 @@ def _begin(settings: TrainConfig, out: Path) -> None:
     multihost_utils.sync_global_devices("begun")
 
 
-def _tokenizer(model: str) -> Tokenizer:
+def _tokenizer(model: str, extra_vocab_file: str | None) -> Tokenizer:
     folder = model_folder.find(model)
     Manifest.read(folder)  # says what is wrong with another kind of folder
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, extra_vocab_file)
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer; data cannot be encoded for it")
     return tokenizer
 
 
-def _samples(data: tuple[str, ...], tokenizer: Tokenizer, settings: TrainConfig) -> Samples:
+def _samples(
+    data: tuple[str, ...],
+    tokenizer: Tokenizer,
+    settings: TrainConfig,
+    use: Literal["learn", "measure"] = "learn",
+) -> Samples:
     samples = Samples(
         data,
         tokenizer,
         length=settings.max_length,
         system=settings.system,
         loss_on=settings.loss_on,
+        use=use,
     )
     for notice in samples.notices:
         say(notice)

@@ -53,6 +53,7 @@ class TrainConfig:
         loss_on: Tokens that are learnt: "turns" for answers and the marks around each turn, as the
             original does; "assistant" for answers alone.
         system: System prompt of conversations that have none.
+        extra_vocab_file: File of more tokens for an original Qwen, lines of base64 and id.
         epochs: Times that the data are seen.
         steps: Updates to make, instead of epochs.
         batch_size: Rows of an update, over all devices.
@@ -102,6 +103,7 @@ class TrainConfig:
     pack: bool = True
     loss_on: LossOn = "turns"
     system: str | None = None
+    extra_vocab_file: str | None = None
 
     epochs: float = 5
     steps: int | None = None

@@ -75,8 +75,28 @@ def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
     """The program of decode.prefill for `size` tokens at the start of a prompt."""
-    weights, number = flatten(params), np.int32(0)
-    return decode._prefill.of(weights).trace(
+    arguments, named = _prefill(flatten(params), state, size)
+    return decode._prefill.of(arguments[0]).trace(*arguments, **named)
+
+
+def prepare(
+    params: Qwen | Weights, slots: int, length: int, cache_dtype: Any, prompt: int, count: int
+) -> None:
+    """Have the programs of a first prompt of so many tokens, and of a step, ready when called.
+
+    Returns at once; nothing happens where `executables` has no folder.
+    """
+    weights = flatten(params)
+    made = state(weights, slots, length, cache_dtype)
+    arguments, named = _prefill(weights, made, decode.bucket(prompt))
+    decode._prefill.prepare(*arguments, **named)
+    decode._step.prepare(weights, made, count, None)
+
+
+def _prefill(weights: Weights, state: State, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What decode._prefill is called with."""
+    number = np.int32(0)
+    arguments = (
         weights,
         state,
         number,
@@ -85,8 +105,8 @@ def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Trace
         SamplingArrays.of(Sampling(), (), 0),
         *(number, number),
         every_id(weights.structure.config.vocab),
-        window=min(state.cache.length, size),
     )
+    return arguments, {"window": min(state.cache.length, size)}
 
 
 def _put(tree: Any, where: Any) -> Any:

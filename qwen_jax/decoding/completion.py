@@ -1,7 +1,6 @@
 """Answers while they grow: the host's loop around the jitted decode functions."""
 
 import secrets
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -27,7 +26,6 @@ Seeds = int | Sequence[int] | None
 
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 MAX_NEW_TOKENS = 512  # where neither the caller nor generation_config.json says, as the original
-_MOST = 2**30  # new tokens that 32 bits can count, with a prompt
 _PER_LOOK = 16  # tokens between two looks of the host, when it streams or watches for stop strings
 _PER_CALL = 256  # most tokens of one call at any rate, so that Ctrl-C is heard
 
@@ -108,8 +106,9 @@ def answers(
     """
     defaults = defaults_of(params)
     if max_new_tokens is None:
-        max_new_tokens = defaults.max_new_tokens or MAX_NEW_TOKENS
-    budget = _budget(params, prompts, max_new_tokens)
+        max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
+    cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
+    budget = window.budget(params.config, max(map(len, prompts)), max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = defaults.sampling if sampling is None else sampling
     samplings = _each(sampling, Sampling, len(prompts), "sampling")
@@ -124,14 +123,14 @@ def answers(
         for sampling, one in zip(samplings, seeds, strict=True)
     ]
     rows = [
-        _Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
+        Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
     state = decode.start(weights, len(prompts), length, cache_dtype)
     for slot, row in enumerate(rows):
-        state, output = _prefill(weights, state, slot, row.prompt, settings[slot], budget)
+        state, output = prefill(weights, state, slot, row.prompt, settings[slot], budget)
         row.push(output, 0)
     watch = watch or any(row.sampling.stop for row in rows)
     count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
@@ -146,7 +145,7 @@ def answers(
             row.push(output, slot)
 
 
-def _prefill(
+def prefill(
     weights: Weights,
     state: State,
     slot: int,
@@ -171,7 +170,7 @@ def _prefill(
     return state, jax.device_get(output)
 
 
-class _Row:
+class Row:
     """One answer while it grows."""
 
     def __init__(
@@ -196,25 +195,36 @@ class _Row:
         answer = self.answer
         if answer.finish_reason:
             return
-        new = [int(token) for token in output.tokens[slot] if token >= 0]
-        for index, token in enumerate(new):
-            answer.tokens.append(token)
-            if self.sampling.logprobs is not None:
-                answer.logprobs.append(float(output.logprobs[slot, index]))
-                ids, values = output.top_tokens[slot, index], output.top_logprobs[slot, index]
-                top = zip(ids[: self.sampling.logprobs], values, strict=False)
-                answer.top_logprobs.append({int(id): float(value) for id, value in top})
-            if self._text is not None:
-                text, stopped = self._stops.push(self._text.push([token]))
-                answer.text += text
-                if stopped:  # the device does not know, and goes on until all answers are done
-                    answer.finish_reason = "stop"
-                    return
-        if not output.active[slot]:
+        said: list[str] = []  # put together once: an answer may be long
+        for index, token in enumerate(output.tokens[slot]):
+            if token < 0 or answer.finish_reason:
+                break
+            self._take(output, slot, index, said)
+        if not answer.finish_reason and not output.active[slot]:
             answer.finish_reason = finish_reason(self.prompt, answer.tokens, self.budget, self.ends)
             if self._text is not None:
-                text, _ = self._stops.push(self._text.flush())
-                answer.text += text + self._stops.flush()
+                said += [self._read(self._text.flush()), self._stops.flush()]
+        answer.text += "".join(said)
+
+    def _take(self, output: Output, slot: int, index: int, said: list[str]) -> None:
+        """One more token, and the text that it adds."""
+        answer, token = self.answer, int(output.tokens[slot, index])
+        answer.tokens.append(token)
+        if self.sampling.logprobs is not None:
+            answer.logprobs.append(float(output.logprobs[slot, index]))
+            ids, values = output.top_tokens[slot, index], output.top_logprobs[slot, index]
+            top = zip(ids[: self.sampling.logprobs], values, strict=False)
+            answer.top_logprobs.append({int(id): float(value) for id, value in top})
+        if self._text is not None:
+            said.append(self._read(self._text.push([token])))
+            if self._stops.stopped:  # the device does not know, and goes on until all are done
+                answer.finish_reason = "stop"
+
+    def _read(self, text: str) -> str:
+        """What of it may be shown; stop strings count after min_tokens."""
+        if len(self.answer.tokens) <= self.sampling.min_tokens:
+            return text
+        return self._stops.push(text)[0]
 
 
 def defaults_of(params: Qwen) -> Defaults:
@@ -255,22 +265,6 @@ def _check_bias(params: Qwen, samplings: Iterable[Sampling]) -> None:
     for sampling in samplings:
         if outside := [id for id in sampling.logit_bias if id >= params.config.vocab]:
             raise ValueError(f"logit_bias has ids {outside}, this model has {params.config.vocab}")
-
-
-def _budget(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
-    if not whole or not 0 < max_new_tokens <= _MOST:
-        raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
-    longest = max(map(len, prompts))
-    window.check_prompt(params.config, longest)
-    longest += max_new_tokens
-    if longest > params.config.max_length:
-        warnings.warn(
-            f"prompt and answer may take {longest} tokens, this checkpoint is made for "
-            f"{params.config.max_length}; the text may lose its thread past that",
-            stacklevel=2,
-        )
-    return max_new_tokens
 
 
 def _each(value: Any, kind: type, count: int, name: str) -> list[Any]:

@@ -130,7 +130,7 @@ class Protocol(H11Protocol):
         try:
             if self._seat.crowded and scope["path"] not in PROBES:
                 refusal = busy("the server has too many connections", 503)
-                await refusal.response()(scope, receive, answer)
+                await refusal.response(scope["path"])(scope, receive, answer)
             else:
                 await self._application(scope, receive, answer)
         except asyncio.CancelledError:  # the server ends, and the time for answers is over

@@ -16,6 +16,7 @@ import convert
 from convert.source import PATTERNS
 from qwen_jax.checkpoint import load
 from qwen_jax.storage import native
+from qwen_jax.storage.origin import Origin
 from tests.conftest import Golden
 from tests.convert.conftest import Copy
 from tests.convert.small import assert_holds
@@ -66,7 +67,7 @@ def test_interrupted_conversion_goes_on(
     with pytest.raises(ValueError, match="was interrupted while it was written"):
         load(tmp_path / "out.partial")
     # what a killed process leaves behind
-    (tmp_path / "out.partial/weights/head.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "out.partial/weights/head.safetensors.partial").write_bytes(b"half")
 
     second = interrupted(99, None)
     convert.to_native(source, tmp_path / "out", verify=True)
@@ -74,7 +75,8 @@ def test_interrupted_conversion_goes_on(
     assert not set(first) & set(second)
     assert "3 of 5 pieces found done" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
-    assert sorted(f.name for f in (tmp_path / "out/weights").iterdir()) == sorted(first + second)
+    pieces = sorted(file.stem for file in (tmp_path / "out/weights").iterdir())
+    assert pieces == sorted(first + second)
     assert_holds(load(tmp_path / "out"), source)
 
 
@@ -155,8 +157,8 @@ def test_hub(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, so
     """Only weights in safetensors, configs and tokenizers are asked for: no pickle and no code."""
     calls = []
 
-    def snapshot_download(model: str, allow_patterns: list[str]) -> str:
-        calls.append((model, allow_patterns))
+    def snapshot_download(model: str, allow_patterns: list[str], **of: str) -> str:
+        calls.append((model, allow_patterns, of))
         return str(golden("v1/bf16"))
 
     package = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}[source]
@@ -164,13 +166,21 @@ def test_hub(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, so
     monkeypatch.setitem(sys.modules, package, fake)
     monkeypatch.chdir(tmp_path)
     assert str(convert.to_native("Qwen/Qwen-Tiny", source=source)) == "qwen-tiny"
-    assert calls == [("Qwen/Qwen-Tiny", PATTERNS)]
+    assert calls == [("Qwen/Qwen-Tiny", PATTERNS, {})]
+    convert.to_native("Qwen/Qwen-Tiny", "gptq", source, revision="gptq-4bit-32g-actorder_True")
+    assert calls[1:] == [("Qwen/Qwen-Tiny", PATTERNS, {"revision": "gptq-4bit-32g-actorder_True"})]
+    local = Origin(str(golden("v1/bf16")))  # another hub's ids mean nothing to PEFT
+    hub = [Origin("Qwen/Qwen-Tiny"), Origin("Qwen/Qwen-Tiny", "gptq-4bit-32g-actorder_True")]
+    found = [Origin.read(tmp_path / name) for name in ("qwen-tiny", "gptq")]
+    assert found == (hub if source == "huggingface" else [local, local])
+    with pytest.raises(ValueError, match="is a folder here; a revision is of a model on the hub"):
+        convert.to_native(golden("v1/bf16"), "other", revision="main")
     wanted = ["model*.safetensors", "model.safetensors.index.json", "config.json"]
     assert {*wanted, "generation_config.json", "qwen.tiktoken", "tokenizer.json"} <= set(PATTERNS)
     assert not [
         p
         for p in PATTERNS
-        if not p.endswith((".safetensors", ".json", ".txt", ".jinja")) and p != "qwen.tiktoken"
+        if not p.endswith((".safetensors", ".json", ".txt", ".jinja", ".tiktoken"))
     ]
     assert_holds(load("qwen-tiny"), golden("v1/bf16"))
 

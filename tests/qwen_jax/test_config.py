@@ -165,7 +165,7 @@ REFUSED = [
     (QWEN2, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     (QWEN2, {"num_key_value_heads": 3}, "num_attention_heads 4 does not divide by 3"),
     (QWEN2, {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
-    (QWEN2, {"rope_scaling": {"type": "yarn"}}, "'factor' is missing"),
+    (QWEN2, {"rope_scaling": {"type": "yarn"}}, "'rope_scaling.factor' is missing"),
     (QWEN2, {"rope_scaling": {"type": "yarn", "factor": 4.0, "extra": 1}}, "extra"),
     (QWEN2, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_theta"),
     (QWEN3, {"head_dim": 1.5}, "head_dim is 1.5"),

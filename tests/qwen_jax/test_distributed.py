@@ -53,8 +53,11 @@ def told(data: Any, tokenizer: Tokenizer) -> Any:
     return str(error.value)
 
 
+ANSWER = {"role": "assistant", "content": "yes"}
+
+
 def item(text: object) -> Any:
-    return json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n"
+    return json.dumps({"messages": [{"role": "user", "content": text}, ANSWER]}) + "\n"
 
 
 def test_two_processes(tmp_path: Path, small: Tokenizer, small_folder: Path) -> None:

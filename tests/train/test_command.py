@@ -35,7 +35,6 @@ def signalled(settings: TrainConfig, how: str, step: int) -> tuple[int, str, str
     return end
 
 
-@pytest.mark.timeout(1000)
 def test_killed_and_called_again(tmp_path: Path) -> None:
     """SIGKILL in the middle of a save, then SIGTERM, then Ctrl-C, and the losses are the same."""
     (tmp_path / "whole").mkdir()
@@ -67,7 +66,6 @@ def test_killed_and_called_again(tmp_path: Path) -> None:
     assert saved[0].read_bytes() == saved[1].read_bytes()
 
 
-@pytest.mark.timeout(600)
 def test_mistakes(tmp_path: Path) -> None:
     settings = small(tmp_path, batch_size=0, steps=-1)
     unknown = command(small(tmp_path), start=("-m", "train", "--rang", "8"))
@@ -84,7 +82,6 @@ def test_mistakes(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.timeout(600)
 def test_too_many_failures_is_one_message(tmp_path: Path) -> None:
     settings = small(tmp_path, learning_rate=1e30, max_failures=2)
     ((code, _, err),) = finish(command(settings))

@@ -1,5 +1,6 @@
 """Why answers end, log probabilities, and answers that every process of a run agrees on."""
 
+import dataclasses
 import json
 import socket
 import subprocess
@@ -48,6 +49,15 @@ def test_why_an_answer_ended(talker: Qwen, small: Tokenizer) -> None:
         ("stop", ""),
     ]
     assert ask(loop, loop, ends=((0,) * 8,), max_new_tokens=NEW) == [("stop", "!" * 7)] * 2
+
+
+def test_stop_strings_count_after_min_tokens(talker: Qwen, small: Tokenizer) -> None:
+    """As in the server, and as other stops do; what came before is text."""
+    for least, text in ((0, ""), (3, "!" * 3), (NEW, "!" * NEW)):
+        sampling = dataclasses.replace(GREEDY, min_tokens=least)
+        (answer,) = complete(talker, [[0]], sampling, stop="!", max_new_tokens=NEW)
+        assert answer.text == text
+        assert answer.finish_reason == ("length" if least == NEW else "stop")
 
 
 def test_an_end_with_the_last_token_is_a_stop(talker: Qwen, small: Tokenizer) -> None:

@@ -10,6 +10,7 @@ import jax
 
 from qwen_jax import distributed, memory
 from qwen_jax.checkpoint import examine, load, outline
+from qwen_jax.command.settings import SAMPLING, GenerateConfig
 from qwen_jax.conversation import chat_prompt, stream_chat
 from qwen_jax.decoding import window
 from qwen_jax.decoding.completion import (
@@ -22,7 +23,6 @@ from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.program import progress
-from qwen_jax.settings import SAMPLING, GenerateConfig
 from qwen_jax.storage import native
 
 
@@ -119,7 +119,7 @@ def _ids(settings: GenerateConfig, sketch: Qwen, prompt: str) -> tuple[list[int]
     if raw and settings.system is not None:
         raise ValueError("--system is for chat; a completed text has none")
     if raw:
-        return text_tokenizer(sketch).encode(prompt, specials=True), raw
+        return text_tokenizer(sketch).encode_prompt(prompt), raw
     return chat_prompt(sketch, prompt, system=settings.system)[0], raw
 
 
