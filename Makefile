@@ -4,7 +4,7 @@ test: ## every test
 	pytest
 
 mutations: ## thousands of damaged files for every reader; the suite tries some of them
-	QWEN_JAX_MUTATIONS=400 pytest -n 0 tests/qwen_jax/test_mutations.py
+	QWEN_JAX_MUTATIONS=400 pytest -n 0 tests/qwen_jax/files/test_mutations.py
 
 lint: ## style and format
 	ruff check .

@@ -38,7 +38,7 @@ PROGRAMS = {
     "bench": Program("serve.bench", "Load an OpenAI-compatible server and measure it"),
     "evaluate": Program("qwen_jax.evaluate.__main__", "Measure a model by the published tables"),
     "plan": Program("qwen_jax.plan.__main__", "Count what a model takes on devices"),
-    "profile": Program("qwen_jax.profile", "Measure speed and memory of generation"),
+    "profile": Program("qwen_jax.profile.__main__", "Measure speed and memory of generation"),
     "demo": Program("qwen_jax.demo", "Convert the bundled model and let it answer"),
 }
 USAGE = """usage: qwen-jax COMMAND [OPTIONS]

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from serve.api import chat, completions, status, tokenize
 from serve.api.sse import Gone
-from serve.dialects import messages, responses
+from serve.dialects import generate, messages, responses
 from serve.http.errors import ApiError, on_api_error, on_http_error
 from serve.http.keys import Keys
 from serve.http.middleware import Middleware
@@ -28,12 +28,16 @@ _GETS: dict[str, Callable[..., Any]] = {
     "/version": status.version,
     "/openapi.json": status.description,
     "/tokenizer_info": tokenize.tokenizer_info,
+    "/info": generate.info,
     "/v1/models": status.models,
     "/v1/models/{name:path}": status.model,
 }
 _POSTS: dict[str, Callable[..., Any]] = {
     "/v1/chat/completions": chat.complete,
     "/v1/completions": completions.complete,
+    "/": generate.generate,
+    "/generate": generate.generate,
+    "/generate_stream": generate.generate_stream,
     "/v1/messages": messages.create,
     "/v1/messages/count_tokens": messages.count_tokens,
     "/v1/responses": responses.create,

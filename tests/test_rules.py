@@ -104,6 +104,15 @@ MAY_IMPORT = {
     "decoding": {"files", "config.py", "nn", "program", "text"},
     "evaluate": {"files", "sandbox", "nn", "text", "decoding", "checkpoint.py", "conversation.py"}
     | {"cli.py", "distributed.py"},
+    "profile": {
+        "files",
+        "nn",
+        "decoding",
+        "memory.py",
+        "checkpoint.py",
+        "cli.py",
+        "distributed.py",
+    },
     "plan": {"files", "nn", "storage", "decoding", "config.py", "memory.py", "cli.py"},
 }
 

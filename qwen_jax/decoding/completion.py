@@ -182,9 +182,7 @@ class Row:
         budget: int,
     ):
         if sampling.stop and tokenizer is None:
-            raise ValueError(
-                "this checkpoint has no tokenizer to find stop strings with; use stop_ids"
-            )
+            raise ValueError("this checkpoint has no tokenizer for stop strings; use stop_ids")
         self.prompt, self.sampling, self.ends, self.budget = prompt, sampling, ends, budget
         self.answer = Completion()
         self._text = TextStream(tokenizer) if tokenizer else None
@@ -222,9 +220,8 @@ class Row:
 
     def _read(self, text: str) -> str:
         """What of it may be shown; stop strings count after min_tokens."""
-        if len(self.answer.tokens) <= self.sampling.min_tokens:
-            return text
-        return self._stops.push(text)[0]
+        early = len(self.answer.tokens) <= self.sampling.min_tokens
+        return text if early else self._stops.push(text)[0]
 
 
 def defaults_of(params: Qwen) -> Defaults:
@@ -247,9 +244,7 @@ def refuse_logprobs(sampling: Samplings) -> None:
     """Of functions whose result has no place for them."""
     samplings = sampling if isinstance(sampling, Sequence) else [sampling]
     if any(isinstance(one, Sampling) and one.logprobs is not None for one in samplings):
-        raise ValueError(
-            "text and ids carry no logprobs; see qwen_jax.decoding.completion.complete"
-        )
+        raise ValueError("text and ids carry no logprobs; see qwen_jax.decoding.completion")
 
 
 def _check_cache(dtype: DTypeLike | None) -> None:

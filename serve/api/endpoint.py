@@ -17,11 +17,11 @@ from serve.http.body import parse
 from serve.http.errors import ApiError, busy
 from serve.http.rendering import Rendered
 from serve.lanes import Lane
-from serve.schemas.requests import SamplingFields
+from serve.schemas.requests import Body, SamplingFields
 from serve.service import Model, Service
 
 Fields = TypeVar("Fields", bound=BaseModel)
-Asked = TypeVar("Asked", bound=SamplingFields)
+Asked = TypeVar("Asked", bound=Body)
 Outcome = TypeVar("Outcome")
 _SMALL = 4096  # bytes of a body that the event loop reads itself, in less than a millisecond
 _CLOSE = {"Connection": "close"}  # the rest of the body will not be read
@@ -116,7 +116,7 @@ async def answered(
     """
     service: Service = request.app.state.service
     fields = await read(request, kind)
-    found = model(service, fields.model)
+    found = model(service, fields.wanted)
 
     async def preparing() -> list[Choice]:
         most, tenant = service.settings.max_choices, request.state.tenant

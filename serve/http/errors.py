@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
+_GENERATE = ("/generate", "/generate_stream")
 _ANTHROPIC = {
     401: "authentication_error",
     403: "permission_error",
@@ -51,6 +52,11 @@ class ApiError(Exception):
             fallback = "api_error" if self.status >= 500 else "invalid_request_error"
             kind = _ANTHROPIC.get(self.status, fallback)
             return {"type": "error", "error": {"type": kind, "message": self.message}}
+        if path in _GENERATE:
+            return {
+                "error": self.message,
+                "error_type": "validation" if self.status < 500 else "generation",
+            }
         return self.body
 
 

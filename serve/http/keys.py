@@ -48,9 +48,9 @@ class Keys:
             raise ValueError(f"{file} holds no key")
         return Keys(owners)
 
-    def owner(self, path: str, authorization: str) -> str | None:
+    def owner(self, path: str, authorization: str, method: str = "GET") -> str | None:
         """Who asks, "" where anyone may; None: refuse."""
-        if not self._owners or path in OPEN:
+        if not self._owners or (path in OPEN and method != "POST"):
             return ""
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":

@@ -78,7 +78,7 @@ class Middleware:
     ) -> ApiError | None:
         """Why a request is not even read, if it is not."""
         # the path that routes see, not what the header or the URL of a proxy makes of it
-        owner = self._keys.owner(scope["path"], _credentials(headers))
+        owner = self._keys.owner(scope["path"], _credentials(headers), scope["method"])
         state["tenant"] = owner
         if owner is None:
             return ApiError(

@@ -8,7 +8,7 @@ from qwen_jax.decoding.sampling import MAX_STOPS
 from serve.schemas import unasked
 from serve.schemas.conversation import FIRST, MAX_TOOLS, CallId, Name, Ordered, content_of
 from serve.schemas.fields import Fields
-from serve.schemas.requests import MAX_MESSAGES, SamplingFields, Stop
+from serve.schemas.requests import MAX_MESSAGES, ModelName, SamplingFields, Stop
 
 Text = Annotated[str, BeforeValidator(content_of("text"))]
 
@@ -148,7 +148,7 @@ class TurnsFields(Fields):
 class CountRequest(TurnsFields):
     """How many tokens a conversation has."""
 
-    model: Annotated[str, Field(max_length=256)]
+    model: ModelName = None
 
 
 class MessagesRequest(SamplingFields, TurnsFields):

@@ -56,14 +56,29 @@ class StreamOptions(Fields):
         return self
 
 
-class SamplingFields(Fields):
+class Body(Fields):
+    """What asks for answers."""
+
+    texts: ClassVar[frozenset[str]] = frozenset()  # fields that only the prompt is made of
+
+    stream: bool = False
+
+    @property
+    def wanted(self) -> str | None:
+        """The name of a model; None is the one that was loaded."""
+        raise NotImplementedError
+
+    def without_texts(self) -> Self:
+        """What is left to know once the prompt is made; the rest may be megabytes."""
+        return self.model_copy(update=dict.fromkeys(self.texts))
+
+
+class SamplingFields(Body):
     """How tokens are chosen; what is absent is as the checkpoint's makers would have it."""
 
     labels, idle = unasked.LABELS, unasked.REQUEST
-    texts: ClassVar[frozenset[str]] = frozenset()  # fields that only the prompt is made of
 
     model: ModelName = None
-    stream: bool = False
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=128)
     max_tokens: int | None = Field(None, ge=0, le=_MOST)
@@ -99,9 +114,9 @@ class SamplingFields(Fields):
         names = SamplingFields.model_fields.keys() - {"stream_options"}
         return self.model_dump(include=names & self.model_fields_set)
 
-    def without_texts(self) -> Self:
-        """What is left to know once the prompt is made; the rest may be megabytes."""
-        return self.model_copy(update=dict.fromkeys(self.texts))
+    @property
+    def wanted(self) -> str | None:
+        return self.model
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

@@ -164,3 +164,7 @@ CUSTOM_TOOL: Idle = {
 }
 THINKING_LABELS = frozenset({"budget_tokens"})
 THINKING: Idle = {"display": ("summarized",)}
+
+# Of text-generation-inference
+GENERATE: Idle = {**REQUEST, "best_of": (0, 1), "stop": ([],)}
+STREAM: Idle = {"stream": (False,)}

@@ -19,5 +19,6 @@ class Table:
     # base -> places, names of labels there, names and values that ask for nothing
     unasked: Mapping[str, tuple[tuple[str, ...], Collection[str], Mapping[str, Any]]]
     elsewhere: frozenset[str] | set[str] = frozenset()  # tested by other files
+    prefix: str = ""  # where its sampling fields are
     refused: frozenset[str] | set[str] = frozenset()  # whose new value may be
     renamed: frozenset[str] | set[str] = frozenset()  # sampling fields of other names, or one value

@@ -7,7 +7,7 @@ import pytest
 
 from serve.schemas import unasked
 from tests.serve.conftest import Running
-from tests.serve.schemas import messages, responses
+from tests.serve.schemas import generate, messages, responses
 from tests.serve.schemas.table import Table
 from tests.serve.schemas.test_requests import (
     BESIDE,
@@ -19,7 +19,7 @@ from tests.serve.schemas.test_requests import (
     servers,  # noqa: F401
 )
 
-TABLES = {table.file: table for table in (responses.TABLE, messages.TABLE)}
+TABLES = {table.file: table for table in (responses.TABLE, messages.TABLE, generate.TABLE)}
 
 
 def each(part: str) -> pytest.MarkDecorator:
@@ -49,7 +49,7 @@ def test_fields_with_one_value(servers: dict[str, Running], table: str, field: s
     path, body = TABLES[table].bases[base]
     answer = httpx.post(servers["modern"].url + path, json=put(body, where, value))
     assert answer.status_code == 400
-    assert where.split(".")[0] in answer.json()["error"]["message"]
+    assert where.split(".")[0] in answer.text
 
 
 @each("labels")
@@ -72,7 +72,7 @@ def test_tokens_are_chosen_as_in_a_chat(
     _, where, value = USED_FIELDS[field]
     known: Table = TABLES[table]
     if where not in known.renamed:
-        place = {field: ("text", where, value)}
+        place = {field: ("text", known.prefix + where, value)}
         for before, after in both(servers, field, place, known.bases, BESIDE):
             assert after[0] in (200, 404), after
             assert before != after
@@ -95,4 +95,4 @@ def test_what_asks_for_nothing(servers: dict[str, Running], table: str, field: s
                 servers["modern"].url + path, json=put(body, where + name, {"a": 7})
             )
             assert answer.status_code == 400
-            assert name in answer.json()["error"]["message"]
+            assert name in answer.text

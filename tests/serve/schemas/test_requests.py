@@ -53,7 +53,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
 # field -> which body, which place in it, what is put there; then the server has to do otherwise
 USED_FIELDS = {
     "SamplingFields.model": ("chat completion", "model", "other"),
-    "SamplingFields.stream": ("chat completion", "stream", True),
+    "Body.stream": ("chat completion", "stream", True),
     "SamplingFields.stream_options": ("chat", "stream_options", {"include_usage": True}),
     "SamplingFields.n": ("chat completion", "n", 2),
     "SamplingFields.max_tokens": ("chat completion", "max_tokens", 3),
