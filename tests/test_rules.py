@@ -103,7 +103,7 @@ MAY_IMPORT = {
     },
     "decoding": {"files", "config.py", "nn", "program", "text"},
     "evaluate": {"files", "sandbox", "nn", "text", "decoding", "checkpoint.py", "conversation.py"}
-    | {"cli.py", "distributed.py"},
+    | {"cli.py", "distributed.py", "program"},
     "profile": {
         "files",
         "nn",
@@ -112,8 +112,10 @@ MAY_IMPORT = {
         "checkpoint.py",
         "cli.py",
         "distributed.py",
+        "program",
     },
-    "plan": {"files", "nn", "storage", "decoding", "config.py", "memory.py", "cli.py"},
+    "plan": {"files", "nn", "storage", "decoding", "config.py", "memory.py", "cli.py"}
+    | {"program"},
 }
 
 

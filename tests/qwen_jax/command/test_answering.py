@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 import convert
-from qwen_jax import Sampling, answering
+from qwen_jax import Sampling
 from qwen_jax.bundled import native_folder
 from qwen_jax.cli import run
+from qwen_jax.command import answering
 from qwen_jax.command.settings import GenerateConfig
 from qwen_jax.decoding.completion import Completion
 from qwen_jax.nn.model import Qwen
