@@ -99,7 +99,7 @@ def command(
 ) -> None:
     from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
 
-    reading.read(main, prog, arguments, GROUPS)
+    reading.read(main, prog, arguments, GROUPS, extra="evaluate")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import jax
 
 from qwen_jax import distributed, memory
 from qwen_jax.checkpoint import examine, load, outline
+from qwen_jax.command.settings import SAMPLING, GenerateConfig
 from qwen_jax.conversation import chat_prompt, stream_chat
 from qwen_jax.decoding import window
 from qwen_jax.decoding.completion import (
@@ -22,7 +23,6 @@ from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.program import progress
-from qwen_jax.settings import SAMPLING, GenerateConfig
 from qwen_jax.storage import native
 
 
