@@ -77,6 +77,7 @@ class Simulation:
             prompt = [*draw.choice(commons), *own]
             hear = self._hearer(self.waits[-1])
             self._coming.append(Request(prompt, None, lengths(draw, ANSWER), hear))
+        self._left: dict[Request, int] = {}  # tokens that the device will still say
         self.running: list[int] = []  # answers in each step
         self.host: list[float] = []  # seconds that a turn of the schedule really took
 
@@ -106,7 +107,7 @@ class Simulation:
             if under_way is not None:
                 self._now = ends  # the device has ended the turn before
                 pairs = zip(under_way.operations, under_way.readers, strict=True)
-                results = [answered(operation, readers) for operation, readers in pairs]
+                results = [self._answered(operation, readers) for operation, readers in pairs]
                 began = time.perf_counter()
                 self.schedule.take(under_way, results)
                 self.host.append(host + time.perf_counter() - began)
@@ -118,6 +119,19 @@ class Simulation:
         steps = [op for op in turn.operations if isinstance(op, Step)]
         self.running += [len(step.slots) for step in steps for _ in range(step.count)]
         return self._clock.seconds(turn.operations, self.schedule.tables.tokens)
+
+    def _answered(self, operation: Operation, readers: Mapping[int, Request]) -> Result | None:
+        """Any tokens; every answer ends at its length."""
+        if not isinstance(operation, Step | Prefill):
+            return None
+        count = operation.count if isinstance(operation, Step) else 1
+        rows: list[list[int]] = [[]] * (max(readers, default=-1) + 1)
+        active = [True] * len(rows)
+        for row, request in readers.items():
+            left = self._left.get(request, request.max_new_tokens)
+            self._left[request] = left - count
+            rows[row], active[row] = [7] * min(count, left), left > count
+        return Result(rows, rows, active, lambda row, index, most: [])
 
     def summary(self) -> dict[str, Any]:
         """Rates and waits; raises AssertionError where a request or a page is lost."""
@@ -138,19 +152,6 @@ class Simulation:
             "turns": len(self.host),
             "host_turn_ms": quantiles(self.host),
         }
-
-
-def answered(operation: Operation, readers: Mapping[int, Request]) -> Result | None:
-    """Any tokens; every answer ends at its length."""
-    if not isinstance(operation, Step | Prefill):
-        return None
-    count = operation.count if isinstance(operation, Step) else 1
-    rows: list[list[int]] = [[]] * (max(readers, default=-1) + 1)
-    active = [True] * len(rows)
-    for row, request in readers.items():
-        left = request.max_new_tokens - len(request.answer)
-        rows[row], active[row] = [7] * min(count, left), left > count
-    return Result(rows, rows, active, lambda row, index, most: [])
 
 
 def quantiles(seconds: Sequence[float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from huggingface_hub import InferenceClient
 
+from serve.engine.operations import Prefill
 from serve.http.keys import Keys
 from tests.serve.conftest import Running, Serve
 
@@ -67,7 +68,8 @@ def test_chance_is_asked_for(server: Running) -> None:
     def temperature(**how: Any) -> float:
         server.script.log.clear()
         post(server, **how)
-        (one,) = [op for op in server.script.log if hasattr(op, "settings") and op.settings]
+        pieces = [op.pieces for op in server.script.log if isinstance(op, Prefill)]
+        ((one,),) = pieces
         return float(one.settings.temperature[0])
 
     assert temperature() == temperature(do_sample=False) == temperature(temperature=0)
