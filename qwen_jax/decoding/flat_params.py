@@ -65,8 +65,8 @@ class Weights:
     @property
     def platform(self) -> str:
         """Where the arrays are: "cpu", "gpu", "tpu"."""
-        (device, *_) = self.leaves[0].devices()
-        return str(device.platform)
+        devices: Any = self.leaves[0].sharding.device_set  # of shapes, too
+        return str(next(iter(devices)).platform)
 
 
 class Program:
