@@ -197,12 +197,12 @@ def seen(running: Running, path: str, body: Any) -> Any:
     answer = httpx.post(running.url + path, json=body, timeout=60)
     running.settle()
     asked = [
-        (piece.tokens, piece.max_new_tokens, piece.mask, leaves(piece.settings))
+        ([*piece.before, *piece.tokens], piece.max_new_tokens, piece.mask, leaves(piece.settings))
         for prefill in device.log
         if isinstance(prefill, Prefill)
         for piece in prefill.pieces
     ]
-    said = re.sub(r'(cmpl-|call_)\w+|"created": ?\d+', "", answer.text)
+    said = re.sub(r'(cmpl-|call_)\w+|"(created|cached_tokens)": ?\d+', "", answer.text)
     return answer.status_code, asked, said
 
 
