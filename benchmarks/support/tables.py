@@ -144,8 +144,8 @@ def simulation(result: Result) -> str:
         )
         for case in result["cases"]
     ]
-    head = ("requests", "slots", "shared", "tokens/s", "first token, s: p50 / p99")
-    head += ("next token, ms: p50 / p99", "answers in a step", "preempted")
+    waits = ("first token, s: p50 / p99", "next token, ms: p50 / p99")
+    head = ("requests", "slots", "shared", "tokens/s", *waits, "answers in a step", "preempted")
     fitting = [
         (
             f"{case['model']}, {case['cache_gigabytes']} GB",
