@@ -34,6 +34,7 @@ SHOWN: dict[str, tuple[str, Callable[[Result], str]]] = {  # results: command, i
     "serve_load": ("python -m benchmarks.serve_load", tables.load_test),
     "clients": ("make clients", tables.clients),
     "replicas": ("make replicas", tables.replicas),
+    "simulation": ("python -m benchmarks.simulation", tables.simulation),
     "perplexity": (
         "python -m benchmarks.perplexity",
         lambda result: perplexity.table(result["models"]),

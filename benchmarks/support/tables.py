@@ -126,3 +126,35 @@ def training_plans(result: Result) -> str:
     ]
     head = ("case", "weights and state, GB", "temporaries, GB", "peak, GB", "copies")
     return table((*head, "collectives an update"), rows)
+
+
+def simulation(result: Result) -> str:
+    """Rates and waits by machine and slots, what stands behind them, and how many fit at once."""
+    pair = lambda found, scale: f"{found['p50'] / scale:.3g} / {found['p99'] / scale:.3g}"
+    rows = [
+        (
+            f"{case['model']}, {case['machine']}, {case['requests_a_second']:.0f} a second",
+            case["slots"],
+            "yes" if case["prefix_sharing"] else "no",
+            case["output_tokens_a_second"],
+            pair(case["first_token_ms"], 1000),
+            pair(case["next_token_ms"], 1),
+            case["answers_in_a_step"],
+            case["preemptions"],
+        )
+        for case in result["cases"]
+    ]
+    waits = ("first token, s: p50 / p99", "next token, ms: p50 / p99")
+    head = ("requests", "slots", "shared", "tokens/s", *waits, "answers in a step", "preempted")
+    fitting = [
+        (
+            f"{case['model']}, {case['cache_gigabytes']} GB",
+            case["slots_of_whole_windows"],
+            case["answers_in_a_step"],
+            case["times_as_many"],
+        )
+        for case in result["capacity"]
+        if case["machine"] == "8 H200"
+    ]
+    columns = ("cache", "slots of whole windows", "answers at once, in pages", "times")
+    return table(head, rows) + "\n\n" + table(columns, fitting)

@@ -208,7 +208,7 @@ def seen(running: Running, path: str, body: Any) -> Any:
     answer = running.http.post(path, json=body)
     until(lambda: not running.model.engine.busy)
     asked = [
-        (piece.tokens, piece.max_new_tokens, piece.mask, leaves(piece.settings))
+        ([*piece.before, *piece.tokens], piece.max_new_tokens, piece.mask, leaves(piece.settings))
         for prefill in device.log
         if isinstance(prefill, Prefill)
         for piece in prefill.pieces
@@ -217,7 +217,7 @@ def seen(running: Running, path: str, body: Any) -> Any:
     return answer.status_code, asked, said
 
 
-_CHANCE = r'(cmpl-|call_|toolu_|resp_|msg_|rs_|fc_)\w+|"\w*(created|_at)": ?\d+'
+_CHANCE = r'(cmpl-|call_|toolu_|resp_|msg_|rs_|fc_)\w+|"\w*(created|cached_tokens|_at)": ?\d+'
 
 
 def leaves(settings: Any) -> Any:
