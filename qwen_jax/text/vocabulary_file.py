@@ -10,18 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from qwen_jax.files import strict_json
+from qwen_jax.files.strict_json import COUNT, TEXT, StrictObject, decode, listed, tabled
 from qwen_jax.text.vocabulary import Vocabulary
 
 NAME = "vocabulary.bin"
 _NUMBER = np.dtype("<u4")
-_KINDS = {
-    "tokens": int,
-    "specials": dict,
-    "markup": list,
-    "chat_template": str | None,
-    "names": dict,
-}  # of the entries of the first line
 
 
 def pack(vocabulary: Vocabulary) -> bytes:
@@ -35,10 +28,17 @@ def pack(vocabulary: Vocabulary) -> bytes:
 def unpack(content: bytes) -> Vocabulary:
     """Raises ValueError for anything that `pack` does not make."""
     first, _, rest = content.partition(b"\n")
-    head = strict_json.decode(first)
-    if not _is_head(head):
-        raise ValueError(f"{NAME} is no vocabulary: its first line has other entries")
-    size = 2 * head.pop("tokens") * _NUMBER.itemsize
+    head = StrictObject(NAME, decode(first))
+    size = 2 * head.take(COUNT, "tokens") * _NUMBER.itemsize
+    entries: dict[str, Any] = {
+        "specials": head.take(tabled(COUNT), "specials"),
+        "markup": frozenset(head.take(listed(TEXT), "markup")),
+        "chat_template": head.take(TEXT, "chat_template", default=None),
+        "names": head.take(tabled(TEXT), "names"),
+        "normalized": tuple(head.take(listed(TEXT), "normalized")),
+        "start": tuple(head.take(listed(COUNT), "start")),
+    }
+    head.finish()
     if size > len(rest):
         raise ValueError(f"{NAME} is cut off: it has {len(rest)} bytes of tokens")
     ids, lengths = np.frombuffer(rest[:size], _NUMBER).reshape(2, -1).tolist()
@@ -48,16 +48,4 @@ def unpack(content: bytes) -> Vocabulary:
     ranks = dict(zip((rest[start:stop] for start, stop in pairwise(cuts)), ids, strict=True))
     if len(ranks) < len(ids):
         raise ValueError(f"{NAME} is damaged: it has a token twice")
-    return Vocabulary(ranks, **head)
-
-
-def _is_head(head: Any) -> bool:
-    if not isinstance(head, dict) or head.keys() != _KINDS.keys():
-        return False
-    if not all(isinstance(head[name], kind) for name, kind in _KINDS.items()):
-        return False
-    sizes = [head["tokens"], *head["specials"].values()]
-    texts = [*head["markup"], *head["names"].values()]
-    return all(type(n) is int and 0 <= n < 2**31 for n in sizes) and all(
-        isinstance(text, str) for text in texts
-    )
+    return Vocabulary(ranks, **entries)

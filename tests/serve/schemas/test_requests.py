@@ -12,6 +12,7 @@ import pytest
 
 from serve.engine.operations import Prefill
 from serve.schemas import fields, unasked
+from tests.patience import until
 from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT, fault
 from tests.serve.schemas.formats import FORMATS
@@ -204,12 +205,13 @@ def seen(running: Running, path: str, body: Any) -> Any:
     """All that a request makes happen: what it asks of the device, and the answer."""
     device = running.script
     device.log.clear()
-    answer = httpx.post(running.url + path, json=body, timeout=60)
-    running.settle()
+    answer = running.http.post(path, json=body)
+    until(lambda: not running.model.engine.busy)
     asked = [
-        (chunk.tokens, chunk.max_new_tokens, chunk.mask, leaves(chunk.settings))
-        for chunk in device.log
-        if isinstance(chunk, Prefill)
+        (piece.tokens, piece.max_new_tokens, piece.mask, leaves(piece.settings))
+        for prefill in device.log
+        if isinstance(prefill, Prefill)
+        for piece in prefill.pieces
     ]
     said = re.sub(_CHANCE, "", answer.text)
     return answer.status_code, asked, said
