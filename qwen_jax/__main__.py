@@ -12,16 +12,17 @@ import tyro
 from qwen_jax import distributed, memory
 from qwen_jax.checkpoint import load
 from qwen_jax.cli import run
-from qwen_jax.conversation import stream_chat
-from qwen_jax.decoding.completion import (
-    Completion,
-    defaults_of,
-    stream_completions,
-    text_tokenizer,
-)
+from qwen_jax.conversation import chat_prompt
+from qwen_jax.decoding.ahead import prepare
+from qwen_jax.decoding.completion import Completion, answers, defaults_of, text_tokenizer
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
+from qwen_jax.timings import Timings
 
 Number = Literal["float32", "bfloat16", "float16"]
+# the prompt's ids; the sequences of ids that end its answer, None: the checkpoint's; how to sample
+Request = tuple[list[int], tuple[tuple[int, ...], ...] | None, Sampling]
 
 
 def main(
@@ -41,6 +42,7 @@ def main(
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
+    timings: bool = False,
 ) -> None:
     """Stream a model's answer to a prompt.
 
@@ -63,7 +65,10 @@ def main(
             default, what the environment, Slurm or the TPU says.
         processes: Number of processes in the run.
         process: Number of this process, counted from 0.
+        timings: A table of where the time went, at the end.
     """
+    laps = Timings()
+    laps.lap("imports")
     distributed.join(coordinator, processes, process)
     if prompt is None:
         print("prompt, end with Ctrl-D:" if sys.stdin.isatty() else "", end="", file=sys.stderr)
@@ -72,37 +77,59 @@ def main(
         raise ValueError("the prompt is empty; give one as an argument or on standard input")
     split = jax.device_count() > 1 or (mesh_data, mesh_fsdp, mesh_tensor) != (1, 1, None)
     mesh = make_mesh(mesh_data, mesh_fsdp, mesh_tensor) if split else None
-    params = load(folder, mesh, dtype=dtype, adapter=adapter)
-    defaults = defaults_of(params)
-    sampling = defaults.sampling
+    asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "cache_dtype": cache_dtype}
+    requests: list[Request] = []
+
+    def begin(shapes: Qwen) -> None:
+        """Programs are made, or read, while the weights are."""
+        laps.lap("files and tokenizer")
+        requests.append(_request(shapes, prompt, system, complete, temperature))
+        prepare(shapes, requests[0][0], **asked)
+        laps.lap("prompt")
+
+    params = load(folder, mesh, dtype=dtype, adapter=adapter, before_reading=begin)
+    laps.lap("weights")
+    ids, ends, sampling = (
+        requests[0] if requests else _request(params, prompt, system, complete, temperature)
+    )
+    growing = answers(
+        params, [ids], sampling, stop=(), seed=seed, eos_ids=ends, watch=True, **asked
+    )
+    show((answer for (answer,) in growing), laps)
+    _say(f"[{memory.of(params, cache_dtype)}]")
+    if timings:
+        _say(laps.table())
+
+
+def _request(
+    params: Qwen, prompt: str, system: str | None, complete: bool, temperature: float | None
+) -> Request:
+    """All that is asked, before there is an array: see Request."""
+    sampling = defaults_of(params).sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
-    asked: dict[str, Any] = {
-        "sampling": sampling,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "cache_dtype": cache_dtype,
-    }
-    if complete or defaults.chat_format == "raw":
-        if system is not None:
-            raise ValueError("--system is for chat; a completed text has none")
-        ids = text_tokenizer(params).encode_prompt(prompt)
-        show(answer for (answer,) in stream_completions(params, [ids], **asked))
-    else:
-        show(stream_chat(params, prompt, system=system, **asked))
-    _say(f"[{memory.of(params, cache_dtype)}]")
+    if not complete and defaults_of(params).chat_format != "raw":
+        return *chat_prompt(params, prompt, system=system), sampling
+    if system is not None:
+        raise ValueError("--system is for chat; a completed text has none")
+    return text_tokenizer(params).encode_prompt(prompt), None, sampling
 
 
-def show(answers: Iterator[Completion]) -> None:
+def show(growing: Iterator[Completion], laps: Timings | None = None) -> None:
     """Print an answer as it grows, then how fast it came; of several processes the first does."""
     began, first, shown = time.monotonic(), None, 0
-    for answer in answers:
-        first = first or time.monotonic()
+    for answer in growing:
+        if first is None:
+            first = time.monotonic()
+            if laps is not None:
+                laps.lap("first token")
         if jax.process_index() == 0:
             print(answer.text[shown:], end="", flush=True)
         shown = len(answer.text)
     if jax.process_index() == 0:
         print()
+    if laps is not None:
+        laps.lap("more tokens")
     first, end = (first or began) - began, time.monotonic() - began
     count = len(answer.tokens)
     rate = (count - 1) / max(end - first, 1e-9)

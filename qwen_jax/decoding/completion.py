@@ -109,7 +109,7 @@ def answers(
     if max_new_tokens is None:
         max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
     cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
-    budget = _budget(params, prompts, max_new_tokens)
+    budget = budget_of(params, prompts, max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = defaults.sampling if sampling is None else sampling
     samplings = _each(sampling, Sampling, len(prompts), "sampling")
@@ -134,8 +134,7 @@ def answers(
         state, output = prefill(weights, state, slot, row.prompt, settings[slot], budget)
         row.push(output, 0)
     watch = watch or any(row.sampling.stop for row in rows)
-    count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
-    count = min(count, _PER_LOOK if watch else _PER_CALL)
+    count = per_call(budget, watch)
     while True:
         yield [row.answer for row in rows]
         if all(row.answer.finish_reason for row in rows):
@@ -144,6 +143,11 @@ def answers(
         output = jax.device_get(output)
         for slot, row in enumerate(rows):
             row.push(output, slot)
+
+
+def per_call(budget: int, watch: bool) -> int:
+    """Tokens of a step: one of few sizes, so few compilations."""
+    return min(1 << (budget - 1).bit_length(), _PER_LOOK if watch else _PER_CALL)
 
 
 def prefill(
@@ -255,7 +259,8 @@ def _check_bias(params: Qwen, samplings: Iterable[Sampling]) -> None:
             raise ValueError(f"logit_bias has ids {outside}, this model has {params.config.vocab}")
 
 
-def _budget(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+def budget_of(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """New tokens of an answer at most, checked."""
     whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
     if not whole or not 0 < max_new_tokens <= _MOST:
         raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")

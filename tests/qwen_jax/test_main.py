@@ -22,6 +22,7 @@ from qwen_jax import Sampling
 from qwen_jax import __main__ as command
 from qwen_jax.bundled import native_folder
 from qwen_jax.cli import run
+from qwen_jax.conversation import chat_prompt
 from qwen_jax.decoding.completion import Completion
 from qwen_jax.nn.model import Qwen
 from qwen_jax.text.tokenizer import Tokenizer
@@ -165,31 +166,37 @@ def test_options_reach_the_model(
         small, "x", chat_format="chatml", do_sample=True, top_k=7, temperature=0.5
     )
 
-    def answer(*arguments: str | Qwen, **how: Any) -> Any:
-        seen.append((arguments[1:], how))
-        return iter([Completion([1], "yes", "stop")])
+    def answer(params: Qwen, prompts: Any, sampling: Sampling, **how: Any) -> Any:
+        seen.append(((prompts, sampling), how))
+        return iter([[Completion([1], "yes", "stop")]])
 
-    def read(folder: str, mesh: Any, **how: str | None) -> Qwen:
+    def read(folder: str, mesh: Any, before_reading: Any, **how: str | None) -> Qwen:
         seen.append(((folder, dict(mesh.shape)), how))
         return params
 
     monkeypatch.setattr(command, "load", read)
-    monkeypatch.setattr(command, "stream_chat", answer)
+    monkeypatch.setattr(command, "answers", answer)
     command.main("somewhere", "hi")
-    ((_, mesh), how), (given, samplings) = seen
+    ((_, mesh), how), (given, settings) = seen
     assert mesh == {"data": 1, "fsdp": 1, "tensor": 8}
     assert how == {"dtype": None, "adapter": None}
-    assert given == ("hi",)
     checkpoint = Sampling(temperature=0.5, top_k=7)
-    names = ("system", "max_new_tokens", "seed", "cache_dtype")
-    assert samplings == dict.fromkeys(names) | {"sampling": checkpoint}
-    asked: dict[str, Any] = {"system": "x", "max_new_tokens": 3, "seed": 5, "cache_dtype": "int8"}
+    ids, ends = chat_prompt(params, "hi")
+    assert given == ([ids], checkpoint)
+    always = {"stop": (), "eos_ids": ends, "watch": True}
+    assert settings == dict.fromkeys(("max_new_tokens", "seed", "cache_dtype")) | always
+    asked: dict[str, Any] = {"max_new_tokens": 3, "seed": 5, "cache_dtype": "int8"}
     sizes: dict[str, Any] = {"mesh_data": 2, "mesh_fsdp": 2}
-    command.main("somewhere", "hi", temperature=2, dtype="float16", **asked, **sizes)
+    other: dict[str, Any] = {"system": "x", "temperature": 2, "dtype": "float16"}
+    command.main("somewhere", "hi", timings=True, **other, **asked, **sizes)
     assert seen[2][0][1] == {"data": 2, "fsdp": 2, "tensor": 2}
     assert seen[2][1] == {"dtype": "float16", "adapter": None}
-    assert seen[3][1] == asked | {"sampling": replace(checkpoint, temperature=2)}
-    assert capsys.readouterr().out == "yes\nyes\n"
+    ids, _ = chat_prompt(params, "hi", system="x")
+    assert seen[3] == (([ids], replace(checkpoint, temperature=2)), asked | always)
+    shown = capsys.readouterr()
+    assert shown.out == "yes\nyes\n"
+    laps = re.findall(r"^(\w[\w ]+?) +\d+\.\d\d s$", shown.err, re.MULTILINE)
+    assert laps == ["imports", "weights", "first token", "more tokens", "all"]
 
 
 def test_another_process_converts_the_demo_faster(
