@@ -1,13 +1,17 @@
 """The command line: --hf MODEL --out FOLDER, and back: --to-hf FOLDER --out BACK."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Literal
 
-import jax
-import tyro
-
-import convert
 from qwen_jax.cli import run
+from qwen_jax.program import interruption, progress
+
+GROUPS = {  # of --help
+    "Hugging Face to native": "hf source dtype verify",
+    "quantising": "quantize group_size asymmetric quantize_head calibration",
+    "native to Hugging Face": "to_hf adapter packing",
+}
 
 
 def main(
@@ -32,7 +36,7 @@ def main(
 
     Args:
         hf: Model to convert: a hub id such as Qwen/Qwen-14B-Chat, a folder, or "demo".
-        to_hf: Native folder to write back as a Hugging Face checkpoint.
+        to_hf: Native folder, or "demo", to write back as a Hugging Face checkpoint.
         out: Folder to write; with --hf, by default the model's name in lower case.
         source: Hub that --hf names a model of.
         dtype: Type of the parameters written by --hf; by default, as they are stored.
@@ -61,6 +65,12 @@ def main(
         raise ValueError(
             "--group-size, --asymmetric, --quantize-head and --calibration belong to --quantize"
         )
+    interruption.advice = "the same command goes on from here" if to_hf is None else ""
+    with progress.working("starting JAX"):
+        import convert.export
+        import convert.native
+        import convert.quantize
+
     if to_hf is None:
         group = group_size or (-1 if quantize == "int8" else 128)
         settings = None
@@ -68,7 +78,7 @@ def main(
             settings = convert.QuantizeOptions(
                 quantize, None if group == -1 else group, not asymmetric, quantize_head
             )
-        convert.to_native(
+        made = convert.to_native(
             str(hf),
             out,
             source,
@@ -79,6 +89,8 @@ def main(
             revision=revision,
             extra_vocab_file=extra_vocab_file,
         )
+        model = f"./{made}" if str(made) == "demo" else str(made)  # demo alone is the bundled one
+        print(f"next: qwen-jax generate {shlex.quote(model)} 'Hello'")
     elif out is None:
         raise ValueError("--to-hf needs --out, the folder to write")
     elif dtype or verify or quantize or source != "huggingface" or revision or extra_vocab_file:
@@ -87,17 +99,19 @@ def main(
             "--hf, not to --to-hf"
         )
     else:
-        convert.to_hf(to_hf, out, adapter, packing, shard_size)
+        made = convert.to_hf(to_hf, out, adapter, packing, shard_size)
+        print(f"next: transformers.AutoModelForCausalLM.from_pretrained({str(made)!r})")
 
 
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m convert") -> None:
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # nothing here needs an accelerator, or should hold one
-    try:
-        tyro.cli(main, prog=prog, args=arguments)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
+    import logging
+    import os
+
+    from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing here needs an accelerator, or should hold one
+    logging.disable()  # orbax logs the tracebacks of what it raises
+    reading.read(main, prog, arguments, GROUPS)
 
 
 if __name__ == "__main__":

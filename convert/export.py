@@ -16,9 +16,10 @@ from convert.modules import INTEGERS, Module, choose_packing, find_packing, to_c
 from convert.packed import Packing
 from convert.progress import Progress
 from convert.source import INDEX, QUANTISED
+from qwen_jax import model_folder
 from qwen_jax.adapters import attach, peft
 from qwen_jax.config import Config
-from qwen_jax.files import atomic, strict_json
+from qwen_jax.files import atomic, sizes, strict_json
 from qwen_jax.files.problems import Problems
 from qwen_jax.files.strict_json import OBJECT, StrictObject
 from qwen_jax.nn.quant import Format, formats_of
@@ -63,9 +64,10 @@ def to_hf(
     out: must not exist; it is written as `<out>.partial` and renamed when it is whole.
     Raises FileNotFoundError or ValueError with everything that is wrong, or OSError.
     """
-    folder, out = Path(native_folder), Path(out)
+    out = Path(out)
     largest = None if shard_size is None else read_size(shard_size)
     atomic.expect_free(out)
+    folder = model_folder.find(native_folder)
     manifest = Manifest.read(folder)
     config = Config.from_hf(strict_json.read(folder / "config.json"))
     Problems(manifest.problems(folder, config)).stop(f"{folder} cannot be converted")
@@ -90,14 +92,19 @@ def to_hf(
         stale = set()
     need = native.on_disk(native.size(manifest.leaves))
     atomic.check_room(out, need)
-    with atomic.new_folder(out, need) as partial:
+    title, pieces = f"writing {out}", len(native.by_piece(manifest.leaves))
+    with (
+        atomic.new_folder(out, need) as partial,
+        Progress(title, native.size(manifest.leaves), pieces) as progress,
+    ):
         for name in manifest.files.keys() - {vocabulary_file.NAME}:
             if name not in stale and (name not in QUANTISED or chosen == found):
                 shutil.copyfile(folder / name, partial / name)
         if chosen != found:
             text = json.dumps(to_config(raw, chosen, formats), indent=2, ensure_ascii=False)
             (partial / "config.json").write_text(text + "\n", "utf-8")
-        _write_tensors(folder, manifest, table, change, partial)
+        _write_tensors(folder, manifest, table, change, partial, progress)
+        progress.finish(written=sizes.on_disk(partial))
     return out
 
 
@@ -156,7 +163,12 @@ def _plan(table: Table, largest: int) -> dict[str, dict[str, Any]]:
 
 
 def _write_tensors(
-    folder: Path, manifest: Manifest, table: Table, change: Change, partial: Path
+    folder: Path,
+    manifest: Manifest,
+    table: Table,
+    change: Change,
+    partial: Path,
+    progress: Progress,
 ) -> None:
     """Every piece is read once and its tensors go to their places in all the files."""
     files: dict[str, Shard] = {}  # by tensor
@@ -165,12 +177,10 @@ def _write_tensors(
         files |= dict.fromkeys(tensors, write_header(partial / name, tensors, shard["metadata"]))
     _write_index(manifest, files, partial)
     pieces = native.by_piece(manifest.leaves)
-    progress = Progress(f"writing {partial.with_suffix('')}", len(pieces))
     for piece, leaves in pieces.items():
         read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
         _write_piece(read, table, change, files)
         progress.advance(native.size(leaves))
-    progress.finish()
 
 
 def _write_piece(

@@ -13,17 +13,19 @@ from convert import huggingface
 from convert.huggingface import Checkpoint, is_same
 from convert.progress import Progress
 from convert.quantize import QuantizeOptions, Quantizer
-from convert.source import INDEX, QUANTISED, SIDE_FILES, default_out, locate
+from convert.source import INDEX, QUANTISED, SIDE_FILES, locate
 from qwen_jax import memory
-from qwen_jax.files import atomic
+from qwen_jax.files import atomic, sizes
 from qwen_jax.files.lock import only_writer
 from qwen_jax.files.problems import Problems
+from qwen_jax.model_folder import default_out
 from qwen_jax.nn.quant import FIELDS, abstract_leaves
 from qwen_jax.nn.tree import FLOATS, INTEGERS
 from qwen_jax.storage import native
 from qwen_jax.storage.hashed_arrays import digest, digest_file
 from qwen_jax.storage.hf_names import is_harmless
 from qwen_jax.storage.native import Manifest
+from qwen_jax.storage.origin import Origin
 from qwen_jax.storage.safetensors_file import NAMES
 from qwen_jax.text import vocabulary_file
 from qwen_jax.text.vocabulary import EXTRA
@@ -74,20 +76,22 @@ def to_native(
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}")
     extra = None if extra_vocab_file is None else Path(extra_vocab_file)
     with nullcontext() if is_there else only_writer(out):
-        checkpoint = huggingface.read(locate(hf, source, revision), dtype is not None, extra)
+        folder = locate(hf, source, revision)
+        checkpoint = huggingface.read(folder, dtype is not None, extra)
         for notice in checkpoint.notices:
             print(notice)
         manifest = _manifest(checkpoint, dtype)
         if is_there:
             _verify(checkpoint, manifest, out, f"verifying {out}")
-        elif quantize is None:
-            _write(checkpoint, manifest, out, verify)
-        else:
+            return out
+        quantizer = None
+        if quantize is not None:
             if checkpoint.formats:
-                raise ValueError(f"{checkpoint.folder} is quantised already")
+                raise ValueError(f"{folder} is quantised already")
             texts = None if calibration is None else Path(calibration)
             quantizer = Quantizer(checkpoint, quantize, texts, atomic.aside(out) / WORK)
-            _write(checkpoint, manifest, out, False, quantizer)
+        origin = Origin.of(str(hf), folder, source, revision)
+        _write(checkpoint, manifest, out, verify, quantizer, origin)
     return out
 
 
@@ -129,7 +133,8 @@ def _write(
     source: Manifest,
     out: Path,
     verify: bool,
-    quantizer: Quantizer | None = None,
+    quantizer: Quantizer | None,
+    origin: Origin,
 ) -> None:
     """Everything goes to `<out>.partial`, which is renamed when it is whole."""
     manifest = source
@@ -138,18 +143,22 @@ def _write(
     state = _state(checkpoint, manifest, quantizer)
     need = native.on_disk(native.size(manifest.leaves))
     atomic.check_room(out, need - _keep(atomic.aside(out), state))
-    with atomic.new_folder(out, need, resume=True, locked=True) as partial:
+    pieces, total = native.by_piece(source.leaves), native.size(manifest.leaves)
+    with (
+        atomic.new_folder(out, need, resume=True, locked=True) as partial,
+        Progress(f"writing {out}", total, len(pieces)) as progress,
+    ):
         (partial / STATE).write_text(state, "utf-8")
+        before = sizes.on_disk(partial)
+        origin.write(partial)
         for name, file in _side_files(checkpoint).items():
             shutil.copyfile(file, partial / name)
         if checkpoint.vocabulary is not None:
             packed = vocabulary_file.pack(checkpoint.vocabulary)
             (partial / vocabulary_file.NAME).write_bytes(packed)
-        pieces = native.by_piece(source.leaves)
-        progress = Progress(f"writing {out}", len(pieces))
         for piece, leaves in pieces.items():
-            if native.piece_file(partial, piece).exists():
-                progress.skip()
+            if (there := native.piece_file(partial, piece)).exists():
+                progress.skip(there.stat().st_size)
                 continue
             arrays = {
                 name: checkpoint.leaf(name, leaf.shape, leaf.dtype) for name, leaf in leaves.items()
@@ -159,14 +168,14 @@ def _write(
             native.write_piece(partial, piece, arrays)
             if quantizer is not None:
                 quantizer.done(piece)
-            progress.advance(native.size(leaves))
+            progress.advance(sizes.on_disk(partial / native.WEIGHTS / piece))
         if quantizer is not None:
             quantizer.finish(partial)
         manifest.seal(partial)
-        progress.finish()
+        progress.finish(written=sizes.on_disk(partial) - before)
         held = memory.by_dtype(manifest.leaves.values())
-        token = memory.cache(checkpoint.config, manifest.leaves["embed"].dtype)
-        print(memory.summary(held, token))
+        stored = manifest.leaves["embed"].dtype.name  # a CPU caches in float32
+        print(memory.summary(held, memory.caches(checkpoint.config, stored, "float32")))
         if verify:
             _verify(checkpoint, manifest, partial, f"verifying {out}")
         (partial / STATE).unlink()
@@ -198,18 +207,18 @@ def _verify(checkpoint: Checkpoint, expected: Manifest, folder: Path, title: str
     if manifest.files != expected.files:
         problems.add("config, generation or tokenizer files differ")
     pieces = native.by_piece(manifest.leaves) if not problems else {}
-    progress = Progress(title, len(pieces))
-    for piece, leaves in pieces.items():
-        read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
-        problems.add(*_differences(read, checkpoint))
-        del read  # before the next one
-        progress.advance(native.size(leaves))
-    problems.stop(f"{folder} is not {checkpoint.folder}")
-    dtypes = {leaf.dtype.name for leaf in manifest.leaves.values()}
-    same = "identical to the source, bit for bit"
-    if manifest.leaves != expected.leaves:
-        same = f"the source rounded to {', '.join(sorted(dtypes))}, bit for bit"
-    progress.finish(f": {len(manifest.leaves)} arrays, {same}")
+    with Progress(title, native.size(manifest.leaves), len(pieces)) as progress:
+        for piece, leaves in pieces.items():
+            read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
+            problems.add(*_differences(read, checkpoint))
+            del read  # before the next one
+            progress.advance(native.size(leaves))
+        problems.stop(f"{folder} is not {checkpoint.folder}")
+        dtypes = {leaf.dtype.name for leaf in manifest.leaves.values()}
+        same = "identical to the source, bit for bit"
+        if manifest.leaves != expected.leaves:
+            same = f"the source rounded to {', '.join(sorted(dtypes))}, bit for bit"
+        progress.finish(f": {len(manifest.leaves)} arrays, {same}")
 
 
 def _differences(leaves: dict[str, np.ndarray], checkpoint: Checkpoint) -> list[str]:

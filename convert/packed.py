@@ -191,15 +191,15 @@ def read_packing(file: str, content: Any, method: str | None) -> Packing:
     if method == "gptq":
         given = reader.take(_GPTQ, "checkpoint_format", "format", default="gptq")
         version = version or given
-        reader.require("is_marlin_format", False, None)
-        reader.require("pack_dtype", "int32", None)
+        reader.require("is_marlin_format", False)
+        reader.require("pack_dtype", "int32")
         _expect_unquantised(reader, "dynamic", lambda name, own: name.startswith("-:") or not own)
     else:
         reader.take(_AWQ, "version", "format", default="gemm")
         reader.require("zero_point", True)
     _expect_unquantised(reader, "extra_config", lambda _, own: own.get("bits") in (16, 32))
-    reader.require("data_type", "int", None)
-    reader.require("act_bits", 16, 32, None)
+    reader.require("data_type", "int")
+    reader.require("act_bits", 16, 32)
     reader.require("packing_format", None)
     reader.finish(_HARMLESS)
     return Packing(method, bits, None if size == -1 else size, version == "gptq")

@@ -1,10 +1,11 @@
 """Where a checkpoint comes from: the hub, ModelScope, a folder, or the package itself."""
 
 import importlib
-import re
 from pathlib import Path
 
 from qwen_jax import bundled
+from qwen_jax.model_folder import HUB_ID
+from qwen_jax.program.arguments import install
 from qwen_jax.text.vocabulary import FILES
 
 SIDE_FILES = ("config.json", "generation_config.json", *FILES, "special_tokens_map.json")
@@ -23,14 +24,9 @@ def locate(hf: str | Path, source: str = "huggingface", revision: str | None = N
         return folder
     if folder.exists():
         raise NotADirectoryError(f"{hf} is a file; give the folder that holds config.json")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(hf), re.ASCII):
+    if not HUB_ID.fullmatch(str(hf)):
         raise FileNotFoundError(f"there is no folder {hf}, and a hub id looks like Qwen/Qwen-7B")
     return download(str(hf), source, revision)
-
-
-def default_out(hf: str | Path) -> Path:
-    """Qwen/Qwen-14B-Chat is written to qwen-14b-chat."""
-    return Path("demo" if hf == "demo" else Path(hf).resolve().name.lower())
 
 
 def download(model: str, source: str, revision: str | None = None) -> Path:
@@ -43,7 +39,7 @@ def download(model: str, source: str, revision: str | None = None) -> Path:
     except ImportError:
         extra = "hub" if source == "huggingface" else "modelscope"
         raise ValueError(
-            f"downloading from {source} needs a package: pip install 'qwen_jax[{extra}]'"
+            f"downloading from {source} needs {package}, which is not installed; {install(extra)}"
         ) from None
     try:
         of = {} if revision is None else {"revision": revision}

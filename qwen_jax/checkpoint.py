@@ -12,9 +12,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
+from qwen_jax import model_folder
 from qwen_jax.adapters import attach, peft
 from qwen_jax.assets import Assets
-from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.files import atomic, strict_json
@@ -32,6 +32,7 @@ from qwen_jax.nn.quant import (
 )
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import named_leaves
+from qwen_jax.program import compiled, progress
 from qwen_jax.storage import hf_config, native
 from qwen_jax.storage.hashed_arrays import digest_file
 from qwen_jax.storage.native import Manifest
@@ -60,6 +61,7 @@ def load(
         start what needs no numbers; not where there is an adapter.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
+    compiled.keep()
     manifest, config, assets = examine(folder, extra_vocab_file)
     folder = assets.folder
     added = None if adapter is None else peft.read(adapter)
@@ -90,6 +92,7 @@ def load(
         arrange_leaves(read, first.platform)  # before there is more to hold
         jax.block_until_ready(arrays)  # while the next ones are read the last ones travel
         arrays |= read
+        progress.advance(native.size(leaves))
     return made(arrays) if added is None else attach.add(made(arrays), added)
 
 
@@ -97,10 +100,15 @@ def examine(
     folder: str | Path, extra_vocab_file: str | Path | None = None
 ) -> tuple[Manifest, Config, Assets]:
     """All of a checkpoint but its arrays; raises what `load` does before it reads them."""
-    folder = native_folder() if folder == "demo" else Path(folder)
+    folder = model_folder.find(folder)
     manifest = Manifest.read(folder)
     extra = None if extra_vocab_file is None else Path(extra_vocab_file)
     return manifest, *_read_assets(folder, manifest, extra)
+
+
+def outline(config: Config, assets: Assets) -> Qwen:
+    """A checkpoint that is examined, without its arrays: enough to make prompts for it."""
+    return dataclasses.replace(build(config, {}, lambda shape, axes, kind: 0), assets=assets)
 
 
 def _read_assets(folder: Path, manifest: Manifest, extra: Path | None) -> tuple[Config, Assets]:

@@ -193,9 +193,12 @@ def _read_modern(reader: StrictObject, qk_norm: bool) -> dict[str, Any]:
     elif chunk := _dual_chunk_length(reader.left):
         max_length = min(max_length, chunk)
         del reader.left["dual_chunk_attention_config"]
-    reader.require("attention_bias", *((False,) if qk_norm else (True,)))
+    if qk_norm:
+        reader.require("attention_bias", False)
+    else:  # q, k and v have one whatever the file says, as in transformers
+        reader.take(FLAG, "attention_bias", default=True)
     reader.require("hidden_act", "silu")
-    reader.require("is_causal", True, None)
+    reader.require("is_causal", True)
     _expect_full_attention(reader, layers)
     return {
         "vocab": reader.take(SIZE, "vocab_size"),
@@ -248,7 +251,7 @@ def _read_rope(reader: StrictObject, max_length: int) -> tuple[float, Yarn | Non
     elif kind != "default":
         rope.wrong("rope_type", kind, "'default' or 'yarn'")
         rope.left.clear()
-    rope.require("partial_rotary_factor", 1.0, None)
+    rope.require("partial_rotary_factor", 1.0)
     rope.leave()
     return found[0] if found else 10000.0, yarn
 

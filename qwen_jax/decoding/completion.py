@@ -12,13 +12,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, window
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling, finish_reason, stop_sequences
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
+from qwen_jax.program import progress
 from qwen_jax.text.tokenizer import StopStrings, TextStream, Tokenizer
 
 Samplings = Sampling | Sequence[Sampling] | None  # for all prompts, or one each
@@ -170,6 +171,8 @@ def prefill(
             settings=settings,
             max_new_tokens=budget,
         )
+        jax.block_until_ready(output)
+        progress.advance(len(ids[at : at + decode.CHUNK]))
     return state, jax.device_get(output)
 
 
@@ -185,9 +188,7 @@ class Row:
         budget: int,
     ):
         if sampling.stop and tokenizer is None:
-            raise ValueError(
-                "this checkpoint has no tokenizer to find stop strings with; use stop_ids"
-            )
+            raise ValueError("this checkpoint has no tokenizer for stop strings; use stop_ids")
         self.prompt, self.sampling, self.ends, self.budget = prompt, sampling, ends, budget
         self.answer = Completion()
         self._text = TextStream(tokenizer) if tokenizer else None
@@ -198,25 +199,35 @@ class Row:
         answer = self.answer
         if answer.finish_reason:
             return
-        new = [int(token) for token in output.tokens[slot] if token >= 0]
-        for index, token in enumerate(new):
-            answer.tokens.append(token)
-            if self.sampling.logprobs is not None:
-                answer.logprobs.append(float(output.logprobs[slot, index]))
-                ids, values = output.top_tokens[slot, index], output.top_logprobs[slot, index]
-                top = zip(ids[: self.sampling.logprobs], values, strict=False)
-                answer.top_logprobs.append({int(id): float(value) for id, value in top})
-            if self._text is not None:
-                text, stopped = self._stops.push(self._text.push([token]))
-                answer.text += text
-                if stopped:  # the device does not know, and goes on until all answers are done
-                    answer.finish_reason = "stop"
-                    return
-        if not output.active[slot]:
+        said: list[str] = []  # put together once: an answer may be long
+        for index, token in enumerate(output.tokens[slot]):
+            if token < 0 or answer.finish_reason:
+                break
+            self._take(output, slot, index, said)
+        if not answer.finish_reason and not output.active[slot]:
             answer.finish_reason = finish_reason(self.prompt, answer.tokens, self.budget, self.ends)
             if self._text is not None:
-                text, _ = self._stops.push(self._text.flush())
-                answer.text += text + self._stops.flush()
+                said += [self._read(self._text.flush()), self._stops.flush()]
+        answer.text += "".join(said)
+
+    def _take(self, output: Output, slot: int, index: int, said: list[str]) -> None:
+        """One more token, and the text that it adds."""
+        answer, token = self.answer, int(output.tokens[slot, index])
+        answer.tokens.append(token)
+        if self.sampling.logprobs is not None:
+            answer.logprobs.append(float(output.logprobs[slot, index]))
+            ids, values = output.top_tokens[slot, index], output.top_logprobs[slot, index]
+            top = zip(ids[: self.sampling.logprobs], values, strict=False)
+            answer.top_logprobs.append({int(id): float(value) for id, value in top})
+        if self._text is not None:
+            said.append(self._read(self._text.push([token])))
+            if self._stops.stopped:  # the device does not know, and goes on until all are done
+                answer.finish_reason = "stop"
+
+    def _read(self, text: str) -> str:
+        """What of it may be shown; stop strings count after min_tokens."""
+        early = len(self.answer.tokens) <= self.sampling.min_tokens
+        return text if early else self._stops.push(text)[0]
 
 
 def defaults_of(params: Qwen) -> Defaults:
@@ -239,9 +250,7 @@ def refuse_logprobs(sampling: Samplings) -> None:
     """Of functions whose result has no place for them."""
     samplings = sampling if isinstance(sampling, Sequence) else [sampling]
     if any(isinstance(one, Sampling) and one.logprobs is not None for one in samplings):
-        raise ValueError(
-            "text and ids carry no logprobs; see qwen_jax.decoding.completion.complete"
-        )
+        raise ValueError("text and ids carry no logprobs; see qwen_jax.decoding.completion")
 
 
 def _check_cache(dtype: DTypeLike | None) -> None:
@@ -264,7 +273,9 @@ def budget_of(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: in
     whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
     if not whole or not 0 < max_new_tokens <= _MOST:
         raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
-    longest = max(map(len, prompts)) + max_new_tokens
+    longest = max(map(len, prompts))
+    window.check_prompt(params.config, longest)
+    longest += max_new_tokens
     if longest > params.config.max_length:
         warnings.warn(
             f"prompt and answer may take {longest} tokens, this checkpoint is made for "

@@ -31,19 +31,19 @@ _HARMLESS = frozenset(
     "decay_threshold".split()
 )
 _NEUTRAL = {  # the values that change nothing of what others may change
-    "num_beams": (1, None),
-    "num_return_sequences": (1, None),
-    "no_repeat_ngram_size": (0, None),
-    "encoder_no_repeat_ngram_size": (0, None),
-    "typical_p": (1.0, None),
-    "min_length": (0, None),
-    "num_beam_groups": (1, None),
-    "diversity_penalty": (0.0, None),
-    "encoder_repetition_penalty": (1.0, None),
-    "epsilon_cutoff": (0.0, None),
-    "eta_cutoff": (0.0, None),
-    "guidance_scale": (1.0, None),
-    "cache_implementation": ("dynamic", "static", None),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "typical_p": (1.0,),
+    "min_length": (0,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "guidance_scale": (1.0,),
+    "cache_implementation": ("dynamic", "static"),
 }
 _ID_OR_NONE = Kind[Any]("a token id", lambda value: value is None or COUNT.holds(value), None)
 _SEQUENCE = Kind[Any](

@@ -66,7 +66,7 @@ def _ask(params: Qwen, task: Task, question: Question) -> Asked:
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Control tokens count, as in the original's prompts."""
-    return tokenizer.encode(text, specials=True)
+    return tokenizer.encode_prompt(text)
 
 
 @dataclass(frozen=True)

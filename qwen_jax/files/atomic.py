@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qwen_jax.files.lock import only_writer
+from qwen_jax.files.sizes import size
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TOLD = ("No space left", "quota exceeded")  # by libraries that raise errors of their own
@@ -102,9 +103,9 @@ def explain(error: BaseException, path: Path, need: int | None = None, advice: s
 
 
 def _full(path: Path, need: int | None, advice: str = "") -> OSError:
-    needed = "" if need is None else f", {gigabytes(need)} needed"
+    needed = "" if need is None else f", {size(need)} needed"
     advice = advice or "make room there, or choose another disk"
-    left = gigabytes(_left(path))
+    left = size(_left(path))
     error = OSError(f"the disk of {path} is full: {left} left{needed}; {advice}")
     error.errno = errno.ENOSPC
     return error
@@ -116,7 +117,3 @@ def _left(path: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

@@ -227,9 +227,9 @@ class StrictObject:
         self.problems.append(f"{self.path}{name} is {shown(value)}, expected {wanted}")
 
     def require(self, name: str, *allowed: Any) -> None:
-        """A key that may be absent; any value not allowed asks for something we do not do."""
-        value = self.left.pop(name, allowed[0])
-        if not any(_same(value, one) for one in allowed):
+        """A key that may be absent or null; any value not allowed asks for what we do not do."""
+        value = self.left.pop(name, None)
+        if value is not None and not any(_same(value, one) for one in allowed):
             self.problems.append(
                 f"{self.path}{name} is {shown(value)}; only {allowed[0]!r} is supported"
             )

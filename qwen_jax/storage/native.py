@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
 from qwen_jax.files import atomic, strict_json
+from qwen_jax.files.strict_json import SIZE, TEXT, StrictObject, choice, listed, shown, tabled
 from qwen_jax.nn.quant import abstract_leaves, formats_of
 from qwen_jax.nn.tree import FLOATS, INTEGERS
 from qwen_jax.storage import hashed_arrays, int4
@@ -38,6 +39,7 @@ from qwen_jax.storage.hashed_arrays import Rows, digest, digest_file
 FORMAT, VERSION = "qwen_jax", 2
 AGAIN = "copy the folder again, or convert the checkpoint again"
 MANIFEST, WEIGHTS = "manifest.json", "weights"
+_DTYPE = choice(*FLOATS, *INTEGERS)
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -87,21 +89,24 @@ class Manifest:
             )
         if content != sealed(content):
             raise ValueError(f"{folder / MANIFEST} is damaged: its hash differs; {AGAIN}")
-        try:
-            leaves = {name: _leaf(**leaf) for name, leaf in content["leaves"].items()}
-            files, shards = content["files"], content["shards"]
-            if bad := [name for name in (*files, *shards) if not re.fullmatch(r"\w[\w.-]*", name)]:
-                raise ValueError(f"{bad} are no plain file names")
-            tables = [
-                table
-                for shard in shards.values()
-                for table in (shard["tensors"], shard["metadata"] or {})
-            ]
-            if not all(isinstance(text, str) for table in tables for text in table.values()):
-                raise ValueError("a shard has no tables of tensors and metadata")
-            return Manifest(content["model_type"], leaves, files, shards, dict(content["pieces"]))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{folder / MANIFEST} is damaged: {error!r}") from None
+        file = StrictObject(str(folder / MANIFEST), content)
+        shards = {}
+        for name, shard in file.each("shards"):
+            tensors = shard.take(tabled(TEXT), "tensors")
+            shards[name] = {"metadata": shard.take(tabled(TEXT), "metadata", default=None)}
+            shards[name] |= {"tensors": tensors}
+        made = Manifest(
+            model_type=file.take(TEXT, "model_type"),
+            leaves={name: _leaf(leaf) for name, leaf in file.each("leaves")},
+            files=file.take(tabled(TEXT), "files"),
+            shards=shards,
+            pieces=file.take(tabled(TEXT), "pieces"),
+        )
+        for name in (*made.files, *shards):
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                file.problems.append(f"{shown(name)} is no plain file name")
+        file.stop()
+        return made
 
     def problems(self, folder: Path, config: Config) -> list[str]:
         """Everything that keeps the folder from being a whole checkpoint of this network."""
@@ -162,10 +167,9 @@ def _expect_native(folder: Path) -> None:
     raise ValueError(f"{folder} is no checkpoint: it has no {MANIFEST}")
 
 
-def _leaf(shape: list[int], dtype: str) -> jax.ShapeDtypeStruct:
-    if dtype not in (*FLOATS, *INTEGERS) or not all(type(n) is int and n > 0 for n in shape):
-        raise ValueError(f"a leaf has shape {shape} and dtype {dtype}")
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+def _leaf(leaf: StrictObject) -> jax.ShapeDtypeStruct:
+    shape = leaf.take(listed(SIZE), "shape")
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(leaf.take(_DTYPE, "dtype")))
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

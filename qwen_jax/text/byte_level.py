@@ -173,12 +173,15 @@ def _refuse_other_kinds(path: Path, file: StrictObject, model: StrictObject) -> 
         {key: value for key, value in stage.left.items() if key != "trim_offsets"}
         for stage in inner or [before]
     ]
+    normalizer = file.take(ANYTHING, "normalizer", default=None)
+    if normalizer == {"type": "Sequence", "normalizers": [{"type": "NFC"}]}:
+        normalizer = {"type": "NFC"}
     kind = model.take(ANYTHING, "type", default=None)
     plain = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     extras = [key for key in plain if model.left.pop(key, None)]
     ids_only = {"unk_token", "fuse_unk", "ignore_merges"}
     checks = {
-        "normalizer": (file.take(ANYTHING, "normalizer", default=None), {"type": "NFC"}),
+        "normalizer": (normalizer, {"type": "NFC"}),
         "pre_tokenizer": (stages, [pattern | {"invert": False}, byte_level]),
         "decoder": (file.inside("decoder").take(ANYTHING, "type", default=None), "ByteLevel"),
         "model type": (kind, "BPE"),

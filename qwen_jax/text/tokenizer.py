@@ -215,6 +215,11 @@ class StopStrings:
         self._size = 0  # of the held back text
         self.stopped = False
 
+    @property
+    def met(self) -> str:
+        """The stop string that ended the text; empty before."""
+        return self._held if self.stopped else ""
+
     def push(self, text: str) -> tuple[str, bool]:
         """(text that is safe to show, whether a stop string was met); after a stop, ("", True).
 

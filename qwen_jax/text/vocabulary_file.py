@@ -5,8 +5,8 @@ of all tokens. The merges need no parsing: a token's id says when it is made.
 """
 
 import json
-from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -29,29 +29,23 @@ def unpack(content: bytes) -> Vocabulary:
     """Raises ValueError for anything that `pack` does not make."""
     first, _, rest = content.partition(b"\n")
     head = StrictObject(NAME, decode(first))
-    made = Vocabulary(
-        ranks=_ranks(rest, head.take(COUNT, "tokens")),
-        specials=head.take(tabled(COUNT), "specials"),
-        markup=head.take(listed(TEXT), "markup"),
-        chat_template=head.take(TEXT, "chat_template", default=None),
-        names=head.take(tabled(TEXT), "names"),
-        normalized=head.take(listed(TEXT), "normalized"),
-        start=head.take(listed(COUNT), "start"),
-    )
-    head.finish(())
-    return made
-
-
-def _ranks(content: bytes, count: int) -> dict[bytes, int]:
-    size = 2 * count * _NUMBER.itemsize
-    if size > len(content):
-        raise ValueError(f"{NAME} is cut off: it has {len(content)} bytes of tokens")
-    ids, lengths = np.frombuffer(content[:size], _NUMBER).reshape(2, -1).tolist()
-    cuts: Sequence[int] = list(accumulate(lengths, initial=size))
-    if cuts[-1] != len(content):
-        raise ValueError(f"{NAME} is damaged: its tokens have other lengths")
-    tokens = (content[start:stop] for start, stop in pairwise(cuts))
-    ranks = dict(zip(tokens, ids, strict=True))
-    if len(ranks) < count:
+    size = 2 * head.take(COUNT, "tokens") * _NUMBER.itemsize
+    entries: dict[str, Any] = {
+        "specials": head.take(tabled(COUNT), "specials"),
+        "markup": frozenset(head.take(listed(TEXT), "markup")),
+        "chat_template": head.take(TEXT, "chat_template", default=None),
+        "names": head.take(tabled(TEXT), "names"),
+        "normalized": tuple(head.take(listed(TEXT), "normalized")),
+        "start": tuple(head.take(listed(COUNT), "start")),
+    }
+    head.finish()
+    if size > len(rest):
+        raise ValueError(f"{NAME} is cut off: it has {len(rest)} bytes of tokens")
+    ids, lengths = np.frombuffer(rest[:size], _NUMBER).reshape(2, -1).tolist()
+    cuts = list(accumulate(lengths, initial=size))
+    if cuts[-1] != len(rest) or max(ids, default=0) >= 2**31:
+        raise ValueError(f"{NAME} is damaged: its tokens have other lengths or ids")
+    ranks = dict(zip((rest[start:stop] for start, stop in pairwise(cuts)), ids, strict=True))
+    if len(ranks) < len(ids):
         raise ValueError(f"{NAME} is damaged: it has a token twice")
-    return ranks
+    return Vocabulary(ranks, **entries)

@@ -136,11 +136,20 @@ def _choice(
         prefix_scope=f"{tenant}/{model.adapter}/{model.prefix_scope(len(prompt.ids))}",
         logprobs=sampling.logprobs,
         judged=judged,
+        priority=fields.priority,
     )
     stop = (*prompt.stop, *(fields.stop or ()))
     hidden = model.tokenizer.hidden
     silent = {id for id, *more in ends if not more and ((id,) in prompt.ends or id in hidden)}
-    answer = Answer(model.tokenizer, prompt.parser(), stop, silent, sampling.min_tokens)
+    answer = Answer(
+        model.tokenizer,
+        prompt.parser(),
+        stop,
+        silent,
+        sampling.min_tokens,
+        told=stop[len(prompt.stop) :] if fields.include_stop_str_in_output else (),
+        skip_specials=fields.skip_special_tokens,
+    )
     return Choice(prompt, request, answer)
 
 

@@ -5,7 +5,7 @@ from importlib.metadata import version as installed
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from serve import cache_length
 from serve.api import endpoint, openapi
@@ -19,11 +19,13 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+_VERSION = installed("qwen_jax")  # a file is read for it
 
 
 async def page(request: Request) -> Response:
     """A file of the chat page."""
-    return FileResponse(FILES[request.url.path], headers=_HEADERS)
+    kind, content = FILES[request.url.path]
+    return Response(content, media_type=kind, headers=_HEADERS)
 
 
 async def health(request: Request) -> Response:
@@ -51,7 +53,7 @@ async def metrics(request: Request) -> Response:
 
 
 async def version(request: Request) -> Response:
-    return JSONResponse({"version": installed("qwen_jax")})
+    return JSONResponse({"version": _VERSION})
 
 
 async def models(request: Request) -> Response:

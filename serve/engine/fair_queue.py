@@ -1,6 +1,8 @@
 """A bounded queue that takes from its tenants in turn."""
 
+from bisect import insort
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -13,8 +15,9 @@ class QueueFull(Exception):
 class FairQueue(Generic[Item]):
     """First come first served within a tenant, round robin between tenants."""
 
-    def __init__(self, limit: int):
-        self._limit = limit
+    def __init__(self, limit: int, order: Callable[[Item], int] = lambda item: 0):
+        """order: of a tenant's own items; less is sooner."""
+        self._limit, self._order = limit, order
         self._tenants: OrderedDict[str, deque[Item]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -24,7 +27,7 @@ class FairQueue(Generic[Item]):
         """Raises QueueFull when all tenants together wait for `limit` turns."""
         if len(self) >= self._limit:
             raise QueueFull(f"{self._limit} requests wait already")
-        self._tenants.setdefault(tenant, deque()).append(item)
+        insort(self._tenants.setdefault(tenant, deque()), item, key=self._order)
 
     def take(self) -> Item:
         """The next item; its tenant goes to the end of the line."""

@@ -56,6 +56,7 @@ class Request:
     constraint: Constraint | None = None
     logprobs: int | None = None  # so many likeliest ids beside each token
     judged: bool = False  # log probabilities of the prompt are wanted
+    priority: int = 0  # less is sooner, among the requests of one tenant
 
     slot: int = field(default=-1, init=False)
     digests: list[bytes] = field(default_factory=list, init=False)
@@ -82,7 +83,7 @@ class Scheduler:
     def __init__(self, slots: int, chunk: int, queue_limit: int, step_tokens: int, share: bool):
         self._chunk, self._step_tokens, self._share = chunk, step_tokens, share
         self._slots = slots
-        self.queue: FairQueue[Request] = FairQueue(queue_limit)
+        self.queue: FairQueue[Request] = FairQueue(queue_limit, lambda request: request.priority)
         self.shared_tokens = 0  # prompt tokens that needed no computing, ever
         self.reset()
 

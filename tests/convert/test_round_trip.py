@@ -183,6 +183,16 @@ def test_names_without_model(tmp_path: Path) -> None:
     assert_same_files(convert.to_hf(folder, tmp_path / "back"), tmp_path / "hf")
 
 
+def test_what_is_read_otherwise_is_said(
+    checkpoint: Copy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dual = {"chunk_size": 64, "local_size": 8, "original_max_position_embeddings": 64}
+    source = checkpoint("modern/qwen2_gqa", dual_chunk_attention_config=dual)
+    params = load(convert.to_native(source, tmp_path / "native"))
+    assert "texts of up to 64 tokens; longer ones draw a warning" in capsys.readouterr().out
+    assert params.config.max_length == 64
+
+
 def test_projections_of_different_dtypes_become_one(
     checkpoint: Copy, edit: Edit, tmp_path: Path
 ) -> None:

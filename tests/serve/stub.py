@@ -9,13 +9,6 @@ from typing import Any
 
 from serve.http.pages import FILES, POLICY
 
-TYPES = {
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".css": "text/css",
-    ".svg": "image/svg+xml",
-}
-
 
 class Refusal(Exception):
     """An answer that is an error: before the first piece by its status, later in the stream."""
@@ -77,8 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
         if file is None:
             self._error(404, "not found")
             return
-        headers = {"Content-Type": TYPES[file.suffix], "Content-Security-Policy": POLICY}
-        self._send(200, file.read_bytes(), headers)
+        kind, content = file
+        self._send(200, content, {"Content-Type": kind, "Content-Security-Policy": POLICY})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from benchmarks.support.largest import LARGEST, ask, words
-from serve.api import app
+from serve import app
 from serve.http.keys import Keys
 from serve.service import Service
 from tests.serve.conftest import SETTINGS, Running, Serve

@@ -12,15 +12,16 @@ from jax import Array
 import convert
 import qwen_jax
 from qwen_jax import Sampling
-from qwen_jax import __main__ as command
 from qwen_jax.adapters import attach, peft
 from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
+from qwen_jax.answering import answer
 from qwen_jax.decoding import decode
 from qwen_jax.nn.lora import LoraLinear, fuse
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, mesh_of, shardings
 from qwen_jax.nn.tree import named_leaves
+from qwen_jax.settings import GenerateConfig
 from tests.adapters import MODERN, assert_same, merged, random_adapter
 from tests.adapters import V1 as V1_NAMES
 from tests.conftest import Golden
@@ -172,7 +173,7 @@ def test_faults_are_found_before_arrays_are_read(
     with pytest.raises(ValueError, match="does not fit this network"):
         qwen_jax.load(folder, adapter=golden("peft/lora"))
     with pytest.raises(ValueError, match="does not fit this network"):
-        command.main(str(folder), "Hello", adapter=str(golden("peft/lora")))
+        answer(GenerateConfig(folder=str(folder), prompt="hi", adapter=str(golden("peft/lora"))))
 
 
 # --- what does not fit ------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from qwen_jax import load, profile
+from qwen_jax import load
 from qwen_jax.nn.sharding import make_mesh
+from qwen_jax.profile import __main__ as profile
 
 
 def test_the_command(
