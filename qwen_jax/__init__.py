@@ -10,7 +10,6 @@ command `qwen-jax`. What is named here is imported when it is first used.
 
 import importlib
 import sys
-import time
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from qwen_jax.conversation import chat, stream_chat
     from qwen_jax.decoding.sampling import Sampling
     from qwen_jax.generate import generate, logits, stream
-
-_BEGAN = time.monotonic()  # see timings
 
 __all__ = [
     "Config",

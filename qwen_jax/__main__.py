@@ -7,14 +7,14 @@ from qwen_jax.cli import run
 
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m qwen_jax") -> None:
     from qwen_jax import model_folder
+    from qwen_jax.command.settings import GROUPS, GenerateConfig
     from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
     from qwen_jax.program import progress
-    from qwen_jax.settings import GROUPS, GenerateConfig
 
     settings = reading.read(GenerateConfig, prog, arguments, GROUPS)
     model_folder.expect(settings.folder)
     with progress.working("starting JAX"):
-        from qwen_jax.answering import answer
+        from qwen_jax.command.answering import answer
 
     answer(settings)
 

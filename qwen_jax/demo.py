@@ -14,8 +14,8 @@ def main() -> None:
         import jax
 
         from qwen_jax import bundled
-        from qwen_jax.answering import show
         from qwen_jax.checkpoint import load
+        from qwen_jax.command.answering import show
         from qwen_jax.conversation import chat_prompt, stream_chat
         from qwen_jax.files.sizes import size
 

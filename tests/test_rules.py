@@ -97,9 +97,13 @@ MAY_IMPORT = {
     "storage": {"files", "config.py", "nn"},
     "adapters": {"files", "sandbox", "config.py", "nn", "storage"},
     "program": {"files"},
+    "command": {
+        *("checkpoint.py", "conversation.py", "distributed.py", "memory.py"),
+        *("decoding", "nn", "program", "storage"),
+    },
     "decoding": {"files", "config.py", "nn", "program", "text"},
     "evaluate": {"files", "sandbox", "nn", "text", "decoding", "checkpoint.py", "conversation.py"}
-    | {"cli.py", "distributed.py"},
+    | {"cli.py", "distributed.py", "program"},
     "profile": {
         "files",
         "nn",
@@ -108,8 +112,10 @@ MAY_IMPORT = {
         "checkpoint.py",
         "cli.py",
         "distributed.py",
+        "program",
     },
-    "plan": {"files", "nn", "storage", "decoding", "config.py", "memory.py", "cli.py"},
+    "plan": {"files", "nn", "storage", "decoding", "config.py", "memory.py", "cli.py"}
+    | {"program"},
 }
 
 

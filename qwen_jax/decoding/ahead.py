@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from qwen_jax.decoding import aot, decode
-from qwen_jax.decoding.completion import MAX_NEW_TOKENS, budget_of, defaults_of, per_call
+from qwen_jax.decoding import aot, decode, window
+from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of, per_call
 from qwen_jax.nn.model import Qwen
 
 
@@ -27,7 +27,7 @@ def prepare(
     if max_new_tokens is None:
         max_new_tokens = defaults.new_tokens(len(prompt), MAX_NEW_TOKENS)
     with warnings.catch_warnings(action="ignore"):  # who answers will say it
-        budget = budget_of(shapes, [prompt], max_new_tokens)
+        budget = window.budget(shapes.config, len(prompt), max_new_tokens)
     devices: set[jax.Device] = shapes.embed.sharding.device_set
     cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
     if cache_dtype is None and {device.platform for device in devices} == {"cpu"}:

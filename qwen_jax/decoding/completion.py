@@ -1,7 +1,6 @@
 """Answers while they grow: the host's loop around the jitted decode functions."""
 
 import secrets
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -27,7 +26,6 @@ Seeds = int | Sequence[int] | None
 
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 MAX_NEW_TOKENS = 512  # where neither the caller nor generation_config.json says, as the original
-_MOST = 2**30  # new tokens that 32 bits can count, with a prompt
 _PER_LOOK = 16  # tokens between two looks of the host, when it streams or watches for stop strings
 _PER_CALL = 256  # most tokens of one call at any rate, so that Ctrl-C is heard
 
@@ -110,7 +108,7 @@ def answers(
     if max_new_tokens is None:
         max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
     cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
-    budget = budget_of(params, prompts, max_new_tokens)
+    budget = window.budget(params.config, max(map(len, prompts)), max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = defaults.sampling if sampling is None else sampling
     samplings = _each(sampling, Sampling, len(prompts), "sampling")
@@ -266,23 +264,6 @@ def _check_bias(params: Qwen, samplings: Iterable[Sampling]) -> None:
     for sampling in samplings:
         if outside := [id for id in sampling.logit_bias if id >= params.config.vocab]:
             raise ValueError(f"logit_bias has ids {outside}, this model has {params.config.vocab}")
-
-
-def budget_of(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    """New tokens of an answer at most, checked."""
-    whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
-    if not whole or not 0 < max_new_tokens <= _MOST:
-        raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
-    longest = max(map(len, prompts))
-    window.check_prompt(params.config, longest)
-    longest += max_new_tokens
-    if longest > params.config.max_length:
-        warnings.warn(
-            f"prompt and answer may take {longest} tokens, this checkpoint is made for "
-            f"{params.config.max_length}; the text may lose its thread past that",
-            stacklevel=2,
-        )
-    return max_new_tokens
 
 
 def _each(value: Any, kind: type, count: int, name: str) -> list[Any]:

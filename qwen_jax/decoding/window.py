@@ -1,6 +1,26 @@
-"""Prompts that no answer can be right to, since the positions of their tokens mean nothing."""
+"""How long a prompt and its answer may be: what cannot be right, and what may not be."""
+
+import warnings
+from numbers import Integral
 
 from qwen_jax.config import Config
+
+_MOST = 2**30  # new tokens that 32 bits can count, with a prompt
+
+
+def budget(config: Config, longest: int, max_new_tokens: int) -> int:
+    """The new tokens, if a prompt of `longest` may have so many; a warning past the window."""
+    whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
+    if not whole or not 0 < max_new_tokens <= _MOST:
+        raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
+    check_prompt(config, longest)
+    if longest + max_new_tokens > config.max_length:
+        warnings.warn(
+            f"prompt and answer may take {longest + max_new_tokens} tokens, this checkpoint is "
+            f"made for {config.max_length}; the text may lose its thread past that",
+            stacklevel=3,
+        )
+    return max_new_tokens
 
 
 def check_prompt(config: Config, length: int) -> None:

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import tyro
 
-from qwen_jax import distributed
-from qwen_jax.checkpoint import load
 from qwen_jax.cli import run
-from qwen_jax.evaluate.progress import Bar
-from qwen_jax.evaluate.published import suite_of
-from qwen_jax.evaluate.report import markdown
-from qwen_jax.evaluate.run import TASKS, check, evaluate
-from qwen_jax.nn.sharding import make_mesh
+from qwen_jax.evaluate.published import SUITES, suite_of
+
+GROUPS = {  # of --help
+    "questions": "tasks suite data limit run_generated_code",
+    "results": "output",
+    "model and memory": "adapter dtype batch",
+    "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
+}
 
 
 def main(
@@ -39,7 +39,8 @@ def main(
 
     Args:
         folder: Folder that `python -m convert` wrote, or "demo".
-        tasks: Names of tasks, with commas between them; by default, those of the suite.
+        tasks: Names of tasks with commas between them, such as mmlu,gsm8k_chat; by default, those
+            of the suite.
         suite: Row of the published tables, such as qwen-7b-chat, to measure and compare with; by
             default, the one that the folder's name says, for comparison.
         data: Folder with a folder of data for each task, as its authors publish it.
@@ -58,6 +59,15 @@ def main(
         processes: Number of processes in the run.
         process: Number of this process, counted from 0.
     """
+    import jax  # late: --help needs none of it
+
+    from qwen_jax import distributed
+    from qwen_jax.checkpoint import load
+    from qwen_jax.evaluate.progress import Bar
+    from qwen_jax.evaluate.report import markdown
+    from qwen_jax.evaluate.run import check, evaluate
+    from qwen_jax.nn.sharding import make_mesh
+
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     check(names, suite, run_generated_code)
     if limit is not None and limit < 1:
@@ -87,9 +97,10 @@ def main(
 def command(
     arguments: Sequence[str] | None = None, prog: str = "python -m qwen_jax.evaluate"
 ) -> None:
-    tyro.cli(
-        main, prog=prog, args=arguments, description=f"{main.__doc__}\nTasks: {', '.join(TASKS)}."
-    )
+    from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
+
+    tasks = ", ".join(dict.fromkeys(task for row in SUITES.values() for task in row))
+    reading.read(main, prog, arguments, GROUPS, extra="evaluate", note=f"Tasks: {tasks}.")
 
 
 if __name__ == "__main__":

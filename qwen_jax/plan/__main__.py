@@ -4,16 +4,23 @@ import sys
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from qwen_jax.cli import run
-from qwen_jax.config import Config
-from qwen_jax.files import strict_json
-from qwen_jax.plan import compiled, models
-from qwen_jax.plan.estimate import Job, Remat, Work, as_json, split
+from qwen_jax.plan.chips import Remat, Work
 
+if TYPE_CHECKING:
+    from qwen_jax.config import Config
+    from qwen_jax.plan.estimate import Job
+
+GROUPS = {  # of --help
+    "model": "model precision cache_dtype",
+    "work": "work context batch remat",
+    "devices": "mesh mesh_data mesh_fsdp mesh_tensor",
+    "results": "json compile",
+}
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -53,6 +60,9 @@ def main(
             takes; for generation, with the wheels of jax[cuda13] or jax[tpu].
         compile_here: Do that in this process, whose environment is ready for it.
     """
+    from qwen_jax.plan import compiled  # late: --help needs no JAX
+    from qwen_jax.plan.estimate import Job, as_json, split
+
     for name, value in (("context", context), ("batch", batch)):
         if not 1 <= value <= 1 << 24:
             raise ValueError(f"--{name} is {value}, wanted 1 to {1 << 24}")
@@ -69,12 +79,16 @@ def main(
     print(dumps(found, indent=1) if json else table(model, job, found))
 
 
-def _config(model: str) -> Config:
+def _config(model: str) -> "Config":
+    from qwen_jax.config import Config
+    from qwen_jax.files import strict_json
+    from qwen_jax.plan import models
+
     file = Path(model) / "config.json"
     return Config.from_hf(strict_json.read(file)) if file.exists() else models.config(model)
 
 
-def table(model: str, job: Job, found: dict[str, Any]) -> str:
+def table(model: str, job: "Job", found: dict[str, Any]) -> str:
     """For people."""
     doing = "generating" if job.work == "generate" else f"training ({job.work})"
     lines = [
@@ -100,7 +114,9 @@ def table(model: str, job: Job, found: dict[str, Any]) -> str:
 
 
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m qwen_jax.plan") -> None:
-    tyro.cli(main, prog=prog, args=arguments)
+    from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
+
+    reading.read(main, prog, arguments, GROUPS)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
+
+Remat = Literal["none", "dots", "full"]  # what a training keeps for its backward pass
+Work = Literal["generate", "lora", "full"]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,11 @@ from jax.sharding import AbstractMesh, AxisType
 from qwen_jax import memory
 from qwen_jax.config import Config
 from qwen_jax.nn import quant, sharding
-from qwen_jax.plan.chips import CHIPS, SLICES, parse
+from qwen_jax.plan.chips import CHIPS, SLICES, Remat, Work, parse
 from qwen_jax.storage.int4 import bits
 
 CHUNK = 2048  # tokens of a prompt that are computed at once
 _RANK = 64  # of an adapter's matrices, as the original trains
-Remat = Literal["none", "dots", "full"]
-Work = Literal["generate", "lora", "full"]
 PRECISIONS = {"bfloat16": None, "int8": (8, None, False), "int4": (4, 128, True)}
 
 

@@ -24,12 +24,13 @@ def read(
     arguments: Sequence[str] | None,
     groups: Groups | None = None,
     extra: str | None = None,
+    note: str = "",
 ) -> T:
     """Call `target` with what the command line says; its parameters are the options.
 
     groups: how --help arranges them; those that are in none come first. extra: what pip has to
     install for this program; where it is not there --help says so too, and all else raises
-    ValueError.
+    ValueError. note: what --help says besides.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "--version" in arguments:
@@ -41,6 +42,8 @@ def read(
     import tyro  # behind what needs no options
 
     description = inspect.cleandoc(target.__doc__ or "").partition("\n\n")[0]
+    if note:
+        description += f"\n\n{note}"
     if lacking:
         description += f"\n\n{lacking}"
     nested = tyro.cli(

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serve.schemas.generate import GenerateRequest, StreamRequest
 from serve.schemas.messages import CountRequest, MessagesRequest
 from serve.schemas.requests import (
     ChatRequest,
@@ -22,10 +23,13 @@ _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/responses": (ResponsesRequest, "Answer what is said, as OpenAI's newer API does"),
     "/v1/messages": (MessagesRequest, "Answer a conversation, as Anthropic's API does"),
     "/v1/messages/count_tokens": (CountRequest, "How many tokens its prompt has"),
+    "/generate": (GenerateRequest, "Continue a text, as text-generation-inference does"),
+    "/generate_stream": (StreamRequest, "The same, event by event"),
     "/tokenize": (TokenizeRequest, "Ids of a text or a conversation"),
     "/detokenize": (DetokenizeRequest, "Text of ids"),
 }
 _GETS = {
+    "/info": "What is served, as text-generation-inference says it",
     "/v1/models": "The models",
     "/tokenizer_info": "What clients need to know of the tokenizer",
     "/health": "Whether the process is well",
@@ -65,7 +69,15 @@ _ANTHROPIC = {
         "error": {"type": "object", "required": list(_STRINGS), "properties": _STRINGS},
     },
 }
-_ERRORS = {"/v1/messages": "AnthropicError"}  # of other dialects, by how their paths begin
+_GENERATE = {
+    "type": "object",
+    "required": ["error", "error_type"],
+    "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}},
+}
+_ERRORS = {
+    "/v1/messages": "AnthropicError",
+    "/generate": "GenerateError",
+}  # of other dialects, by how their paths begin
 
 
 @functools.cache
@@ -115,6 +127,7 @@ def _document() -> dict[str, Any]:
                 **definitions.get("$defs", {}),
                 "Error": _ERROR,
                 "AnthropicError": _ANTHROPIC,
+                "GenerateError": _GENERATE,
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },

@@ -52,6 +52,9 @@ async def metrics(request: Request) -> Response:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")  # where a request says nothing
+
+
 async def version(request: Request) -> Response:
     return JSONResponse({"version": _VERSION})
 
@@ -77,6 +80,7 @@ def _described(service: Service, found: Model) -> dict[str, object]:
         "owned_by": "qwen_jax",
         "max_model_len": found.length,
         "max_model_len_reason": cache_length.reason(service.settings, found.config, found.length),
+        "sampling": {name: getattr(found.defaults.sampling, name) for name in _SAMPLING},
         "parent": endpoint.model(service, None).name if found.adapter else None,
     }
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from qwen_jax.settings import SAMPLING, Number, SamplingOptions
+from qwen_jax.command.settings import SAMPLING, Number, SamplingOptions
 
 GROUPS = {"answer": f"system seed {SAMPLING} stop max_new_tokens"}  # of --help
 

@@ -69,6 +69,9 @@ Block = Annotated[
 ]
 
 
+KnownBlock = Annotated[Block, BeforeValidator(_known_block, json_schema_input_type=Block)]
+
+
 def _blocks(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
@@ -76,7 +79,9 @@ def _blocks(value: Any) -> Any:
 class Turn(Fields):
     role: Literal["user", "assistant", "system"]
     content: Annotated[
-        list[Annotated[Block, BeforeValidator(_known_block)]], FIRST, BeforeValidator(_blocks)
+        list[KnownBlock],
+        FIRST,
+        BeforeValidator(_blocks, json_schema_input_type=str | list[KnownBlock]),
     ]
 
 

@@ -118,7 +118,8 @@ Item = Annotated[
     | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(_kind),
 ]
-ITEM: TypeAdapter[Any] = TypeAdapter(Annotated[Item, BeforeValidator(_known_item)])
+KnownItem = Annotated[Item, BeforeValidator(_known_item, json_schema_input_type=Item)]
+ITEM: TypeAdapter[Any] = TypeAdapter(KnownItem)
 
 
 def _items(value: Any) -> Any:
@@ -238,7 +239,9 @@ class ResponsesRequest(SamplingFields):
     stream_options: PaddingOptions | None = None
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1, alias="max_output_tokens")
     input: Annotated[
-        list[Annotated[Item, BeforeValidator(_known_item)]], FIRST, BeforeValidator(_items)
+        list[KnownItem],
+        FIRST,
+        BeforeValidator(_items, json_schema_input_type=str | list[KnownItem]),
     ] = Field([], max_length=MAX_MESSAGES)
     instructions: str | None = None
     previous_response_id: Id | None = None

@@ -31,7 +31,7 @@ assert gather(b"" if rank else "é".encode()) == ["é".encode(), b""]
 tokenizer, reads = Tokenizer.load(folder + "/small"), []
 read = Records.__getitem__
 Records.__getitem__ = lambda records, number: reads.append(number) or read(records, number)
-Samples(folder + "/good.jsonl", tokenizer, length=30)
+Samples(folder + "/good.jsonl", tokenizer, length=60)
 Records.__getitem__ = read
 print(json.dumps({"known": known(folder + "/good.jsonl", tokenizer), "reads": sorted(reads),
     "few": known(folder + "/few.jsonl", tokenizer)[1],
@@ -42,7 +42,7 @@ print(json.dumps({"known": known(folder + "/good.jsonl", tokenizer), "reads": so
 
 
 def known(data: Any, tokenizer: Tokenizer) -> Any:
-    samples = Samples(data, tokenizer, length=30)
+    samples = Samples(data, tokenizer, length=60)
     batch = Batches(samples, batch=2, epochs=1)[0]
     return samples.digest, samples.lengths.tolist(), samples.notices, batch.tokens.tolist()
 

@@ -5,17 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-# what each may load beside what those before it may; flax brings optax and rich
+# what each may load beside what those before it may: first the commands before they know what is
+# asked, --help included, then what they call; flax brings optax and rich
 LOADS = {
     "qwen_jax": "",
     "qwen_jax.cli": "",
-    "qwen_jax.__main__": "flax jax jinja2 numpy optax rich tiktoken tyro",
-    "qwen_jax.demo": "",
+    "qwen_jax.__main__": "",
     "convert.__main__": "",
+    "train.__main__": "",
+    "serve.__main__": "",
+    "qwen_jax.command.answering": "flax jax jinja2 numpy optax rich tiktoken tyro",
+    "qwen_jax.demo": "",
+    "convert": "",
     "serve.bench": "httpx",
     "serve.chat": "markdown_it prompt_toolkit",
-    "serve.__main__": "h11 llguidance prometheus_client pydantic starlette uvicorn uvloop",
-    "train.__main__": "grain orbax tensorstore",
+    "serve.server": "h11 llguidance prometheus_client pydantic starlette uvicorn uvloop",
+    "train.run": "grain orbax tensorstore",
 }
 LATE = {"huggingface_hub", "matplotlib", "modelscope", "safetensors", "tensorboardX"}
 CODE = """

@@ -64,7 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             if self._allowed():
-                self._json(200, {"object": "list", "data": [{"id": id} for id in self.stub.models]})
+                about = {"max_model_len": 8192, "sampling": {"temperature": 0.7, "top_k": 20}}
+                models = [{"id": id, **about} for id in self.stub.models]
+                self._json(200, {"object": "list", "data": models})
             return
         file = FILES.get(self.path)
         if file is None:

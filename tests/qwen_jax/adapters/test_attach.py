@@ -15,13 +15,13 @@ from qwen_jax import Sampling
 from qwen_jax.adapters import attach, peft
 from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
-from qwen_jax.answering import answer
+from qwen_jax.command.answering import answer
+from qwen_jax.command.settings import GenerateConfig
 from qwen_jax.decoding import decode
 from qwen_jax.nn.lora import LoraLinear, fuse
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, mesh_of, shardings
 from qwen_jax.nn.tree import named_leaves
-from qwen_jax.settings import GenerateConfig
 from tests.adapters import MODERN, assert_same, merged, random_adapter
 from tests.adapters import V1 as V1_NAMES
 from tests.conftest import Golden

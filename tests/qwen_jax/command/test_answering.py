@@ -17,19 +17,20 @@ from typing import Any
 import pytest
 
 import convert
-from qwen_jax import Sampling, answering
+from qwen_jax import Sampling
 from qwen_jax.bundled import native_folder
 from qwen_jax.cli import run
+from qwen_jax.command import answering
+from qwen_jax.command.settings import GenerateConfig
 from qwen_jax.decoding.completion import Completion
 from qwen_jax.nn.model import Qwen
-from qwen_jax.settings import GenerateConfig
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.conftest import Golden
 from tests.processes import said
 from tests.qwen_jax.memorised_model import memorised_model
 from tests.qwen_jax.test_cli import here
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUERY = "What can I do with qwen_jax?"  # the demo's second, with seed 1
 
 

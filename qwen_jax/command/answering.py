@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-from qwen_jax import _BEGAN, distributed, memory
+from qwen_jax import distributed, memory
 from qwen_jax.checkpoint import examine, load, outline
+from qwen_jax.command.settings import SAMPLING, GenerateConfig
 from qwen_jax.conversation import chat_prompt, stream_chat
 from qwen_jax.decoding import executables, window
 from qwen_jax.decoding.ahead import prepare
@@ -22,15 +23,14 @@ from qwen_jax.decoding.completion import (
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
-from qwen_jax.program import progress
+from qwen_jax.program import BEGAN, progress
 from qwen_jax.program.timings import Timings
-from qwen_jax.settings import SAMPLING, GenerateConfig
 from qwen_jax.storage import native
 
 
 def answer(settings: GenerateConfig) -> None:
     """Stream the answer to stdout; what is wrong is said before an array is read."""
-    laps = Timings(_BEGAN)
+    laps = Timings(BEGAN)
     laps.lap("imports")
     distributed.join(settings.coordinator, settings.processes, settings.process)
     prompt = _prompt(settings)
