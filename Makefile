@@ -1,7 +1,10 @@
-.PHONY: test lint types demo bench aot plans clients attack replicas manifests docs report
+.PHONY: test mutations lint types demo bench aot plans clients templates attack replicas manifests docs report
 
 test: ## every test
 	pytest
+
+mutations: ## thousands of damaged files for every reader; the suite tries some of them
+	QWEN_JAX_MUTATIONS=400 pytest -n 0 tests/qwen_jax/files/test_mutations.py
 
 lint: ## style and format
 	ruff check .
@@ -31,6 +34,9 @@ plans: .venv-aot ## compile training steps for the same
 
 clients: .venv-clients ## openai, LangChain and lm-eval against a server of the bundled model
 	.venv-clients/bin/pytest -n 0 -v -W default --timeout 900 benchmarks/clients
+
+templates: .venv-clients ## prompts with tools against transformers', for FOLDERS="…" of tokenizers
+	.venv-clients/bin/python -m benchmarks.clients.templates $(FOLDERS)
 
 attack: ## a server under attack, and what ordinary clients notice
 	python -m benchmarks.attack

@@ -1,14 +1,17 @@
 """The command line: --hf MODEL --out FOLDER, and back: --to-hf FOLDER --out BACK."""
 
-import logging
+import shlex
 from collections.abc import Sequence
 from typing import Literal
 
-import jax
-import tyro
-
-import convert
 from qwen_jax.cli import run
+from qwen_jax.program import interruption, progress
+
+GROUPS = {  # of --help
+    "Hugging Face to native": "hf source dtype verify",
+    "quantising": "quantize group_size asymmetric quantize_head calibration",
+    "native to Hugging Face": "to_hf adapter packing",
+}
 
 
 def main(
@@ -25,12 +28,15 @@ def main(
     asymmetric: bool = False,
     quantize_head: bool = False,
     calibration: str | None = None,
+    revision: str | None = None,
+    extra_vocab_file: str | None = None,
+    shard_size: str | None = None,
 ) -> None:
     """Convert a Qwen checkpoint from Hugging Face's format to qwen_jax's, or back.
 
     Args:
         hf: Model to convert: a hub id such as Qwen/Qwen-14B-Chat, a folder, or "demo".
-        to_hf: Native folder to write back as a Hugging Face checkpoint.
+        to_hf: Native folder, or "demo", to write back as a Hugging Face checkpoint.
         out: Folder to write; with --hf, by default the model's name in lower case.
         source: Hub that --hf names a model of.
         dtype: Type of the parameters written by --hf; by default, as they are stored.
@@ -44,17 +50,27 @@ def main(
         quantize_head: Quantisation of the output head too, to int8.
         calibration: File of conversations or plain text, as for training: the texts for gptq and
             for the report.
+        revision: Branch, tag or commit of the model on the hub.
+        extra_vocab_file: File of more tokens for an original Qwen, lines of base64 and id.
+        shard_size: Most bytes of a file that --to-hf writes, as 5GB; by default, the original's
+            files.
     """
     if (hf is None) == (to_hf is None):
         raise ValueError("give either --hf MODEL or --to-hf FOLDER")
     if to_hf is None and adapter is not None:
         raise ValueError("--adapter belongs to --to-hf; qwen_jax.load reads adapters as they are")
-    if to_hf is None and packing is not None:
-        raise ValueError("--packing belongs to --to-hf")
+    if to_hf is None and (packing is not None or shard_size is not None):
+        raise ValueError("--packing and --shard-size belong to --to-hf")
     if quantize is None and (group_size or asymmetric or quantize_head or calibration):
         raise ValueError(
             "--group-size, --asymmetric, --quantize-head and --calibration belong to --quantize"
         )
+    interruption.advice = "the same command goes on from here" if to_hf is None else ""
+    with progress.working("starting JAX"):
+        import convert.export
+        import convert.native
+        import convert.quantize
+
     if to_hf is None:
         group = group_size or (-1 if quantize == "int8" else 128)
         settings = None
@@ -62,26 +78,40 @@ def main(
             settings = convert.QuantizeOptions(
                 quantize, None if group == -1 else group, not asymmetric, quantize_head
             )
-        convert.to_native(str(hf), out, source, dtype, verify, settings, calibration)
+        made = convert.to_native(
+            str(hf),
+            out,
+            source,
+            dtype,
+            verify,
+            settings,
+            calibration,
+            revision=revision,
+            extra_vocab_file=extra_vocab_file,
+        )
+        model = f"./{made}" if str(made) == "demo" else str(made)  # demo alone is the bundled one
+        print(f"next: qwen-jax generate {shlex.quote(model)} 'Hello'")
     elif out is None:
         raise ValueError("--to-hf needs --out, the folder to write")
-    elif dtype or verify or quantize or source != "huggingface":
+    elif dtype or verify or quantize or source != "huggingface" or revision or extra_vocab_file:
         raise ValueError(
-            "--dtype, --verify, --quantize and --source belong to --hf, not to --to-hf"
+            "--dtype, --verify, --quantize, --source, --revision and --extra-vocab-file belong to "
+            "--hf, not to --to-hf"
         )
     else:
-        convert.to_hf(to_hf, out, adapter, packing)
+        made = convert.to_hf(to_hf, out, adapter, packing, shard_size)
+        print(f"next: transformers.AutoModelForCausalLM.from_pretrained({str(made)!r})")
 
 
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m convert") -> None:
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # nothing here needs an accelerator, or should hold one
+    import logging
+    import os
+
+    from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing here needs an accelerator, or should hold one
     logging.disable()  # orbax logs the tracebacks of what it raises
-    try:
-        tyro.cli(main, prog=prog, args=arguments)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
+    reading.read(main, prog, arguments, GROUPS)
 
 
 if __name__ == "__main__":

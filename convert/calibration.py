@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen_jax.data.examples import IGNORED, encode
-from qwen_jax.data.formats import Conversation, Record
+from qwen_jax.data.formats import Document, Record
 from qwen_jax.data.records import Records, refuse
 from qwen_jax.text.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def read_sheets(file: Path, tokenizer: Tokenizer | None) -> tuple[list[Sheet], l
 def _rows(record: Record, tokenizer: Tokenizer, room: int) -> Iterator[Row]:
     """A conversation loses what is too long, a text is cut; of neither more than there is room."""
     ids, labels = encode(record, tokenizer, loss_on="assistant")
-    end = LENGTH if isinstance(record, Conversation) else room
+    end = room if isinstance(record, Document) else LENGTH
     for start in range(0, min(len(ids), end), LENGTH):
         part = slice(start, min(start + LENGTH, end))
         yield ids[part], labels[part] != IGNORED

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +16,18 @@ from convert.modules import INTEGERS, Module, choose_packing, find_packing, to_c
 from convert.packed import Packing
 from convert.progress import Progress
 from convert.source import INDEX, QUANTISED
+from qwen_jax import model_folder
 from qwen_jax.adapters import attach, peft
 from qwen_jax.config import Config
-from qwen_jax.files import atomic, strict_json
+from qwen_jax.files import atomic, sizes, strict_json
 from qwen_jax.files.problems import Problems
+from qwen_jax.files.strict_json import OBJECT, StrictObject
 from qwen_jax.nn.quant import Format, formats_of
 from qwen_jax.storage import native
-from qwen_jax.storage.hf_names import HEAD, TensorView, tensor_views, tied_head
+from qwen_jax.storage.hf_names import HEAD, TensorView, as_stored, tensor_views, tied_head
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.safetensors_file import NAMES, Shard, write, write_header
+from qwen_jax.text import vocabulary_file
 
 LARGEST_SHARD = 5_000_000_000  # bytes, where there is no original to follow
 
@@ -49,16 +53,21 @@ def to_hf(
     out: str | Path,
     adapter: str | Path | None = None,
     packing: str | None = None,
+    shard_size: int | str | None = None,
 ) -> Path:
     """Write a native checkpoint as safetensors with the original's shards and files.
 
     adapter: a folder in PEFT's format to merge into the weights.
     packing: "gptq" or "awq", how to pack quantised layers; default, as they came, or as GPTQ.
+    shard_size: the most bytes of a file, unless one tensor is longer; 5_000_000_000, or "5GB" as in
+        transformers. Default, the original's files.
     out: must not exist; it is written as `<out>.partial` and renamed when it is whole.
     Raises FileNotFoundError or ValueError with everything that is wrong, or OSError.
     """
-    folder, out = Path(native_folder), Path(out)
+    out = Path(out)
+    largest = None if shard_size is None else read_size(shard_size)
     atomic.expect_free(out)
+    folder = model_folder.find(native_folder)
     manifest = Manifest.read(folder)
     config = Config.from_hf(strict_json.read(folder / "config.json"))
     Problems(manifest.problems(folder, config)).stop(f"{folder} cannot be converted")
@@ -76,17 +85,26 @@ def to_hf(
     if chosen != found:  # the shards and the files it came with say otherwise
         manifest = dataclasses.replace(manifest, shards={})
     table = _table(manifest, config, formats, chosen)
+    if largest is not None or not manifest.shards:
+        manifest = dataclasses.replace(manifest, shards=_plan(table, largest or LARGEST_SHARD))
+        stale = {INDEX}  # it is written anew, if there is more than one file
+    else:
+        stale = set()
     need = native.on_disk(native.size(manifest.leaves))
     atomic.check_room(out, need)
-    with atomic.new_folder(out, need) as partial:
-        for name in manifest.files:
-            if name not in QUANTISED or chosen == found:
+    title, pieces = f"writing {out}", len(native.by_piece(manifest.leaves))
+    with (
+        atomic.new_folder(out, need) as partial,
+        Progress(title, native.size(manifest.leaves), pieces) as progress,
+    ):
+        for name in manifest.files.keys() - {vocabulary_file.NAME}:
+            if name not in stale and (name not in QUANTISED or chosen == found):
                 shutil.copyfile(folder / name, partial / name)
         if chosen != found:
             text = json.dumps(to_config(raw, chosen, formats), indent=2, ensure_ascii=False)
             (partial / "config.json").write_text(text + "\n", "utf-8")
-            (partial / INDEX).unlink(missing_ok=True)
-        _write_tensors(folder, manifest, table, change, partial)
+        _write_tensors(folder, manifest, table, change, partial, progress)
+        progress.finish(written=sizes.on_disk(partial))
     return out
 
 
@@ -94,8 +112,8 @@ def _table(
     manifest: Manifest, config: Config, formats: dict[str, Format], packing: Packing | None
 ) -> Table:
     """Every tensor; checked against the original files, if any."""
-    table = {view.tensor: view for view in tensor_views(config, manifest.model_type)}
     stored = {name for shard in manifest.shards.values() for name in shard["tensors"]}
+    table = as_stored(tensor_views(config, manifest.model_type), stored)
     if HEAD in stored and config.tied:
         table[HEAD] = tied_head(table)
     modules, tensors = [], {}
@@ -116,15 +134,24 @@ def _table(
     return Table(table, modules, tensors)
 
 
-def _plan(table: Table) -> dict[str, dict[str, Any]]:
-    """Shards for a checkpoint that never had any, filled in the order of the network."""
+def read_size(size: int | str) -> int:
+    """Bytes: a number of them, or a text such as "5GB", "500MB" or "2GiB". Raises ValueError."""
+    words = re.fullmatch(r"\s*(\d{1,15})\s*(?:([KMGT])(i?)B?|B)?\s*", str(size), re.IGNORECASE)
+    if isinstance(size, bool) or words is None or int(words[1]) == 0:
+        raise ValueError(f"shard_size is {size!r}, expected bytes, or a size like 5GB or 500MB")
+    power = 0 if words[2] is None else "KMGT".index(words[2].upper()) + 1
+    return int(words[1]) * (1024 if words[3] else 1000) ** power
+
+
+def _plan(table: Table, largest: int) -> dict[str, dict[str, Any]]:
+    """Shards of at most so many bytes, filled in the order of the network."""
     groups: list[dict[str, str]] = [{}]
-    room = LARGEST_SHARD
+    room = largest
     for name, (dtype, shape) in table.tensors.items():
         size = math.prod(shape) * dtype.itemsize
         if groups[-1] and size > room:
             groups.append({})
-            room = LARGEST_SHARD
+            room = largest
         groups[-1][name] = NAMES[dtype]
         room -= size
     count = len(groups)
@@ -136,21 +163,24 @@ def _plan(table: Table) -> dict[str, dict[str, Any]]:
 
 
 def _write_tensors(
-    folder: Path, manifest: Manifest, table: Table, change: Change, partial: Path
+    folder: Path,
+    manifest: Manifest,
+    table: Table,
+    change: Change,
+    partial: Path,
+    progress: Progress,
 ) -> None:
     """Every piece is read once and its tensors go to their places in all the files."""
-    shards = manifest.shards or _plan(table)
     files: dict[str, Shard] = {}  # by tensor
-    for name, shard in shards.items():
+    for name, shard in manifest.shards.items():
         tensors = {tensor: table.tensors[tensor] for tensor in shard["tensors"]}
         files |= dict.fromkeys(tensors, write_header(partial / name, tensors, shard["metadata"]))
     _write_index(manifest, files, partial)
     pieces = native.by_piece(manifest.leaves)
-    progress = Progress(f"writing {partial.with_suffix('')}", len(pieces))
     for piece, leaves in pieces.items():
-        _write_piece(native.read_piece(folder, piece, leaves), table, change, files)
+        read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
+        _write_piece(read, table, change, files)
         progress.advance(native.size(leaves))
-    progress.finish()
 
 
 def _write_piece(
@@ -170,16 +200,18 @@ def _write_piece(
 
 
 def _write_index(manifest: Manifest, files: dict[str, Shard], partial: Path) -> None:
-    """The original index stands where it still tells the truth: the dtypes are as they were."""
+    """Where there are several files; the original's stands where it still tells the truth."""
     stored = dict(item for shard in manifest.shards.values() for item in shard["tensors"].items())
     made = {tensor: NAMES[shard.tensors[tensor].dtype] for tensor, shard in files.items()}
-    several = len({shard.path for shard in files.values()}) > 1
-    if stored == made or not (several or INDEX in manifest.files):
+    copied, several = (partial / INDEX).is_file(), len({s.path for s in files.values()}) > 1
+    if (copied and stored == made) or not (copied or several):
         return
-    original = strict_json.read(partial / INDEX) if INDEX in manifest.files else {}
+    original = StrictObject.of(partial / INDEX)
+    metadata = original.take(OBJECT, "metadata", default={})
+    original.stop()
     sizes = (shard.tensors[t].stop - shard.tensors[t].start for t, shard in files.items())
     content = {
-        "metadata": {**original.get("metadata", {}), "total_size": sum(sizes)},
+        "metadata": {**metadata, "total_size": sum(sizes)},
         "weight_map": {tensor: files[tensor].path.name for tensor in sorted(files)},
     }
     (partial / INDEX).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

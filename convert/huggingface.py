@@ -13,15 +13,25 @@ from convert.modules import INTEGERS, Module, find_formats, find_modules, find_p
 from convert.packed import Packing
 from convert.source import INDEX
 from qwen_jax.checkpoint import read_defaults, vocabulary_problems
-from qwen_jax.config import Config
+from qwen_jax.config import Config, notices
 from qwen_jax.files import strict_json
 from qwen_jax.files.problems import Problems
-from qwen_jax.nn.quant import Format, abstract_leaves
+from qwen_jax.files.strict_json import Kind, StrictObject, tabled
+from qwen_jax.nn.quant import FIELDS, Format, abstract_leaves
 from qwen_jax.nn.tree import FLOATS
-from qwen_jax.storage.hf_names import HEAD, TensorView, is_harmless, tensor_views, tied_head
+from qwen_jax.storage.hf_names import (
+    HEAD,
+    TensorView,
+    as_stored,
+    is_harmless,
+    tensor_views,
+    tied_head,
+)
 from qwen_jax.storage.native import MANIFEST, mismatches
 from qwen_jax.storage.safetensors_file import Shard, Tensor, read_shard
+from qwen_jax.text import vocabulary
 from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,9 @@ class Checkpoint:
     """A sound checkpoint.
 
     shards: by file name. packing: of its quantised layers, None if it has none. formats: of ours.
-    leaves: which parts make up each of ours.
+    leaves: which parts make up each of ours. extra: the file of its vocabulary that lies elsewhere.
+    notices: what its files ask for and is read otherwise. vocabulary: of its tokenizer, None
+    without one.
     """
 
     folder: Path
@@ -39,6 +51,9 @@ class Checkpoint:
     packing: Packing | None
     formats: dict[str, Format] = field(default_factory=dict)
     leaves: dict[str, list[TensorView]] = field(default_factory=dict)
+    extra: Path | None = None
+    notices: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -94,8 +109,11 @@ def is_same(leaf: np.ndarray, tensor: np.ndarray) -> bool:
     return True
 
 
-def read(folder: Path) -> Checkpoint:
-    """Check everything but the numbers. Raises ValueError with all problems."""
+def read(folder: Path, mixed: bool = False, extra: Path | None = None) -> Checkpoint:
+    """Check everything but the numbers. Raises ValueError with all problems.
+
+    mixed: parts of one of our arrays may differ in dtype. extra: an extra vocabulary for v1.
+    """
     problems = Problems()
     if (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} is a native checkpoint already; qwen_jax.load reads it")
@@ -112,9 +130,12 @@ def read(folder: Path) -> Checkpoint:
     if config is None or problems:  # without these there is nothing to compare with
         problems.stop(f"{folder} cannot be converted")
     assert config is not None
-    made = _match(Checkpoint(folder, raw["model_type"], config, shards, packing), problems)
+    found = Checkpoint(folder, raw["model_type"], config, shards, packing, extra=extra)
+    made = _match(dataclasses.replace(found, notices=tuple(notices(raw))), problems, mixed)
     with problems.catch():
-        problems.add(*vocabulary_problems(Tokenizer.load(folder), config))
+        words = vocabulary.read(folder, extra)
+        problems.add(*vocabulary_problems(Tokenizer(words) if words else None, config))
+        made = dataclasses.replace(made, vocabulary=words)
     with problems.catch():
         read_defaults(folder)
     problems.stop(f"{folder} cannot be converted")
@@ -153,13 +174,19 @@ def _read_shards(folder: Path, problems: Problems) -> dict[str, Shard]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """tensor -> file name: a plain one, since an index must not reach outside its folder."""
-    table = strict_json.read(path).get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise ValueError(f"{path.name} has no weight_map")
-    for name in table.values():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
-            raise ValueError(f"{path.name} names the file {name!r}, expected NAME.safetensors")
+    index = StrictObject(path.name, strict_json.read(path))
+    table = index.take(tabled(_FILE), "weight_map")
+    if not table and not index.problems:
+        index.wrong("weight_map", table, "a file for every tensor")
+    index.stop()
     return table
+
+
+_FILE = Kind(
+    "the name of a file, NAME.safetensors",
+    lambda name: isinstance(name, str) and bool(re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)),
+    "",
+)
 
 
 def _why_no_weights(folder: Path) -> str:
@@ -181,11 +208,11 @@ def _untied(checkpoint: Checkpoint, embed: list[TensorView]) -> list[str]:
     return [] if same else [f"config.json ties {HEAD} to the embedding, but the two differ"]
 
 
-def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
+def _match(checkpoint: Checkpoint, problems: Problems, mixed: bool) -> Checkpoint:
     """Hold the tensors against the network: names, shapes, dtypes. Adds formats and leaves."""
     tensors = checkpoint.tensors
     shapes = {n: t.shape for n, t in tensors.items() if not is_harmless(n)}
-    wanted = {part.tensor: part for part in tensor_views(checkpoint.config, checkpoint.model_type)}
+    wanted = as_stored(tensor_views(checkpoint.config, checkpoint.model_type), tensors)
     if checkpoint.config.tied and HEAD in tensors:
         wanted[HEAD] = tied_head(wanted)
     modules: list[Module] = []
@@ -217,8 +244,12 @@ def _match(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
     for part in plain + packed:
         leaves[part.leaf].append(part)
     for name, group in leaves.items():
-        if len({made.stored(part.tensor).dtype for part in group}) > 1:
-            problems.add(f"{', '.join(p.tensor for p in group)} differ in dtype: one {name}")
+        is_cast = mixed and name.rpartition(".")[2] not in FIELDS
+        if not is_cast and len({made.stored(part.tensor).dtype for part in group}) > 1:
+            problems.add(
+                f"{', '.join(p.tensor for p in group)} differ in dtype, and are one {name} here; "
+                "give --dtype"
+            )
     made = dataclasses.replace(made, leaves=leaves)
     if not problems:
         problems.add(*_untied(made, leaves["embed"]))

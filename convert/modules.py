@@ -12,6 +12,7 @@ from convert.source import QUANTISED
 from qwen_jax.config import Config
 from qwen_jax.files import strict_json
 from qwen_jax.files.problems import Problems
+from qwen_jax.files.strict_json import is_off
 from qwen_jax.nn.quant import FIELDS, Format, abstract_leaves
 from qwen_jax.storage.hf_names import TensorView
 
@@ -106,8 +107,8 @@ def find_formats(
 def find_packing(folder: Path, config: Mapping[str, Any]) -> Packing | None:
     """What the files of a checkpoint say of its packing; None: it is not packed."""
     found = []
-    if content := config.get("quantization_config"):
-        found.append(read_packing("quantization_config", content, None))
+    if not is_off(content := config.get("quantization_config")) and content != {}:
+        found.append(read_packing("quantization_config in config.json", content, None))
     for file, method in QUANTISED.items():
         if (folder / file).is_file():
             found.append(read_packing(file, strict_json.read(folder / file), method))

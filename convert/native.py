@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -12,16 +13,22 @@ from convert import huggingface
 from convert.huggingface import Checkpoint, is_same
 from convert.progress import Progress
 from convert.quantize import QuantizeOptions, Quantizer
-from convert.source import INDEX, QUANTISED, SIDE_FILES, default_out, locate
+from convert.source import INDEX, QUANTISED, SIDE_FILES, locate
 from qwen_jax import memory
-from qwen_jax.files import atomic
+from qwen_jax.files import atomic, sizes
+from qwen_jax.files.lock import only_writer
 from qwen_jax.files.problems import Problems
+from qwen_jax.model_folder import default_out
 from qwen_jax.nn.quant import FIELDS, abstract_leaves
 from qwen_jax.nn.tree import FLOATS, INTEGERS
 from qwen_jax.storage import native
+from qwen_jax.storage.hashed_arrays import digest, digest_file
 from qwen_jax.storage.hf_names import is_harmless
 from qwen_jax.storage.native import Manifest
+from qwen_jax.storage.origin import Origin
 from qwen_jax.storage.safetensors_file import NAMES
+from qwen_jax.text import vocabulary_file
+from qwen_jax.text.vocabulary import EXTRA
 
 STATE = "conversion.json"  # in an unfinished folder: what it is made from
 WORK = "quantising"  # in an unfinished folder: what the next block needs
@@ -35,6 +42,8 @@ def to_native(
     verify: bool = False,
     quantize: QuantizeOptions | None = None,
     calibration: str | Path | None = None,
+    revision: str | None = None,
+    extra_vocab_file: str | Path | None = None,
 ) -> Path:
     """Convert a checkpoint and return its native folder, ready for `qwen_jax.load`.
 
@@ -46,10 +55,13 @@ def to_native(
         as stored.
     verify: read the result back and compare every bit with the source.
     quantize: how to quantise the linear layers; calibration: texts for it, which also judge it.
+    revision: a branch, tag or commit of the hub, where GPTQ's variants are branches of one id.
+    extra_vocab_file: more tokens for v1, as for the original's tokenizer; a copy is kept.
     Raises ValueError with everything that is wrong with the checkpoint, or OSError.
     """
     out = default_out(hf) if out is None else Path(out)
-    if out.exists() and not (verify and (out / native.MANIFEST).is_file()):
+    is_there = out.exists()
+    if is_there and not (verify and (out / native.MANIFEST).is_file()):
         raise FileExistsError(
             f"{out} exists; choose another folder with --out or delete it "
             "(--verify compares a native folder with its source)"
@@ -62,18 +74,24 @@ def to_native(
         raise ValueError("calibration texts are for quantising; say how")
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}")
-    checkpoint = huggingface.read(locate(hf, source))
-    manifest = _manifest(checkpoint, dtype)
-    if out.exists():
-        _verify(checkpoint, manifest, out, f"verifying {out}")
-    elif quantize is None:
-        _write(checkpoint, manifest, out, verify)
-    else:
-        if checkpoint.formats:
-            raise ValueError(f"{checkpoint.folder} is quantised already")
-        texts = None if calibration is None else Path(calibration)
-        quantizer = Quantizer(checkpoint, quantize, texts, atomic.aside(out) / WORK)
-        _write(checkpoint, manifest, out, False, quantizer)
+    extra = None if extra_vocab_file is None else Path(extra_vocab_file)
+    with nullcontext() if is_there else only_writer(out):
+        folder = locate(hf, source, revision)
+        checkpoint = huggingface.read(folder, dtype is not None, extra)
+        for notice in checkpoint.notices:
+            print(notice)
+        manifest = _manifest(checkpoint, dtype)
+        if is_there:
+            _verify(checkpoint, manifest, out, f"verifying {out}")
+            return out
+        quantizer = None
+        if quantize is not None:
+            if checkpoint.formats:
+                raise ValueError(f"{folder} is quantised already")
+            texts = None if calibration is None else Path(calibration)
+            quantizer = Quantizer(checkpoint, quantize, texts, atomic.aside(out) / WORK)
+        origin = Origin.of(str(hf), folder, source, revision)
+        _write(checkpoint, manifest, out, verify, quantizer, origin)
     return out
 
 
@@ -85,8 +103,6 @@ def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
         made = np.dtype(dtype) if dtype and kind not in FIELDS else stored
         made = leaf.dtype if leaf.dtype.name in INTEGERS else made
         leaves[name] = jax.ShapeDtypeStruct(leaf.shape, made)
-    folder = checkpoint.folder
-    files = [name for name in (*SIDE_FILES, INDEX, *QUANTISED) if (folder / name).is_file()]
     shards = {
         file: {
             "metadata": shard.metadata,
@@ -98,8 +114,17 @@ def _manifest(checkpoint: Checkpoint, dtype: str | None) -> Manifest:
         }
         for file, shard in checkpoint.shards.items()
     }
-    hashes = {name: native.sha256(folder / name) for name in files}
+    hashes = {name: digest_file(file) for name, file in _side_files(checkpoint).items()}
+    if checkpoint.vocabulary is not None:
+        hashes[vocabulary_file.NAME] = digest(vocabulary_file.pack(checkpoint.vocabulary))
     return Manifest(checkpoint.model_type, leaves, hashes, shards)
+
+
+def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """What lies beside the weights, by its name in the native folder."""
+    found = {name: checkpoint.folder / name for name in (*SIDE_FILES, INDEX, *QUANTISED)}
+    found |= {} if checkpoint.extra is None else {EXTRA: checkpoint.extra}
+    return {name: file for name, file in found.items() if file.is_file()}
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -108,7 +133,8 @@ def _write(
     source: Manifest,
     out: Path,
     verify: bool,
-    quantizer: Quantizer | None = None,
+    quantizer: Quantizer | None,
+    origin: Origin,
 ) -> None:
     """Everything goes to `<out>.partial`, which is renamed when it is whole."""
     manifest = source
@@ -117,15 +143,22 @@ def _write(
     state = _state(checkpoint, manifest, quantizer)
     need = native.on_disk(native.size(manifest.leaves))
     atomic.check_room(out, need - _keep(atomic.aside(out), state))
-    with atomic.new_folder(out, need, resume=True) as partial:
+    pieces, total = native.by_piece(source.leaves), native.size(manifest.leaves)
+    with (
+        atomic.new_folder(out, need, resume=True, locked=True) as partial,
+        Progress(f"writing {out}", total, len(pieces)) as progress,
+    ):
         (partial / STATE).write_text(state, "utf-8")
-        for name in manifest.files:
-            shutil.copyfile(checkpoint.folder / name, partial / name)
-        pieces = native.by_piece(source.leaves)
-        progress = Progress(f"writing {out}", len(pieces))
+        before = sizes.on_disk(partial)
+        origin.write(partial)
+        for name, file in _side_files(checkpoint).items():
+            shutil.copyfile(file, partial / name)
+        if checkpoint.vocabulary is not None:
+            packed = vocabulary_file.pack(checkpoint.vocabulary)
+            (partial / vocabulary_file.NAME).write_bytes(packed)
         for piece, leaves in pieces.items():
-            if (partial / native.WEIGHTS / piece).exists():
-                progress.skip()
+            if (there := native.piece_file(partial, piece)).exists():
+                progress.skip(there.stat().st_size)
                 continue
             arrays = {
                 name: checkpoint.leaf(name, leaf.shape, leaf.dtype) for name, leaf in leaves.items()
@@ -135,14 +168,14 @@ def _write(
             native.write_piece(partial, piece, arrays)
             if quantizer is not None:
                 quantizer.done(piece)
-            progress.advance(native.size(leaves))
+            progress.advance(sizes.on_disk(partial / native.WEIGHTS / piece))
         if quantizer is not None:
             quantizer.finish(partial)
         manifest.seal(partial)
-        progress.finish()
+        progress.finish(written=sizes.on_disk(partial) - before)
         held = memory.by_dtype(manifest.leaves.values())
-        token = memory.cache(checkpoint.config, manifest.leaves["embed"].dtype)
-        print(memory.summary(held, token))
+        stored = manifest.leaves["embed"].dtype.name  # a CPU caches in float32
+        print(memory.summary(held, memory.caches(checkpoint.config, stored, "float32")))
         if verify:
             _verify(checkpoint, manifest, partial, f"verifying {out}")
         (partial / STATE).unlink()
@@ -159,8 +192,8 @@ def _state(checkpoint: Checkpoint, manifest: Manifest, quantizer: Quantizer | No
 def _keep(partial: Path, state: str) -> int:
     """Leave only the whole pieces of a conversion in this state; their bytes."""
     if (partial / STATE).is_file() and (partial / STATE).read_text("utf-8") == state:
-        for rest in (partial / native.WEIGHTS).glob("*orbax-checkpoint-tmp*"):
-            shutil.rmtree(rest)
+        for rest in (partial / native.WEIGHTS).glob("*.partial"):
+            rest.unlink()
     elif partial.exists():
         shutil.rmtree(partial)
     return sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
@@ -174,16 +207,18 @@ def _verify(checkpoint: Checkpoint, expected: Manifest, folder: Path, title: str
     if manifest.files != expected.files:
         problems.add("config, generation or tokenizer files differ")
     pieces = native.by_piece(manifest.leaves) if not problems else {}
-    progress = Progress(title, len(pieces))
-    for piece, leaves in pieces.items():
-        problems.add(*_differences(native.read_piece(folder, piece, leaves), checkpoint))
-        progress.advance(native.size(leaves))
-    problems.stop(f"{folder} is not {checkpoint.folder}")
-    dtypes = {leaf.dtype.name for leaf in manifest.leaves.values()}
-    same = "identical to the source, bit for bit"
-    if manifest.leaves != expected.leaves:
-        same = f"the source rounded to {', '.join(sorted(dtypes))}, bit for bit"
-    progress.finish(f": {len(manifest.leaves)} arrays, {same}")
+    with Progress(title, native.size(manifest.leaves), len(pieces)) as progress:
+        for piece, leaves in pieces.items():
+            read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
+            problems.add(*_differences(read, checkpoint))
+            del read  # before the next one
+            progress.advance(native.size(leaves))
+        problems.stop(f"{folder} is not {checkpoint.folder}")
+        dtypes = {leaf.dtype.name for leaf in manifest.leaves.values()}
+        same = "identical to the source, bit for bit"
+        if manifest.leaves != expected.leaves:
+            same = f"the source rounded to {', '.join(sorted(dtypes))}, bit for bit"
+        progress.finish(f": {len(manifest.leaves)} arrays, {same}")
 
 
 def _differences(leaves: dict[str, np.ndarray], checkpoint: Checkpoint) -> list[str]:

@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from qwen_jax.files.strict_json import StrictObject
+from qwen_jax.files.strict_json import (
+    ANYTHING,
+    OBJECT,
+    SIZE,
+    TEXT,
+    Kind,
+    StrictObject,
+    choice,
+    shown,
+    tabled,
+)
 
 Read = Callable[[str], np.ndarray]
 _AWQ_LANES = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of each four bits of a word
@@ -24,7 +34,24 @@ _HARMLESS = frozenset(
     "block_name_to_quantize module_name_preceding_first_block modules_in_block_to_quantize "
     "cache_block_outputs model_seqlen max_input_length use_cuda_fp16 use_exllama disable_exllama "
     "exllama_config backend lm_head modules_to_not_convert do_fuse fuse_max_seq_len "
-    "modules_to_fuse act_group_aware".split()
+    "modules_to_fuse act_group_aware pack_impl offload_to_disk offload_to_disk_path device "
+    # AutoRound's
+    "autoround_version iters lr minmax_lr nsamples seqlen amp provider low_gpu_mem_usage "
+    "scale_dtype enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input "
+    "gradient_accumulate_steps not_use_best_mse quant_lm_head to_quant_block_names train_bs "
+    "act_data_type act_group_size act_sym act_dynamic super_bits super_group_size".split()
+)
+# AutoRound's packings and what they amount to: a method, and whether zeros are stored less one
+_AUTO_ROUND = {
+    "auto_round": ("gptq", "gptq_v2"),
+    "auto_round:gptqmodel": ("gptq", "gptq_v2"),
+    "auto_round:auto_gptq": ("gptq", "gptq"),
+    "auto_round:auto_awq": ("awq", "awq"),
+}
+_GPTQ = choice("gptq", "gptq_v2")
+_AWQ = Kind("gemm", lambda value: isinstance(value, str) and value.lower() == "gemm", "gemm")
+_GROUP = Kind(
+    "a whole number above 0, or -1", lambda n: SIZE.holds(n) or (type(n) is int and n == -1), 1
 )
 
 
@@ -140,33 +167,48 @@ class Packing:
         return made.view(np.int32)
 
 
-def read_packing(file: str, content: Mapping[str, Any], method: str | None) -> Packing:
+def read_packing(file: str, content: Any, method: str | None) -> Packing:
     """quantization_config, or AutoGPTQ's and AutoAWQ's own file. Raises ValueError."""
     reader = StrictObject(file, content)
-    method = reader.take("quant_method", default=method)
+    method = reader.take(ANYTHING, "quant_method", default=method)
+    version = None
+    if method == "auto-round":
+        version = reader.take(TEXT, "packing_format", default="auto_round")
+        method, version = _AUTO_ROUND.get(version, (method, version))
     if method not in ("gptq", "awq"):
+        reader.stop()
+        got = shown(method) + (f" in the packing_format {version!r}" if version else "")
         raise ValueError(
-            f"{file} has quant_method {method!r}; 'gptq' and 'awq' can be read: take one of those, "
+            f"{file} has quant_method {got}; 'gptq' and 'awq' can be read: take one of those, "
             "or the model that is not quantised"
         )
-    bits = reader.size("bits", "w_bit")
+    bits = reader.take(SIZE, "bits", "w_bit")
     allowed = (4, 8) if method == "gptq" else (4,)
     if bits not in allowed:
-        reader.problems.append(f"bits is {bits}; {method} weights of {allowed} bits can be read")
-    size = reader.take("group_size", "q_group_size")
-    if size is None or (size != -1 and (type(size) is not int or size < 1)):
-        reader.problems.append(f"group_size is {size!r}, expected a number above 0, or -1")
-    version = reader.take("checkpoint_format", default="gptq") if method == "gptq" else "awq"
+        reader.wrong("bits", bits, f"{' or '.join(map(str, allowed))} for {method} weights")
+        bits = allowed[0]
+    size = reader.take(_GROUP, "group_size", "q_group_size")
     if method == "gptq":
-        if version not in ("gptq", "gptq_v2"):
-            reader.problems.append(
-                f"checkpoint_format is {version!r}; 'gptq' and 'gptq_v2' can be read"
-            )
+        given = reader.take(_GPTQ, "checkpoint_format", "format", default="gptq")
+        version = version or given
         reader.require("is_marlin_format", False)
         reader.require("pack_dtype", "int32")
-        reader.require("dynamic", None, {})
+        _expect_unquantised(reader, "dynamic", lambda name, own: name.startswith("-:") or not own)
     else:
-        reader.require("version", "gemm", "GEMM")
+        reader.take(_AWQ, "version", "format", default="gemm")
         reader.require("zero_point", True)
+    _expect_unquantised(reader, "extra_config", lambda _, own: own.get("bits") in (16, 32))
+    reader.require("data_type", "int")
+    reader.require("act_bits", 16, 32)
+    reader.require("packing_format", None)
     reader.finish(_HARMLESS)
     return Packing(method, bits, None if size == -1 else size, version == "gptq")
+
+
+def _expect_unquantised(
+    reader: StrictObject, name: str, is_whole: Callable[[str, dict[str, Any]], bool]
+) -> None:
+    """Of modules with settings of their own, those left as they were: their tensors say so."""
+    for module, own in reader.take(tabled(OBJECT), name, default={}).items():
+        if not is_whole(module, own):
+            reader.wrong(f"{name}[{module}]", own, "the same bits and groups for all layers")

@@ -1,36 +1,41 @@
 """How far a conversion is, and at the end what it did: bytes, seconds, speed."""
 
-import sys
 import time
+from contextlib import ExitStack
 
-from qwen_jax.files.atomic import gigabytes
+from qwen_jax.files.sizes import size
+from qwen_jax.program import progress
 
 
 class Progress:
-    """One line on a terminal's stderr that is overwritten; the summary goes to stdout."""
+    """Shown inside `with`; the summary goes to stdout. total: bytes of all pieces."""
 
-    def __init__(self, title: str, pieces: int):
-        self.title, self.pieces = title, pieces
-        self.done = self.skipped = self.bytes = 0
-        self.start = time.monotonic()
+    def __init__(self, title: str, total: int, pieces: int):
+        self.title, self.total, self.pieces = title, total, pieces
+        self.bytes = self.skipped = 0
+        self.start, self._shown = time.monotonic(), ExitStack()
 
-    def skip(self) -> None:
-        """A piece was there already."""
-        self.done += 1
+    def __enter__(self) -> "Progress":
+        self._task = self._shown.enter_context(progress.working(self.title, self.total, "B"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shown.close()
+
+    def skip(self, count: int) -> None:
+        """A piece of so many bytes was there already."""
         self.skipped += 1
+        self._task.skip(count)
 
-    def advance(self, size: int) -> None:
-        self.done += 1
-        self.bytes += size
-        if sys.stderr.isatty():
-            bar = ("#" * (20 * self.done // self.pieces)).ljust(20)
-            line = f"\r{self.title} [{bar}] {self.done}/{self.pieces} {gigabytes(self.bytes)} "
-            print(line, end="", file=sys.stderr, flush=True)
+    def advance(self, count: int) -> None:
+        self.bytes += count
+        self._task.advance(count)
 
-    def finish(self, note: str = "") -> None:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
+    def finish(self, note: str = "", written: int | None = None) -> None:
+        """written: bytes on the disk, where they are counted; by default those of the pieces."""
+        self._shown.close()
         seconds = time.monotonic() - self.start
+        count = self.bytes if written is None else written
         resumed = f", after {self.skipped} of {self.pieces} pieces found done" * bool(self.skipped)
-        speed = f"{self.bytes / 1e9 / max(seconds, 1e-9):.2f} GB/s"
-        print(f"{self.title}: {gigabytes(self.bytes)} in {seconds:.1f} s ({speed}){resumed}{note}")
+        speed = f"{size(count / max(seconds, 1e-9))}/s"
+        print(f"{self.title}: {size(count)} in {seconds:.1f} s ({speed}){resumed}{note}")

@@ -1,10 +1,11 @@
 """Where a checkpoint comes from: the hub, ModelScope, a folder, or the package itself."""
 
 import importlib
-import re
 from pathlib import Path
 
 from qwen_jax import bundled
+from qwen_jax.model_folder import HUB_ID
+from qwen_jax.program.arguments import install
 from qwen_jax.text.vocabulary import FILES
 
 SIDE_FILES = ("config.json", "generation_config.json", *FILES, "special_tokens_map.json")
@@ -14,24 +15,21 @@ QUANTISED = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # Auto
 PATTERNS = [*SIDE_FILES, INDEX, *QUANTISED, "model*.safetensors"]
 
 
-def locate(hf: str | Path, source: str = "huggingface") -> Path:
+def locate(hf: str | Path, source: str = "huggingface", revision: str | None = None) -> Path:
     """The folder of a checkpoint in Hugging Face's layout, downloaded if `hf` is a hub id."""
     folder = bundled.CHECKPOINT if hf == "demo" else Path(hf)
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{hf} is a folder here; a revision is of a model on the hub")
         return folder
     if folder.exists():
         raise NotADirectoryError(f"{hf} is a file; give the folder that holds config.json")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(hf), re.ASCII):
+    if not HUB_ID.fullmatch(str(hf)):
         raise FileNotFoundError(f"there is no folder {hf}, and a hub id looks like Qwen/Qwen-7B")
-    return download(str(hf), source)
+    return download(str(hf), source, revision)
 
 
-def default_out(hf: str | Path) -> Path:
-    """Qwen/Qwen-14B-Chat is written to qwen-14b-chat."""
-    return Path("demo" if hf == "demo" else Path(hf).resolve().name.lower())
-
-
-def download(model: str, source: str) -> Path:
+def download(model: str, source: str, revision: str | None = None) -> Path:
     """The files of a model that matter; what an earlier call brought is not fetched again."""
     package = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}.get(source)
     if package is None:
@@ -41,9 +39,11 @@ def download(model: str, source: str) -> Path:
     except ImportError:
         extra = "hub" if source == "huggingface" else "modelscope"
         raise ValueError(
-            f"downloading from {source} needs a package: pip install 'qwen_jax[{extra}]'"
+            f"downloading from {source} needs {package}, which is not installed; {install(extra)}"
         ) from None
     try:
-        return Path(hub.snapshot_download(model, allow_patterns=PATTERNS))
+        of = {} if revision is None else {"revision": revision}
+        return Path(hub.snapshot_download(model, allow_patterns=PATTERNS, **of))
     except Exception as error:  # whatever the hub's HTTP client may raise
-        raise OSError(f"cannot download {model} from {source}: {error}") from error
+        what = model if revision is None else f"{model} at {revision}"
+        raise OSError(f"cannot download {what} from {source}: {error}") from error

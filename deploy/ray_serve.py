@@ -4,7 +4,6 @@ Beware of the names: `serve run` is Ray's command and `ray.serve` its module, bu
 is this repository's server.
 """
 
-import gc
 import logging
 from typing import Any
 
@@ -12,8 +11,7 @@ from pydantic import TypeAdapter
 from ray.serve import Application, deployment, ingress
 from starlette.applications import Starlette
 
-from serve import loading
-from serve.api import app
+from serve import app, loading
 from serve.http.keys import Keys
 from serve.service import Service
 from serve.settings import ServeConfig
@@ -34,7 +32,7 @@ def build(arguments: dict[str, Any]) -> Application:
         service = Service(settings)
         params = loading.parameters(settings)
         loading.start(service, params, loading.runner(params, settings))
-        gc.freeze()  # as in serve.server
+        loading.settle()
         return app.build(service, Keys.read(settings.api_keys))
 
     return deployment(ingress(application)(Replica), name="Qwen").bind()

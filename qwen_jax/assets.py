@@ -15,3 +15,4 @@ class Assets:
     model_type: str
     tokenizer: Tokenizer | None
     defaults: Defaults
+    extra: Path | None = None  # a vocabulary that lies elsewhere

@@ -1,15 +1,23 @@
 """The bundled checkpoint, a tiny Qwen v1 with its own vocabulary: what "demo" names."""
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from qwen_jax.files import user_cache
 from qwen_jax.storage.native import VERSION
 
 CHECKPOINT = Path(__file__).parent / "demo_checkpoint"
+
+
+def cached() -> Path:
+    """Where the converted one is, or will be."""
+    hash = hashlib.sha256(str(VERSION).encode())  # of the format it is converted to
+    for file in sorted(CHECKPOINT.iterdir()):
+        hash.update(file.name.encode() + file.read_bytes())
+    return user_cache.folder() / f"demo-{hash.hexdigest()[:16]}"
 
 
 def native_folder() -> Path:
@@ -17,11 +25,8 @@ def native_folder() -> Path:
 
     A process of its own converts it, so that this one may already be part of a run of several.
     """
-    hash = hashlib.sha256(str(VERSION).encode())  # of the format it is converted to
-    for file in sorted(CHECKPOINT.iterdir()):
-        hash.update(file.name.encode() + file.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen_jax"
-    folder = cache / f"demo-{hash.hexdigest()[:16]}"
+    folder = cached()
+    cache = folder.parent
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
+from qwen_jax import model_folder
 from qwen_jax.adapters import attach, peft
 from qwen_jax.assets import Assets
-from qwen_jax.bundled import native_folder
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.files import atomic, strict_json
@@ -31,9 +31,13 @@ from qwen_jax.nn.quant import (
 )
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import named_leaves
+from qwen_jax.program import compiled, progress
 from qwen_jax.storage import hf_config, native
+from qwen_jax.storage.hashed_arrays import digest_file
 from qwen_jax.storage.native import Manifest
+from qwen_jax.text import vocabulary_file
 from qwen_jax.text.tokenizer import Tokenizer
+from qwen_jax.text.vocabulary import EXTRA
 
 
 def load(
@@ -41,6 +45,7 @@ def load(
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
     adapter: str | Path | None = None,
+    extra_vocab_file: str | Path | None = None,
 ) -> Qwen:
     """The parameters in a native checkpoint, each array restored straight to its shards.
 
@@ -49,15 +54,18 @@ def load(
         this alike, and each reads its own shards.
     dtype: of every parameter that is not quantised; default, as stored.
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
+    extra_vocab_file: more tokens for an original Qwen, where none were given at its conversion.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
-    manifest, config, assets = examine(folder)
+    compiled.keep()
+    manifest, config, assets = examine(folder, extra_vocab_file)
     folder = assets.folder
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
         attach.check(added, config, assets.model_type)
     quantised = formats_of(manifest.leaves)
-    where = _shardings(config, mesh, quantised)
+    places = _places(config, mesh, quantised)
+    where = named_leaves(places)
     kept = lambda name, leaf: (
         leaf.dtype if name.rpartition(".")[2] in FIELDS else dtype or leaf.dtype
     )
@@ -67,41 +75,58 @@ def load(
     }
     arrays: dict[str, jax.Array] = {}
     for piece, leaves in native.by_piece(wanted).items():
-        read = native.read_piece(folder, piece, leaves)
+        read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
         (first, *_) = next(iter(read.values())).devices()
         arrange_leaves(read, first.platform)  # before there is more to hold
+        jax.block_until_ready(arrays)  # while the next ones are read the last ones travel
         arrays |= read
-    structure = jax.tree.structure(build(config, quantised, lambda shape, axes, kind: 0))
-    params = jax.tree.unflatten(structure, [arrays.pop(name) for name in where])
+        progress.advance(native.size(leaves))
+    params = jax.tree.unflatten(jax.tree.structure(places), [arrays.pop(name) for name in where])
     params = dataclasses.replace(params, assets=assets)
     return params if added is None else attach.add(params, added)
 
 
-def examine(folder: str | Path) -> tuple[Manifest, Config, Assets]:
+def examine(
+    folder: str | Path, extra_vocab_file: str | Path | None = None
+) -> tuple[Manifest, Config, Assets]:
     """All of a checkpoint but its arrays; raises what `load` does before it reads them."""
-    folder = native_folder() if folder == "demo" else Path(folder)
+    folder = model_folder.find(folder)
     manifest = Manifest.read(folder)
-    return manifest, *_read_assets(folder, manifest)
+    extra = None if extra_vocab_file is None else Path(extra_vocab_file)
+    return manifest, *_read_assets(folder, manifest, extra)
 
 
-def _read_assets(folder: Path, manifest: Manifest) -> tuple[Config, Assets]:
+def outline(config: Config, assets: Assets) -> Qwen:
+    """A checkpoint that is examined, without its arrays: enough to make prompts for it."""
+    return dataclasses.replace(build(config, {}, lambda shape, axes, kind: 0), assets=assets)
+
+
+def _read_assets(folder: Path, manifest: Manifest, extra: Path | None) -> tuple[Config, Assets]:
     """The other files; every fault of the folder is found before an array is read."""
     config = Config.from_hf(strict_json.read(folder / "config.json"))
     problems = Problems(manifest.problems(folder, config))
     tokenizer, defaults = None, Defaults()
     with problems.catch():
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = _tokenizer(folder, manifest, extra)
     with problems.catch():
         defaults = read_defaults(folder)
     problems.add(*vocabulary_problems(tokenizer, config))
     problems.stop(f"{folder} cannot be loaded")
-    return config, Assets(folder, manifest.model_type, tokenizer, defaults)
+    return config, Assets(folder, manifest.model_type, tokenizer, defaults, extra)
+
+
+def _tokenizer(folder: Path, manifest: Manifest, extra: Path | None) -> Tokenizer | None:
+    """From the file that loads at once; a folder that was not converted may hold others."""
+    if extra is not None or vocabulary_file.NAME not in manifest.files:
+        return Tokenizer.load(folder, extra)
+    return Tokenizer(vocabulary_file.unpack((folder / vocabulary_file.NAME).read_bytes()))
 
 
 def read_defaults(folder: Path) -> Defaults:
-    """What generation_config.json says; a checkpoint may do without one."""
+    """What generation_config.json says, and config.json; a checkpoint may do without the first."""
     file = folder / "generation_config.json"
-    return Defaults.from_hf(strict_json.read(file) if file.is_file() else {})
+    config = strict_json.read(folder / "config.json")
+    return Defaults.from_hf(strict_json.read(file) if file.is_file() else {}, config)
 
 
 def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str]:
@@ -114,12 +139,12 @@ def vocabulary_problems(tokenizer: Tokenizer | None, config: Config) -> list[str
     ]
 
 
-def _shardings(config: Config, mesh: Mesh | None, quantised: dict[str, Format]) -> dict[str, Any]:
-    """Where each leaf goes: its shards on a mesh, or the only device."""
+def _places(config: Config, mesh: Mesh | None, quantised: dict[str, Format]) -> Qwen:
+    """The tree with a sharding at every leaf: its shards on a mesh, or the only device."""
     if mesh is None and jax.device_count() == 1:
         only = SingleDeviceSharding(jax.devices()[0])
-        return dict.fromkeys(abstract_leaves(config, quantised), only)
-    return named_leaves(shardings(config, mesh or make_mesh(), quantised))
+        return build(config, quantised, lambda shape, axes, kind: only)
+    return shardings(config, mesh or make_mesh(), quantised)
 
 
 def save(params: Qwen, folder: str | Path) -> None:
@@ -159,9 +184,16 @@ def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial:
     if params.assets is None:
         config = hf_config.to_hf(params.config)
         (partial / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
-        files = {"config.json": native.sha256(partial / "config.json")}
+        files = {"config.json": digest_file(partial / "config.json")}
         return Manifest(config["model_type"], leaves, files)
     source = Manifest.read(params.assets.folder)
-    for name in source.files:
+    files = dict(source.files)
+    extra = params.assets.extra if isinstance(params.assets, Assets) else None
+    if extra is not None:
+        files.pop(vocabulary_file.NAME, None)  # which does not have these tokens
+        shutil.copyfile(extra, partial / EXTRA)
+    for name in files:
         shutil.copyfile(params.assets.folder / name, partial / name)
-    return dataclasses.replace(source, leaves=leaves)
+    if extra is not None:
+        files[EXTRA] = digest_file(partial / EXTRA)
+    return dataclasses.replace(source, leaves=leaves, files=files)

@@ -6,18 +6,19 @@ Nothing here imports JAX; a program is imported when it is called.
 """
 
 import contextlib
-import difflib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from qwen_jax.program import compiled, interruption, progress
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,18 @@ class Program:
 
     module: str
     summary: str
-    extra: str | None = None  # what pip installs for it
 
 
 PROGRAMS = {
     "convert": Program("convert.__main__", "Convert a Hugging Face checkpoint, or back; quantise"),
     "generate": Program("qwen_jax.__main__", "Stream a model's answer to one prompt"),
-    "chat": Program("serve.chat", "Chat in the terminal, with a model here or a server", "serve"),
-    "train": Program("train.__main__", "Fine-tune: LoRA, Q-LoRA or all weights", "train"),
-    "serve": Program("serve.__main__", "Serve the OpenAI API and a chat page", "serve"),
-    "bench": Program("serve.bench", "Load an OpenAI-compatible server and measure it", "serve"),
+    "chat": Program("serve.chat", "Chat in the terminal, with a model here or a server"),
+    "train": Program("train.__main__", "Fine-tune: LoRA, Q-LoRA or all weights"),
+    "serve": Program("serve.__main__", "Serve the OpenAI API and a chat page"),
+    "bench": Program("serve.bench", "Load an OpenAI-compatible server and measure it"),
+    "evaluate": Program("qwen_jax.evaluate.__main__", "Measure a model by the published tables"),
+    "plan": Program("qwen_jax.plan.__main__", "Count what a model takes on devices"),
+    "profile": Program("qwen_jax.profile.__main__", "Measure speed and memory of generation"),
     "demo": Program("qwen_jax.demo", "Convert the bundled model and let it answer"),
 }
 USAGE = """usage: qwen-jax COMMAND [OPTIONS]
@@ -54,13 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if word in ("-h", "--help"):
         print(usage())
     elif word == "--version":
-        print(f"qwen_jax {importlib.metadata.version('qwen_jax')}")
+        from qwen_jax.program import arguments as reading
+
+        print(reading.version())
     elif word in PROGRAMS:
         run(lambda: load(word).command(rest, prog=f"qwen-jax {word}"))
     elif not word:
         print(usage(), file=sys.stderr)
         sys.exit(2)
     else:
+        import difflib
+
         near = difflib.get_close_matches(word, PROGRAMS, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         known = ", ".join(PROGRAMS)
@@ -75,8 +82,8 @@ def usage() -> str:
 
 def load(word: str) -> Any:
     """The module of a program: this distribution's, whatever else has the name of its package."""
-    program = PROGRAMS[word]
-    package = program.module.partition(".")[0]
+    module = PROGRAMS[word].module
+    package = module.partition(".")[0]
     ours, spec = Path(__file__).resolve().parents[1], importlib.util.find_spec(package)
     origin = "nowhere" if spec is None else str(spec.origin)
     if Path(origin).resolve().parent.parent != ours:
@@ -84,60 +91,50 @@ def load(word: str) -> Any:
             f"qwen-jax {word} needs the package {package} in {ours}, found it in {origin}; "
             "something else of that name is in the way: give qwen_jax an environment of its own"
         )
-    try:
-        return importlib.import_module(program.module)
-    except ModuleNotFoundError as error:
-        if program.extra is None:
-            raise
-        raise ValueError(
-            f"qwen-jax {word} needs {error.name}, which is not installed; "
-            f'pip install "qwen_jax[{program.extra}]"'
-        ) from None
+    return importlib.import_module(module)
 
 
 def run(command: Callable[[], object]) -> None:
-    """A program's whole life: compiled code is kept for the next one, faults are one line."""
-    _keep_compiled_code()
+    """A program's whole life: Ctrl-C ends it in time, faults and warnings are one line each."""
+    interruption.watch()
+    compiled.keep()
+    compiled.keep_executables()
+    progress.begin()
     sys.unraisablehook = _interrupt_again
+    warnings.showwarning = _warn  # type: ignore[assignment]
     try:
-        try:
-            command()
-        except BrokenPipeError:  # the reader has enough; Python would flush into the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except KeyboardInterrupt as interruption:
-            print(str(interruption) or "\ninterrupted", file=sys.stderr)
-            sys.exit(130)
-        except _faults() as error:
-            sys.exit(f"error: {error}")
+        command()
     except BaseException as error:
-        if joined := sys.modules.get("qwen_jax.distributed"):
-            joined.leave(error)
-        raise
+        if isinstance(error, KeyboardInterrupt) or interruption.asked():
+            interruption.end()
+        try:
+            _end(error)
+        except BaseException as ending:
+            if joined := sys.modules.get("qwen_jax.distributed"):
+                joined.leave(ending)
+            raise
 
 
-def _keep_compiled_code() -> None:
-    """Set what the user has not, for JAX that is imported already or will be."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    settings = {
-        "jax_compilation_cache_dir": str(cache / "qwen_jax" / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    for name, value in settings.items():
-        if name.upper() in os.environ:
-            continue
-        if jax := sys.modules.get("jax"):
-            jax.config.update(name, value)
-        else:
-            os.environ[name.upper()] = str(value)
-
-
-def _faults() -> tuple[type[Exception], ...]:
-    """What a user can mend: wrong input, a full disk, too little memory (the last of JAX)."""
+def _end(error: BaseException) -> NoReturn:
+    """Wrong input, a full disk, too little memory (the last of JAX) are a line and a 1."""
+    if isinstance(error, BrokenPipeError):  # the reader has enough; Python would flush into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     jax = sys.modules.get("jax")
-    return (
-        (ValueError, OSError) if jax is None else (ValueError, OSError, jax.errors.JaxRuntimeError)
-    )
+    faults = (ValueError, OSError, *([jax.errors.JaxRuntimeError] if jax else []))
+    if isinstance(error, faults):
+        sys.exit(f"error: {error}")
+    raise error
+
+
+_warned: set[str] = set()
+
+
+def _warn(message: Warning | str, *place: Any) -> None:
+    """What a user should know is a line; what only a programmer can mend stays away."""
+    if isinstance(message, UserWarning) and str(message) not in _warned:
+        _warned.add(str(message))
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _interrupt_again(lost: Any) -> None:

@@ -166,7 +166,7 @@ def _prompts(params: Qwen, prompt: Any) -> tuple[list[list[int]], bool]:
         raise ValueError(f"got {got}, wanted a text, a list of ids, or a list of either")
     if kinds == {str}:
         tokenizer = text_tokenizer(params)
-        rows = [tokenizer.encode(text, specials=True) for text in prompt]
+        rows = [tokenizer.encode_prompt(text) for text in prompt]
     else:
         rows = [prompt] if kinds == {0} else [_listed(row) for row in prompt]
     for row in rows:

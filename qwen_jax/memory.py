@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from qwen_jax.config import Config
+from qwen_jax.files.sizes import size
 from qwen_jax.nn.model import Qwen
 from qwen_jax.storage.int4 import bits
 
@@ -17,6 +18,7 @@ _GROUPS = (  # version 2 and 1 of cgroups: folder, limit, use
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
+_MMAP_THRESHOLD = -3  # of mallopt
 
 
 def by_dtype(leaves: Iterable[Any]) -> dict[str, int]:
@@ -33,6 +35,14 @@ def cache(config: Config, dtype: Any) -> int:
     dtype = jnp.dtype(dtype)
     head = config.head_dim * dtype.itemsize + 4 * (dtype == jnp.int8)
     return int(2 * config.layers * config.kv_heads * head)
+
+
+def dtype_of_cache(params: Qwen, asked: DTypeLike | None = None) -> Any:
+    """Of keys and values: as asked, as the checkpoint says, or the model's; on a CPU float32."""
+    if asked is None and params.assets is not None:
+        asked = params.assets.defaults.cache_dtype
+    on_cpu = next(iter(params.embed.devices())).platform == "cpu"
+    return asked or (jnp.float32 if on_cpu else params.embed.dtype)
 
 
 def peak(params: Qwen) -> int | None:
@@ -85,19 +95,30 @@ def trim() -> None:
         give_back(0)
 
 
-def summary(weights: Mapping[str, int], token: int, most: int | None = None) -> str:
-    """One line of all three. token: bytes of a token in the cache."""
-    each = ", ".join(f"{name} {megabytes(size)}" for name, size in sorted(weights.items()))
-    line = f"weights {megabytes(sum(weights.values()))} ({each}), cache {megabytes(token)} a token"
-    return line if most is None else f"{line}, peak {megabytes(most)} on a device"
+def give_back_large() -> None:
+    """Have every freed block of a megabyte given back at once, by this process from now on.
+
+    By itself the C library learns from large blocks to keep them, and small ones settle between
+    them. Does nothing where the library has no such call.
+    """
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(_MMAP_THRESHOLD, 2**20)
 
 
-def megabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+def summary(weights: Mapping[str, int], caches: Mapping[str, int], most: int | None = None) -> str:
+    """One line of all three. caches: bytes of a token in a cache, by its dtype."""
+    each = ", ".join(f"{size(count)} {name}" for name, count in sorted(weights.items()))
+    line = f"weights {size(sum(weights.values()))} ({each})"
+    line += ", cache of a token " + " or ".join(f"{size(n)} {name}" for name, n in caches.items())
+    return line if most is None else f"{line}, peak {size(most)} on a device"
+
+
+def caches(config: Config, *dtypes: Any) -> dict[str, int]:
+    """`cache` by the name of each dtype."""
+    return {jnp.dtype(dtype).name: cache(config, dtype) for dtype in dtypes}
 
 
 def of(params: Qwen, cache_dtype: DTypeLike | None = None) -> str:
     """What loaded parameters take, with the cache that generation makes for them."""
-    on_cpu = next(iter(params.embed.devices())).platform == "cpu"
-    dtype = cache_dtype or (jnp.float32 if on_cpu else params.embed.dtype)
-    return summary(by_dtype(jax.tree.leaves(params)), cache(params.config, dtype), peak(params))
+    dtype = dtype_of_cache(params, cache_dtype)
+    return summary(by_dtype(jax.tree.leaves(params)), caches(params.config, dtype), peak(params))

@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 
-import tyro
-
 from qwen_jax.cli import run
-from serve.server import serve
-from serve.settings import ServeConfig
 
 
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m serve") -> None:
-    serve(tyro.cli(ServeConfig, prog=prog, args=arguments))
+    from qwen_jax import model_folder
+    from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
+    from qwen_jax.program import progress
+    from serve.settings import GROUPS, ServeConfig
+
+    settings = reading.read(ServeConfig, prog, arguments, GROUPS, extra="serve")
+    model_folder.expect(settings.model)
+    with progress.working("starting JAX"):
+        from serve.server import serve
+
+    serve(settings)
 
 
 if __name__ == "__main__":

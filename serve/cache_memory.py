@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from qwen_jax import memory
 from qwen_jax.config import Config
+from qwen_jax.files.sizes import size
 from qwen_jax.nn import sharding
 from qwen_jax.nn.model import Qwen
 from serve.settings import ServeConfig
@@ -61,7 +61,7 @@ def decide(
     asked, longest = settings.cache_bytes, settings.max_length or config.max_length
     if asked is not None and free is not None and asked > free:
         raise ValueError(
-            f"--cache-memory {settings.cache_memory} does not fit, {memory.megabytes(free)} are "
+            f"--cache-memory {settings.cache_memory} does not fit, {size(free)} are "
             "free; ask for less"
         )
     pages = _enough(settings, config, page) if asked is None else asked // (token * page)
@@ -73,7 +73,7 @@ def decide(
         option = "" if settings.max_length is None else f"--max-length {wanted} does not fit: "
         raise ValueError(
             f"{option}the cache has room for {room.tokens} tokens, wanted {wanted} or more, which "
-            f"take {memory.megabytes(-(-wanted // page) * page * token)}; give it more "
+            f"take {size(-(-wanted // page) * page * token)}; give it more "
             "--cache-memory, or a shorter --cache-dtype"
         )
     return room
@@ -98,8 +98,7 @@ def bytes_of_token(params: Qwen, settings: ServeConfig) -> int:
     """What a token takes on a device, which has its part of the heads; CPUs share their memory."""
     config, mesh = params.config, sharding.mesh_of(params)
     on_cpu = next(iter(params.embed.devices())).platform == "cpu"
-    dtype = settings.cache_dtype or (jnp.float32 if on_cpu else params.embed.dtype)
-    whole = memory.cache(config, dtype)
+    whole = memory.cache(config, memory.dtype_of_cache(params, settings.cache_dtype))
     if mesh is None:
         return whole
     shape = (config.kv_heads,)

@@ -1,6 +1,7 @@
 """Threads for work that is too long for the event loop; tenants share them fairly."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from serve.threads import Threads
 Outcome = TypeVar("Outcome")
 
 SHORT = 64 * 1024  # bytes of a body that takes milliseconds
+_LONG = 0.25  # of the machine's cores, that longer ones take at most: the rest is for answers
 
 
 @dataclass
@@ -25,9 +27,10 @@ class Lane:
     Whoever asks waits for his own work before it, and for `share` pieces of every other tenant.
     """
 
-    def __init__(self, name: str, threads: int, share: int, most: int):
+    def __init__(self, name: str, threads: int, share: int, most: int, busy: float = 1.0):
+        """busy: of its time that a thread works at most."""
         self._name, self._share, self._most = name, share, most
-        self._threads = Threads(name, threads)
+        self._threads = Threads(name, threads, busy)
         self._tenants: dict[str, _Tenant] = {}
 
     async def run(
@@ -72,7 +75,7 @@ class Lanes:
     def __init__(self, most: int, grammars: int):
         """most: short texts that a tenant may wait for. grammars: processes that check them."""
         self.short = Lane("short texts", 2, 2, most)
-        self.long = Lane("long texts", 2, 1, 64)
+        self.long = Lane("long texts", 2, 1, 64, busy=min(1.0, _LONG * (os.cpu_count() or 1) / 2))
         self.grammars = Lane("grammars", grammars, 1, 16)
 
     def for_text(self, size: int) -> Lane:

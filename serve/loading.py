@@ -1,7 +1,9 @@
 """From settings to a model that is warm and running."""
 
 import dataclasses
+import gc
 import logging
+import sys
 import time
 from collections.abc import Callable
 
@@ -10,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from qwen_jax import load
+from qwen_jax import load, memory
 from qwen_jax.adapters import attach, peft
 from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
@@ -29,7 +31,8 @@ from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
 
-_PATIENCE = 5.0  # seconds between two lines of progress
+_PATIENCE = 1.5  # seconds between two lines of progress
+_TURN = 0.001  # seconds that a thread keeps the interpreter while another waits for it
 
 log = logging.getLogger("serve")
 
@@ -83,7 +86,7 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         room.pages,
         settings.chunk,
         settings.step_tokens,
-        settings.cache_dtype,
+        memory.dtype_of_cache(params, settings.cache_dtype),
     )
 
 
@@ -153,3 +156,10 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         for number, name in enumerate(settings.adapters, 1)
     }
     service.model = model
+
+
+def settle() -> None:
+    """Make the process a server's, once the model is there."""
+    sys.setswitchinterval(_TURN)  # the event loop never works for long, and should not wait long
+    memory.give_back_large()
+    gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time

@@ -1,7 +1,6 @@
 """A server's life: bind, load, serve, drain."""
 
-import asyncio
-import gc
+import errno
 import logging
 import os
 import signal
@@ -18,8 +17,8 @@ import jax
 import uvicorn
 
 from qwen_jax import distributed
-from serve import loading
-from serve.api import app
+from qwen_jax.program import interruption
+from serve import app, loading
 from serve.engine import multihost
 from serve.http.keys import Keys
 from serve.http.listener import Listener, limit
@@ -70,7 +69,7 @@ def serve(settings: ServeConfig) -> None:
     except KeyboardInterrupt:
         if not loader.is_alive():
             raise
-        _leave(130)
+        interruption.end()
     if service.failure:
         raise ValueError(f"the model cannot be loaded: {service.failure}")
     # It compiles what nobody will use: Python would wait for it, or crash when it ends under it.
@@ -112,11 +111,23 @@ def bind(settings: ServeConfig) -> socket.socket:
         listener.listen(1024)  # here and now: two that only bind would both succeed
     except OSError as error:
         listener.close()
-        raise OSError(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
-            "choose another --port, or end the server that has it"
-        ) from None
+        raise OSError(_why_not(settings, error)) from None
     return listener
+
+
+def _why_not(settings: ServeConfig, error: OSError) -> str:
+    """What keeps a server from listening: the name of the host, its address, or the port."""
+    if isinstance(error, socket.gaierror):
+        return f"--host {settings.host} is no name or address that this machine can look up"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"--host {settings.host} is no address of this machine; give one that is, 127.0.0.1 "
+            "for this machine alone, or 0.0.0.0 for all of its addresses"
+        )
+    remedy = "choose another --port, or end the server that has it"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "choose a --port from 1024 on"
+    return f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; {remedy}"
 
 
 def _load(service: Service, url: str) -> None:
@@ -128,7 +139,7 @@ def _load(service: Service, url: str) -> None:
         device = runner if jax.process_count() == 1 else multihost.Leader(runner, settings)
         loading.start(service, params, device)
         log.info("ready: the API at %s/v1, a chat page at %s/", url, url)
-        gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time
+        loading.settle()
     except Exception as error:
         service.failure = one_line(error)
         signal.raise_signal(signal.SIGTERM)
@@ -149,7 +160,7 @@ class Server(uvicorn.Server):
             http=Protocol,
             loop="uvloop",
             ws="none",
-            lifespan="off",
+            lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -158,6 +169,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
         seconds = self._service.settings.header_seconds
         made = lambda seat: Protocol(self.config, self.server_state, self._service, seat)
         self.servers = [
@@ -169,11 +181,6 @@ class Server(uvicorn.Server):
         self._service.draining = True
         super().handle_exit(sig, frame)
 
-    async def main_loop(self) -> None:
-        watching = asyncio.create_task(self._service.lag.watch())
-        await super().main_loop()
-        watching.cancel()
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         self._service.lanes.close()
@@ -182,10 +189,21 @@ class Server(uvicorn.Server):
             self._service.model.grammars.close()
 
 
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+
+
 def certificate(settings: ServeConfig) -> ssl.SSLContext | None:
     """What TLS needs, where there is TLS; raises ValueError."""
     if settings.tls_certificate is None:
         return None
+    for file in (settings.tls_certificate, settings.tls_key):
+        assert file is not None  # as the settings say
+        if b"-----BEGIN " not in _content(file):
+            raise ValueError(f"{file} is not in PEM: it has no line that says BEGIN")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, lambda: "")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
@@ -12,6 +13,7 @@ from serve.engine.engine import Engine
 from serve.engine.metrics import Metrics
 from serve.lag import Lag
 from serve.lanes import Lanes
+from serve.memory import Memory
 from serve.settings import ServeConfig
 from serve.text.grammar import GUARDS, Grammars
 
@@ -44,6 +46,9 @@ class Service:
     def __init__(self, settings: ServeConfig):
         self.settings, self.metrics = settings, Metrics()
         self.lanes = Lanes(settings.queue + settings.slots, GUARDS)
+        self.memory = Memory(settings.memory_bytes, settings.memory_seconds)
+        # what ends an answer that is being written, by owner and id
+        self.underway: dict[tuple[str, str], Callable[[], dict[str, Any]]] = {}
         self.lag = Lag(self.metrics.loop_lag.observe)
         self.metrics.watch(
             "event_loop_lag_worst_seconds", "Longest hold-up in the last 10 s", self.lag.worst

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from qwen_jax import distributed
+from qwen_jax.program import rendezvous
 
 Number = Literal["float32", "bfloat16", "float16"]
 _HOST = re.compile(r"\*|[\w.-]+|\[?[0-9A-Fa-f:.]+\]?")
@@ -19,12 +19,22 @@ _NAMES = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME"))
 _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 
 
+GROUPS = {  # of --help, as docs/serving.md has them
+    "model and memory": "model name adapter dtype cache_dtype",
+    "slot": "slots max_length chunk step_tokens queue prefix_reuse",
+    "access": "host port api_keys tls_certificate tls_key cors allowed_host log_prompts",
+    "limit": """max_connections max_body max_choices header_seconds body_seconds write_seconds
+        idle_seconds request_seconds drain_seconds""",
+    "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
+}
+
+
 @dataclass(frozen=True)
 class ServeConfig:
     """Serve a model: the OpenAI API at /v1, a chat page at /."""
 
     model: str = "demo"
-    """Folder that `python -m convert` wrote, or "demo"."""
+    """Folder that `qwen-jax convert` wrote, or "demo"."""
     name: Annotated[tuple[str, ...], *_NAMES] = ()
     """Name of the model in requests; by default, its folder's; give one --name for each."""
     adapter: Annotated[tuple[str, ...], *_EACH] = ()
@@ -89,6 +99,10 @@ class ServeConfig:
     """Time an answer may take."""
     drain_seconds: float = 30.0
     """Time that requests under way have after SIGTERM."""
+    memory_bytes: int = 64 * 2**20
+    """Bytes of responses that are kept for `previous_response_id`; 0 keeps none."""
+    memory_seconds: float = 3600.0
+    """Time that each of them is kept."""
     log_prompts: bool = False
     """Prompts in the log; otherwise it holds no text of users."""
 
@@ -129,7 +143,7 @@ class ServeConfig:
             for one in self.cors
             if not _ORIGIN.fullmatch(one)
         ]
-        problems += distributed.option_problems(self.coordinator, self.processes, self.process)
+        problems += rendezvous.option_problems(self.coordinator, self.processes, self.process)
         if self.mesh_tensor is not None and self.mesh_tensor < 1:
             problems.append(f"mesh_tensor is {self.mesh_tensor}, wanted 1 or more")
         for file in (self.api_keys, self.tls_certificate, self.tls_key):
@@ -185,6 +199,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("mesh_fsdp", 1, 4096),
     ("max_body", 1024, 2**30),
     ("max_choices", 1, 4096),
+    ("memory_bytes", 0, 2**40),
+    ("memory_seconds", 0.1, 10**7),
     ("header_seconds", 0.1, 3600),
     ("body_seconds", 0.1, 3600),
     ("write_seconds", 0.1, 3600),

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -12,9 +13,11 @@ Outcome = TypeVar("Outcome")
 class Threads:
     """A few of them; work is done in the order it came."""
 
-    def __init__(self, name: str, count: int):
+    def __init__(self, name: str, count: int, busy: float = 1.0):
+        """busy: of its time that each works at most; it rests when its work is done."""
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], Any] | None]
         self._work, self._count = queue.SimpleQueue(), count
+        self._rest = 1 / busy - 1  # seconds for each one of the processor's
         for _ in range(count):
             threading.Thread(target=self._serve, name=name, daemon=True).start()
 
@@ -31,9 +34,12 @@ class Threads:
     def _serve(self) -> None:
         while (item := self._work.get()) is not None:
             made, work, arguments = item
+            began = time.thread_time()
             if made.set_running_or_notify_cancel():
                 try:
                     made.set_result(work(*arguments))
                 except BaseException as error:
                     made.set_exception(error)
             del item, made, work, arguments  # what they hold should not wait for the next
+            if self._rest:
+                time.sleep(self._rest * (time.thread_time() - began))

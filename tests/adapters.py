@@ -23,8 +23,8 @@ def random_adapter(tensors: Tensors, settings: LoraConfig, seed: int = 0) -> Ada
         module = name.rpartition(".")[0]
         if settings.saves(module):
             saved[name] = draw(*tensor.shape)
-        elif re.search(r"\.\d+\.", name) and tensor.ndim == 2 and settings.adapts(module):
-            rank = settings.rank_of(module)
+        elif re.search(r"\.\d+\.", name) and tensor.ndim == 2 and settings.adapted([module]):
+            rank = settings.ranks([module])[module]
             deltas[module] = draw(rank, tensor.shape[1]), draw(tensor.shape[0], rank)
     return Adapter(settings, deltas, saved)
 
@@ -36,7 +36,7 @@ def merged(tensors: Tensors, adapter: Adapter) -> Tensors:
     }
     for module, (a, b) in adapter.deltas.items():
         product = b.astype(np.float64) @ a.astype(np.float64)
-        made[module + ".weight"] += adapter.settings.scale_of(module) * product
+        made[module + ".weight"] += adapter.settings.scales([module])[module] * product
     return made
 
 

@@ -16,3 +16,8 @@ jax.distributed.initialize(address, 2, rank, coordinator_bind_address=address,
 def joining(devices: int) -> str:
     """Join a run as `rank`, with so many devices; the arguments are rank, port and folder."""
     return JOIN.format(devices=devices)
+
+
+def said(errors: str) -> str:
+    """What a program wrote to stderr, without how far it was, which depends on the machine."""
+    return "".join(line for line in errors.splitlines(True) if not line.endswith("…\n"))

@@ -12,7 +12,7 @@ import yaml
 from pydantic import TypeAdapter
 from starlette.routing import Route
 
-from serve.api.app import build
+from serve.app import build
 from serve.http.keys import OPEN, Keys
 from serve.service import Service
 from serve.settings import ServeConfig

@@ -150,7 +150,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(300)  # one of them trains
 @pytest.mark.parametrize("guide", RUN)
 def test_python_runs(
     guide: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

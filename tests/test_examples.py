@@ -13,7 +13,6 @@ import qwen_jax
 from qwen_jax.nn.sharding import make_mesh
 from tests.serve.conftest import running
 
-pytestmark = pytest.mark.timeout(300)  # the first to ask waits for a server
 Run = Callable[..., str]  # the fixture
 ONE = make_mesh(devices=jax.devices()[:1])
 FOLDER = Path(__file__).parent.parent / "examples"

@@ -102,7 +102,6 @@ def slurm(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
     return submit
 
 
-@pytest.mark.timeout(300)
 def test_slurm(tmp_path: Path, slurm: Callable[..., str]) -> None:
     """Two processes train, and leave what one would."""
     small = "--max-length 24 --batch-size 2 --steps 1 --rank 2"

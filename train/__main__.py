@@ -1,17 +1,25 @@
 """The command line: --model MODEL --data FILES --out FOLDER, and what TrainConfig says."""
 
-import logging
 from collections.abc import Sequence
 
-import tyro
-
-import train
 from qwen_jax.cli import run
 
 
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m train") -> None:
+    from qwen_jax import model_folder
+    from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
+    from qwen_jax.program import progress
+    from train.settings import GROUPS, TrainConfig
+
+    settings = reading.read(TrainConfig, prog, arguments, GROUPS, extra="train")
+    model_folder.expect(settings.model)
+    with progress.working("starting JAX"):
+        import logging
+
+        from train.run import fine_tune
+
     logging.disable()  # orbax logs the tracebacks of what it raises
-    train.fine_tune(tyro.cli(train.TrainConfig, prog=prog, args=arguments))
+    fine_tune(settings)
 
 
 if __name__ == "__main__":

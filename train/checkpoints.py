@@ -15,7 +15,6 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from qwen_jax.files import atomic
 from qwen_jax.nn.tree import named_leaves
-from qwen_jax.storage.native import readable, restore_args
 
 T = TypeVar("T")
 MEASURE = "held_out_loss"
@@ -85,19 +84,26 @@ class Checkpoints:
         like: the state's tree of ShapeDtypeStructs with shardings.
         """
         leaves = named_leaves(like)
-        args = ocp.args.Composite(state=restore_args(leaves), data=ocp.args.JsonRestore())
-        advice = "; delete it to go on from the one before"
-        with readable(self.folder / str(step), advice):
+        args = ocp.args.Composite(state=_restore_args(leaves), data=ocp.args.JsonRestore())
+        try:
             found = self._orbax.restore(step, args=args)
+        except Exception as error:  # orbax wraps what its parts do in plain ones
+            reason = str(error.__cause__ or error).strip().partition("\n")[0][:300]
+            raise ValueError(
+                f"{self.folder / str(step)} cannot be read: {reason}; "
+                "delete it to go on from the one before"
+            ) from error
         arrays: Mapping[str, Any] = found["state"]
         state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
         return state, found["data"]
 
     def close(self) -> None:
         """Wait until all that was saved is on the disk."""
-        with self._faults():
-            self._orbax.wait_until_finished()
-        self._orbax.close()
+        try:
+            with self._faults():
+                self._orbax.wait_until_finished()
+        finally:  # its threads would keep the process from ending
+            self._orbax.close()
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -107,4 +113,16 @@ class Checkpoints:
             whole = "the checkpoints before this one are whole"
             advice = f"{whole}; make room and run the same command again"
             atomic.explain(error, self.folder, self._need, advice)
-            raise
+            reason = str(error).strip().partition("\n")[0][:300]
+            raise OSError(f"{self.folder} cannot be written: {reason}; {whole}") from error
+
+
+def _restore_args(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> ocp.args.PyTreeRestore:
+    """Arrays straight to their shardings, in the dtypes wanted."""
+    how = {
+        name: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
+        )
+        for name, leaf in leaves.items()
+    }
+    return ocp.args.PyTreeRestore(item=leaves, restore_args=how)

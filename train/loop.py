@@ -1,10 +1,12 @@
 """Step after step: measured, saved, and stopped where it should be."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import jax
 import numpy as np
 
+from qwen_jax.program import progress
 from train.checkpoints import Checkpoints
 from train.feed import Feed
 from train.report.run_logger import RunLogger, say
@@ -43,11 +45,13 @@ class Loop:
 
     def run(self, watch: RunLogger) -> bool:
         """Make the steps that are left; False if asked to stop before the last. All is saved."""
-        with Stop() as stop:
+        begun = self.done
+        with Stop(idle=lambda: self.done == begun) as stop:
             for step in range(self.done + 1, self.feed.steps + 1):
                 if stop.reached(step):
                     break
-                self.state, metrics = self.trainer.step(self.state, next(self.feed))
+                with self._first() if self.done == begun else nullcontext():
+                    self.state, metrics = self.trainer.step(self.state, next(self.feed))
                 self._read(watch)  # of the step before: the devices are busy with this one
                 self.unread, self.done = (step, metrics), step
                 self._measure_and_save(watch)
@@ -55,6 +59,13 @@ class Loop:
             if self.saved < self.done:
                 self._save(None)
         return self.done == self.feed.steps
+
+    @contextmanager
+    def _first(self) -> Iterator[None]:
+        """The step that is compiled, and waited for, so that its bar ends when it does."""
+        with progress.working("compiling the step, and making the first"):
+            yield
+            jax.block_until_ready(self.state)
 
     def restore(self, step: int) -> TrainState:
         """The state after a step; the feed goes on behind it."""
@@ -79,8 +90,10 @@ class Loop:
 
     def _measure(self, batches: Iterable[Batch]) -> float:
         """The mean loss over all held-out targets."""
-        sums = [self.trainer.score(self.state, batch) for batch in batches]
-        loss, targets = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
+        with progress.working("measuring held-out data"):
+            sums = [self.trainer.score(self.state, batch) for batch in batches]
+            sums = jax.device_get(sums)
+        loss, targets = np.asarray(sums, np.float64).sum(axis=0)
         return float(loss / max(targets, 1))
 
     def _save(self, held_out: float | None) -> None:

@@ -3,9 +3,10 @@
 A method replaces linear layers and names the leaves that learn; the step is the same for all.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import QuantLinear, arrange, quantize
 from qwen_jax.nn.tree import map_linears, named_leaves
 from qwen_jax.storage.hf_layout import model_type_of, tensor_mappings
+from qwen_jax.storage.origin import Origin
 from train.nn.network import stack, unstack
 from train.settings import TrainConfig
 
@@ -69,7 +71,11 @@ def export(params: Qwen, adapter: LoraConfig | None, out: Path) -> Path:
 def _adapter(params: Qwen, settings: TrainConfig) -> Adapter:
     """The one to start from, or a fresh one."""
     if settings.adapter is not None:
-        return peft.read(settings.adapter)
+        given = peft.read(settings.adapter)
+        if given.settings.base:
+            return given
+        named = dataclasses.replace(given.settings, **asdict(_origin(params, settings)))
+        return dataclasses.replace(given, settings=named)
     usual = attach.V1_TARGETS if model_type_of(params) == "qwen" else attach.LATER_TARGETS
     wanted = LoraConfig(
         rank=settings.rank,
@@ -78,9 +84,16 @@ def _adapter(params: Qwen, settings: TrainConfig) -> Adapter:
         dropout=settings.dropout,
         rslora=settings.rslora,
         modules_to_save=tuple(_modules_to_save(params, settings)),
-        base=settings.model,
     )
+    wanted = dataclasses.replace(wanted, **asdict(_origin(params, settings)))
     return attach.fresh(params, wanted, jax.random.key(settings.seed))
+
+
+def _origin(params: Qwen, settings: TrainConfig) -> Origin:
+    """Where PEFT finds the base; a network that came from no such place goes by its folder."""
+    folder = None if params.assets is None else params.assets.folder
+    found = None if folder is None else Origin.read(folder)
+    return found or Origin(settings.model if folder is None else str(folder.resolve()))
 
 
 def _modules_to_save(params: Qwen, settings: TrainConfig) -> Iterator[str]:

@@ -4,10 +4,11 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
-from qwen_jax.data.examples import LEARNT, LossOn, encode
+from qwen_jax.data.examples import LEARNT, LossOn, answered, encode
 from qwen_jax.data.records import Paths, Records
 from qwen_jax.text.tokenizer import Tokenizer
 from train.scan import check, scan
@@ -25,8 +26,10 @@ class Samples:
     that overlap by one token, so that each of its tokens but the first is learnt once. All data are
     read and checked here; afterwards a sample is read and encoded when it is asked for.
 
-    lengths: of the samples, int32. digest: of all ids and labels. notices: lines for the user.
-    Raises ValueError with every fault of the data, in all processes of a run if one finds any.
+    use: what is done with the answers. lengths: of the samples, int32. digest: of all ids and
+    labels. notices: lines for the user.
+    Raises ValueError with every fault of the data, in all processes of a run if one finds any, and
+    for data without an answer within the length.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Samples:
         length: int,
         system: str | None = None,
         loss_on: LossOn = "turns",
+        use: Literal["learn", "measure"] = "learn",
     ):
         if length < 2:
             raise ValueError(f"got length {length}, wanted 2 tokens or more")
@@ -45,7 +49,8 @@ class Samples:
         self.length = length
         self._records = Records(data)
         self._encode = lambda record: encode(record, tokenizer, system, loss_on)
-        self._survey = found = scan(self._records, self._encode)
+        says = lambda ids, labels: answered(ids, labels, tokenizer)
+        self._survey = found = scan(self._records, self._encode, says)
         documents = self._records.documents
         pieces = np.where(documents, -(-(found.sizes - 1) // (length - 1)), 1)
         self._record = np.repeat(np.arange(len(pieces)), pieces)
@@ -54,7 +59,7 @@ class Samples:
         left = found.sizes[self._record] - self._piece * (length - 1)
         self.lengths = np.minimum(left, length).astype(np.int32)
         self.digest = hashlib.sha256(b"%d" % length + found.checks.tobytes()).hexdigest()[:16]
-        self.notices = self._notices(documents)
+        self.notices = self._notices(documents, use)
         self._kept = _Kept(KEPT)
 
     def __len__(self) -> int:
@@ -80,23 +85,31 @@ class Samples:
             raise ValueError(f"{self._records.name(record)} has changed since training began")
         return ids, labels
 
-    def _notices(self, documents: np.ndarray) -> list[str]:
-        found, notices = self._survey, []
-        cut = ~documents & (found.sizes > self.length)
-        mute = found.firsts >= np.minimum(found.sizes, self.length)
-        for flags, what in (
-            (cut, "are cut at"),
-            (mute, "have nothing to learn within"),
-        ):
-            numbers = np.flatnonzero(flags)
-            if len(numbers):
-                names = ", ".join(map(self._records.name, numbers[:NAMED].tolist()))
-                more = ", …" if len(numbers) > NAMED else ""
-                count = f"{len(numbers)} of {len(flags)} records"
-                notices.append(f"{count} {what} {self.length} tokens: {names}{more}")
-        if found.unread:
-            notices.append(f"fields of the data that are not read: {', '.join(found.unread)}")
+    def _notices(self, documents: np.ndarray, use: str) -> list[str]:
+        sizes, firsts = self._survey.sizes, self._survey.firsts
+        cut = self._named(~documents & (sizes > self.length), f"are cut at {self.length} tokens")
+        lost = (firsts < sizes) & (firsts >= self.length)
+        mute = firsts >= sizes
+        without = [
+            *self._named(lost, f"lose every answer at {self.length} tokens"),
+            *self._named(mute, f"have no answer to {use} (none, an empty one, or weight 0)"),
+        ]
+        if (lost | mute).all():
+            advice = "; raise --max-length" if lost.any() else ""
+            raise ValueError(f"there is nothing to {use}: {'; '.join(without)}{advice}")
+        notices = [*cut, *without]
+        if unread := self._survey.unread:
+            notices.append(f"fields of the data that are not read: {', '.join(unread)}")
         return notices
+
+    def _named(self, flags: np.ndarray, what: str) -> list[str]:
+        """A line on the records of which this is so, with the first of their names; or no line."""
+        numbers = np.flatnonzero(flags)
+        if not len(numbers):
+            return []
+        names = ", ".join(map(self._records.name, numbers[:NAMED].tolist()))
+        more = ", …" if len(numbers) > NAMED else ""
+        return [f"{len(numbers)} of {len(flags)} records {what}: {names}{more}"]
 
 
 class _Kept:

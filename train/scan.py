@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,24 +9,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qwen_jax.data.examples import IGNORED
 from qwen_jax.data.formats import Record
 from qwen_jax.data.records import Records, refuse
 from qwen_jax.distributed import gather, share
 from qwen_jax.files.problems import Problems
+from qwen_jax.program import progress
 
 CHUNK = 64  # records that a thread measures at a time
-PATIENCE = 5.0  # seconds between two lines of progress
 
 Encode = Callable[[Record], tuple[np.ndarray, np.ndarray]]
+Answered = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids and labels to bool
 
 
 @dataclass(frozen=True)
 class Scan:
     """What is known of every record, int32 [records].
 
-    sizes: tokens. firsts: the first token behind the start that is learnt, or the size. checks: as
-    `check`. unread: fields of the data that mean nothing in their format.
+    sizes: tokens. firsts: the first token behind the start that is learnt and part of an answer, or
+    the size. checks: as `check`. unread: fields of the data that mean nothing in their format.
     """
 
     sizes: np.ndarray
@@ -51,17 +49,15 @@ def check(ids: np.ndarray, labels: np.ndarray) -> int:
     return int(np.uint32(zlib.crc32(labels.tobytes(), zlib.crc32(ids.tobytes()))).view(np.int32))
 
 
-def scan(records: Records, encode: Encode) -> Scan:
+def scan(records: Records, encode: Encode, answered: Answered) -> Scan:
     """Raises ValueError for every fault of the data, in all processes if one of them finds any."""
-    found, own, last = _Share(), share(len(records)), time.monotonic()
-    for part in _measured(records, encode, own):
-        found.rows += part.rows
-        found.problems.join(part.problems)
-        found.unread |= part.unread
-        if time.monotonic() - last > PATIENCE:
-            last = time.monotonic()
-            seen = len(found.rows) + found.problems.count
-            print(f"reading the data: {seen} of {len(own)} records", file=sys.stderr)
+    found, own = _Share(), share(len(records))
+    with progress.working("reading the data", len(own), "records") as task:
+        for part in _measured(records, encode, answered, own):
+            found.rows += part.rows
+            task.advance(len(part.rows) + part.problems.count)
+            found.problems.join(part.problems)
+            found.unread |= part.unread
     mine = {
         "digest": records.digest,
         "files": [records.problems.shown, records.problems.count],
@@ -82,20 +78,20 @@ def scan(records: Records, encode: Encode) -> Scan:
     return Scan(sizes, firsts, checks, tuple(unread))
 
 
-def _measured(records: Records, encode: Encode, own: range) -> Iterator[_Share]:
+def _measured(records: Records, encode: Encode, answered: Answered, own: range) -> Iterator[_Share]:
     chunks = [own[start : start + CHUNK] for start in range(0, len(own), CHUNK)]
     # threads are enough: the tokenizer lets go of Python's lock
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda chunk: _measure(records, encode, chunk), chunks)
+        yield from pool.map(lambda chunk: _measure(records, encode, answered, chunk), chunks)
 
 
-def _measure(records: Records, encode: Encode, numbers: range) -> _Share:
+def _measure(records: Records, encode: Encode, answered: Answered, numbers: range) -> _Share:
     found = _Share()
     for number in numbers:
         with found.problems.catch(records.where(number)):
             record = records[number]
             ids, labels = encode(record)
-            first = int(np.append(labels[1:] != IGNORED, True).argmax()) + 1
+            first = int(np.append(answered(ids, labels)[1:], True).argmax()) + 1
             found.rows.append((len(ids), first, check(ids, labels)))
             found.unread |= record.unread
     return found

@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-from jax.sharding import Mesh
-
 from qwen_jax.data.examples import LossOn
 from qwen_jax.files.problems import Problems
-from qwen_jax.nn.sharding import make_mesh
-from train.nn.network import Remat
-from train.step import Recipe
+from train.nn import Remat
 
-RATES = {"lora": 3e-4, "qlora": 3e-4, "full": 1e-5}
 # these may change from one call of a run to the next: what comes out is the same
 FREE = """out eval_data micro_batch mesh_data mesh_fsdp mesh_tensor remat save_every keep
     eval_every log_every max_failures coordinator processes process""".split()
@@ -27,6 +21,16 @@ LOWEST: dict[str, float] = {  # numbers from here on make sense
     **dict.fromkeys("save_every keep eval_every log_every max_failures steps".split(), 1),
     **dict.fromkeys("mesh_data mesh_fsdp mesh_tensor".split(), 1),
     **dict.fromkeys("weight_decay warmup dropout seed beta2".split(), 0),
+}
+GROUPS = {  # of --help, as docs/training.md has them
+    "data": "model data eval_data max_length pack loss_on system out",
+    "method": """method adapter rank alpha rslora dropout targets modules_to_save bits group_size
+        dtype""",
+    "optimisation": """epochs steps batch_size learning_rate schedule warmup weight_decay beta2 clip
+        seed""",
+    "device and memory": """micro_batch mesh_data mesh_tensor mesh_fsdp coordinator processes
+        process remat""",
+    "watching and saving": "save_every keep keep_best eval_every log_every max_failures",
 }
 OF_ADAPTERS = ("rank", "alpha", "dropout", "targets", "rslora", "modules_to_save")
 POSITIVE = ("learning_rate", "clip", "alpha", "epochs")
@@ -38,7 +42,7 @@ class TrainConfig:
     """Fine-tune a Qwen: LoRA, Q-LoRA or all of it. The same command again goes on where it stopped.
 
     Attributes:
-        model: Folder that `python -m convert` wrote, or "demo".
+        model: Folder that `qwen-jax convert` wrote, or "demo".
         data: Files and folders of conversations or texts.
         out: Folder of the run: its checkpoints, its log and what comes out.
         method: Weights to train: low-rank adapters, adapters over quantised weights, or everything.
@@ -49,6 +53,7 @@ class TrainConfig:
         loss_on: Tokens that are learnt: "turns" for answers and the marks around each turn, as the
             original does; "assistant" for answers alone.
         system: System prompt of conversations that have none.
+        extra_vocab_file: File of more tokens for an original Qwen, lines of base64 and id.
         epochs: Times that the data are seen.
         steps: Updates to make, instead of epochs.
         batch_size: Rows of an update, over all devices.
@@ -98,6 +103,7 @@ class TrainConfig:
     pack: bool = True
     loss_on: LossOn = "turns"
     system: str | None = None
+    extra_vocab_file: str | None = None
 
     epochs: float = 5
     steps: int | None = None
@@ -196,8 +202,8 @@ class TrainConfig:
             yield f"out: {parent} cannot be written to; choose another folder"
 
     def _sizes(self, devices: int) -> Iterator[str]:
-        fsdp = self._fsdp(devices)
-        made = self.mesh_data * fsdp * self.mesh_tensor
+        _, fsdp, _ = sizes = self.mesh_sizes(devices)
+        made = math.prod(sizes)
         if made != devices:
             yield (
                 f"mesh_data {self.mesh_data} x mesh_fsdp {fsdp} x mesh_tensor {self.mesh_tensor} "
@@ -227,31 +233,18 @@ class TrainConfig:
         """Steps between measurements of the held-out data."""
         return self.eval_every or self.save_every
 
-    def mesh(self) -> Mesh:
-        """Over all devices of all processes."""
-        return make_mesh(self.mesh_data, self._fsdp(jax.device_count()), self.mesh_tensor)
+    def mesh_sizes(self, devices: int) -> tuple[int, int, int]:
+        """Of the axes data, fsdp and tensor of a mesh over so many devices."""
+        return self.mesh_data, self._fsdp(devices), self.mesh_tensor
 
     def _fsdp(self, devices: int) -> int:
         return self.mesh_fsdp or max(1, devices // (self.mesh_data * self.mesh_tensor))
 
-    def division(self, mesh: Mesh) -> tuple[int, int]:
+    def division(self, devices: int) -> tuple[int, int]:
         """Rows [A B] of an update: how often so many over all devices, before weights change."""
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        ways = self.mesh_data * self._fsdp(devices)
         at_once = min(self.micro_batch * ways, self.batch_size)
         return self.batch_size // at_once, at_once
-
-    def recipe(self, steps: int) -> Recipe:
-        return Recipe(
-            steps=steps,
-            learning_rate=self.learning_rate or RATES[self.method],
-            schedule=self.schedule,
-            warmup=self.warmup,
-            beta2=self.beta2,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            remat=self.remat,
-            seed=self.seed,
-        )
 
     def to_json(self) -> dict[str, Any]:
         """With lists for tuples, as they come back from a file."""

@@ -19,8 +19,9 @@ from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
 from qwen_jax.nn.sharding import RULES, mesh_of, spec
 from qwen_jax.nn.tree import named_layers, named_leaves
+from train.nn import Remat
 from train.nn.loss import chunks, cross_entropy
-from train.nn.network import Remat, hidden
+from train.nn.network import hidden
 
 Leaves = dict[str, Array]
 

@@ -12,32 +12,11 @@ from typing import Any
 
 from benchmarks.support import record
 from benchmarks.support.hlo import Array
+from qwen_jax.plan.compiled import ENVIRONMENT, devices, sizes
 
+__all__ = ["ENVIRONMENT", "HBM", "MIB", "MODELS", "command", "devices", "local", "sizes", "write"]
 MIB = 2**20
 HBM = {"h200": 140e9, "v5e": 16e9, "v5p": 95e9}  # bytes that a device has for us
-ENVIRONMENT = {
-    "gpu": {"XLA_FLAGS": "--xla_gpu_autotune_level=0"},  # autotuning would need the GPU
-    "tpu": {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    },
-}
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 clock_rate_ghz: 1.98
-  device_memory_size: 150000000000 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 12 }
-runtime_version { major: 13 minor: 0 patch: 0 }
-device_description_str: "NVIDIA H200"
-"""
 _COMMON: dict[str, Any] = {
     "norm_eps": 1e-6,
     "qkv_bias": True,
@@ -67,16 +46,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def devices(topology: str) -> Any:
-    """Those of "h200", or of a TPU slice such as "v5e:4x4"."""
-    from jax.experimental import topologies
-
-    options: dict[str, Any] = {"platform": "tpu", "topology_name": topology}
-    if topology == "h200":
-        options = {"platform": "cuda", "target_config": H200, "topology": "1x1x1"}
-    return topologies.get_topology_desc(**options).devices
-
-
 def local(tree: Any) -> list[Array]:
     """Every array of a tree as one device holds it."""
     import jax
@@ -84,15 +53,6 @@ def local(tree: Any) -> list[Array]:
     part = lambda x: x.sharding.shard_shape(x.shape)
     names = {"bfloat16": "bf16", "float32": "f32", "float16": "f16", "int8": "s8", "int4": "s4"}
     return [Array(names.get(str(x.dtype), "s32"), part(x), False) for x in jax.tree.leaves(tree)]
-
-
-def sizes(compiled: Any) -> dict[str, int]:
-    """Bytes on each device."""
-    memory = compiled.memory_analysis()
-    names = ("argument", "output", "alias", "temp")
-    found = {name: getattr(memory, f"{name}_size_in_bytes") for name in names}
-    peak = found["argument"] + found["output"] - found["alias"] + found["temp"]
-    return found | {"peak": peak}
 
 
 def write(

@@ -166,7 +166,7 @@ def _ours(
 
     put(array, leaf, axes) makes an array that lies along axes(*those of the leaf).
     """
-    settings = adapter.settings
+    settings, scales = adapter.settings, adapter.settings.scales(adapter.deltas)
     saved: dict[str, Any] = {}
     deltas: dict[str, tuple[Delta, ...]] = {}
     for tensor, mapping in table.items():
@@ -180,7 +180,7 @@ def _ours(
                 b=put(b[mapping.order], leaf, lambda out, inp: (out, None)),
                 keys=None,
                 rows=mapping.rows,
-                scale=settings.scale_of(module),
+                scale=scales[module],
                 dropout=settings.dropout,
             )
             deltas[mapping.layer] = (*deltas.get(mapping.layer, ()), delta)
@@ -238,10 +238,10 @@ def fresh(params: Qwen, settings: LoraConfig, key: Array, model_type: str | None
     if any(map(settings.saves, twins)):  # both of a tied pair are stored
         more = (twin for twin in twins if not settings.saves(twin))
         settings = dataclasses.replace(settings, modules_to_save=(*settings.modules_to_save, *more))
-    deltas = {}
+    deltas, ranks = {}, settings.ranks(settings.adapted(modules))
     for number, (module, mapping) in enumerate(modules.items()):
-        if settings.adapts(module):
-            (out, inp), rank = mapping.shape, settings.rank_of(module)
+        if rank := ranks.get(module):
+            out, inp = mapping.shape
             own = jax.random.fold_in(key, number)
             a = jax.random.uniform(own, (rank, inp), minval=-(inp**-0.5), maxval=inp**-0.5)
             deltas[module] = a, jnp.zeros((out, rank))

@@ -94,8 +94,9 @@ def _faults(
     """What is wrong whatever the base."""
     if not matrices and not saved:
         yield f"{WEIGHTS} is empty"
+    ranks = settings.ranks(matrices)
     for module, pair in matrices.items():
-        rank = settings.rank_of(module)
+        rank = ranks[module]
         if len(pair) < 2:
             yield f"{module} has {next(iter(pair))} alone, expected lora_A and lora_B"
         elif [x.ndim for x in pair.values()] != [2, 2] or not (

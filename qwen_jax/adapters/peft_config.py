@@ -4,13 +4,27 @@ https://huggingface.co/docs/peft/package_reference/lora
 """
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from qwen_jax.files.strict_json import StrictObject
+from qwen_jax.files.strict_json import (
+    ANYTHING,
+    FLAG,
+    FRACTION,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    Kind,
+    StrictObject,
+    either,
+    listed,
+    shown,
+    tabled,
+)
+from qwen_jax.sandbox.process import ask
 
+T = TypeVar("T")
 FILE = "adapter_config.json"
 # they describe the training that made an adapter, or settle what another key switches on
 HARMLESS = """auto_mapping corda_config eva_config inference_mode loftq_config lora_ga_config
@@ -19,7 +33,8 @@ HARMLESS = """auto_mapping corda_config eva_config inference_mode loftq_config l
 OFF = """alora_invocation_tokens arrow_config ensure_weight_tying fan_in_fan_out kasa_config
     layer_replication lora_bias megatron_config monteclora_config target_parameters
     trainable_token_indices use_bdlora use_dora use_qalora velora_config""".split()
-STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # they leave the base as it was
+STARTS = ("gaussian", "eva", "orthogonal")  # they leave the base as it was
+DROPOUT = Kind("a number from 0 to below 1", lambda v: FRACTION.holds(v) and v < 1, 0.0)
 CHOICES = ("exclude_modules", "layers_to_transform", "layers_pattern")  # among the targets
 
 
@@ -45,25 +60,28 @@ class LoraConfig:
     revision: str | None = None
     task: str | None = "CAUSAL_LM"
 
-    def rank_of(self, module: str) -> int:
-        return _by_pattern(self.rank_pattern, module, self.rank)
+    def ranks(self, modules: Iterable[str]) -> dict[str, int]:
+        return _by_pattern(self.rank_pattern, modules, self.rank)
 
-    def scale_of(self, module: str) -> float:
-        """What the product of a module's two matrices is multiplied with."""
-        alpha, rank = _by_pattern(self.alpha_pattern, module, self.alpha), self.rank_of(module)
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+    def scales(self, modules: Iterable[str]) -> dict[str, float]:
+        """What the product of each module's two matrices is multiplied with."""
+        ranks = self.ranks(modules)
+        alphas = _by_pattern(self.alpha_pattern, ranks, self.alpha)
+        divided = lambda rank: math.sqrt(rank) if self.rslora else rank
+        return {module: alphas[module] / divided(rank) for module, rank in ranks.items()}
 
     def saves(self, module: str) -> bool:
         return any(ends(name, module) for name in self.modules_to_save)
 
-    def adapts(self, module: str) -> bool:
-        """Whether a linear module of a block is a target."""
-        if self.saves(module):
-            return False
-        if isinstance(self.targets, str):
-            everything = self.targets.lower() == "all-linear"
-            return everything or re.fullmatch(self.targets, module) is not None
-        return any(ends(name, module) for name in self.targets)
+    def adapted(self, modules: Iterable[str]) -> list[str]:
+        """Those linear modules of blocks that are targets."""
+        free, targets = [module for module in modules if not self.saves(module)], self.targets
+        if not isinstance(targets, str):
+            return [module for module in free if any(ends(name, module) for name in targets)]
+        if targets.lower() == "all-linear":
+            return free
+        found = _first_matches([targets], free, "fullmatch")
+        return [module for module in free if found[module] is not None]
 
     def to_json(self) -> dict[str, Any]:
         """Keys that every release of PEFT knows."""
@@ -92,14 +110,20 @@ def ends(name: str, module: str) -> bool:
     return module == name or module.endswith("." + name)
 
 
-def _by_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The number of the first expression that matches, as PEFT looks them up."""
-    matches = (number for key, number in pattern.items() if re.match(_expression(key), module))
-    return next(matches, default)
+def _by_pattern(pattern: Mapping[str, T], modules: Iterable[str], default: T) -> dict[str, T]:
+    """Each module's number: that of the first expression that matches, as PEFT looks them up."""
+    numbers = list(pattern.values())
+    found = _first_matches([rf"(.*\.)?({key})$" for key in pattern], modules, "match")
+    return {name: default if at is None else numbers[at] for name, at in found.items()}
 
 
-def _expression(key: str) -> str:
-    return rf"(.*\.)?({key})$"
+def _first_matches(
+    expressions: list[str], modules: Iterable[str], how: Literal["match", "fullmatch"]
+) -> dict[str, int | None]:
+    """The number of the first expression that matches each; a few characters can take years."""
+    names = list(modules)
+    found = ask("first_matches", expressions, names, how) if expressions else [None] * len(names)
+    return dict(zip(names, found, strict=True))
 
 
 def read_settings(content: Mapping[str, Any], modules: tuple[str, ...]) -> LoraConfig:
@@ -113,71 +137,42 @@ def read_settings(content: Mapping[str, Any], modules: tuple[str, ...]) -> LoraC
     reader.require("bias", "none")
     for key in OFF:
         reader.require(key, False, None, [], {})
-    start = reader.take("init_lora_weights", default=True)
-    if start not in STARTS:
+    start = reader.take(ANYTHING, "init_lora_weights", default=True)
+    if start is not True and start is not False and start not in STARTS:
         reader.problems.append(
-            f"init_lora_weights is {start!r}, which changed the base's weights too; save the "
+            f"init_lora_weights is {shown(start)}, which changed the base's weights too; save the "
             "adapter as a plain one (PEFT: path_initial_model_for_weight_conversion)"
         )
-    chosen = [reader.take(k, default=None) for k in CHOICES]
-    targets = _texts(reader, "target_modules", or_one=True)
+    chosen = [reader.take(ANYTHING, k, default=None) for k in CHOICES]
+    targets: Any = reader.take(either(listed(TEXT), TEXT), "target_modules", default=[])
     made = LoraConfig(
-        rank=reader.size("r"),
-        alpha=reader.number("lora_alpha"),
-        targets=modules if any(chosen) or not targets else targets,
-        dropout=_dropout(reader),
-        rslora=reader.flag("use_rslora", default=False),
-        rank_pattern=_pattern(reader, "rank_pattern", int),
-        alpha_pattern=_pattern(reader, "alpha_pattern", int | float),
-        modules_to_save=tuple(_texts(reader, "modules_to_save")),
-        base=_note(reader, "base_model_name_or_path"),
-        revision=_note(reader, "revision"),
-        task=_note(reader, "task_type"),
+        rank=reader.take(SIZE, "r"),
+        alpha=float(reader.take(POSITIVE, "lora_alpha")),
+        targets=modules if any(chosen) or not targets else _named(targets),
+        dropout=float(reader.take(DROPOUT, "lora_dropout", default=0.0)),
+        rslora=reader.take(FLAG, "use_rslora", default=False),
+        rank_pattern=_pattern(reader, "rank_pattern", SIZE, modules),
+        alpha_pattern=_pattern(reader, "alpha_pattern", POSITIVE, modules),
+        modules_to_save=tuple(reader.take(listed(TEXT), "modules_to_save", default=[])),
+        base=reader.take(TEXT, "base_model_name_or_path", default=None),
+        revision=reader.take(TEXT, "revision", default=None),
+        task=reader.take(TEXT, "task_type", default=None),
     )
-    off = [key for key, value in reader.left.items() if value in (None, False, "", [], {})]
-    reader.finish([*HARMLESS, *off])
+    empty = [key for key, value in reader.left.items() if value in ("", [], {})]
+    reader.finish([*HARMLESS, *empty])
     return made
 
 
-def _texts(reader: StrictObject, name: str, or_one: bool = False) -> tuple[str, ...] | str:
-    value = reader.take(name, default=[])
-    if or_one and isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        reader.problems.append(f"{name} is {value!r:.99}, expected a list of names")
-        return ()
-    return tuple(value)
+def _named(targets: list[str] | str) -> tuple[str, ...] | str:
+    return targets if isinstance(targets, str) else tuple(targets)
 
 
-def _note(reader: StrictObject, name: str) -> str | None:
-    value = reader.take(name, default=None)
-    if value is not None and not isinstance(value, str):
-        reader.problems.append(f"{name} is {value!r:.99}, expected a text")
-    return value
-
-
-def _dropout(reader: StrictObject) -> float:
-    value = reader.take("lora_dropout", default=0.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        reader.problems.append(
-            f"lora_dropout is {value!r:.99}, expected a number from 0 to below 1"
-        )
-        return 0.0
-    return float(value)
-
-
-def _pattern(reader: StrictObject, name: str, kind: Any) -> dict[str, Any]:
-    value = reader.take(name, default={})
-    if not isinstance(value, dict):
-        reader.problems.append(f"{name} is {value!r:.99}, expected an object")
-        return {}
-    for key, number in value.items():
-        if isinstance(number, bool) or not isinstance(number, kind) or not 0 < number < 1e30:
-            reader.problems.append(f"{name} gives {key} the number {number!r:.99}")
-        try:
-            re.compile(_expression(key))
-        except re.error as error:
-            reader.problems.append(f"{name} has {key!r:.99}, no regular expression: {error}")
-        if re.search(r"\)[*+{]", key):  # (a+)+ would keep us busy for years
-            reader.problems.append(f"{name} has {key!r:.99}; repeated groups are not supported")
-    return value
+def _pattern(
+    reader: StrictObject, name: str, kind: Kind[Any], modules: tuple[str, ...]
+) -> dict[str, Any]:
+    numbers = reader.take(tabled(kind), name, default={})
+    try:
+        _by_pattern(numbers, modules, None)
+    except ValueError as error:
+        reader.problems.append(f"{name} cannot be used: {error}")
+    return numbers

@@ -14,6 +14,17 @@ from qwen_jax.data.formats import recognise
 from qwen_jax.files.strict_json import decode
 
 SUFFIXES = (".json", ".jsonl", ".txt")
+UNREAD = {  # what people have, and what makes it one that is read
+    ".gz": "; unpack it first: gunzip FILE",
+    ".zst": "; unpack it first: zstd -d FILE",
+    ".zip": "; unpack it first: unzip FILE",
+    **dict.fromkeys(
+        (".parquet", ".arrow"),
+        "; with the library datasets: Dataset.from_parquet(FILE), or from_file for .arrow, "
+        ".to_json(NEW)",
+    ),
+}
+LONGEST_OBJECT = 1 << 20  # bytes that are read to tell an object over several lines from damage
 UTF8_MARK, UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 BLANKS = re.compile(r"[ \t\r\n]*")
 CONTENT = re.compile(rb"[^ \t\r\n]")
@@ -37,7 +48,8 @@ class Index:
 def index(path: Path) -> Index:
     """Told apart by content, but for .txt. Raises ValueError for a file without records."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"got a name in {path.suffix!r}, wanted {', '.join(SUFFIXES)}")
+        hint = UNREAD.get(path.suffix, "")
+        raise ValueError(f"got a name in {path.suffix!r}, wanted {', '.join(SUFFIXES)}{hint}")
     with path.open("rb") as stream:
         if stream.read(2) in UTF16_MARKS:
             raise ValueError("got UTF-16, wanted UTF-8")
@@ -53,6 +65,8 @@ def index(path: Path) -> Index:
             form: Literal["lines", "list"] = "list" if opening[0] == b"[" else "lines"
             spans = _items(data, start) if form == "list" else _lines(data, start)
             first = data[spans[0] : spans[1]]
+            if form == "lines":
+                _expect_lines(data, spans)
     return Index(path, np.array(spans, np.int64).reshape(-1, 3), form, _format(first))
 
 
@@ -73,6 +87,22 @@ def _lines(data: mmap.mmap, start: int) -> "array[int]":
             spans.extend((start, stop, line))
         start = stop + 1
     return spans
+
+
+def _expect_lines(data: mmap.mmap, spans: "array[int]") -> None:
+    """Raises ValueError if the first object goes on behind its line: each line would be one."""
+    start, stop, line = spans[:3]
+    text = data[start : start + LONGEST_OBJECT].decode(errors="replace")
+    try:
+        end = ENDS.raw_decode(text, _content(text, 0))[1]
+    except (ValueError, RecursionError):
+        return
+    if end > len(data[start:stop].decode(errors="replace")):
+        last = line + text.count("\n", 0, end)
+        raise ValueError(
+            f"the object of line {line} ends in line {last}; wanted one object a line, or a list "
+            "of them, as in [{...}, {...}]"
+        )
 
 
 def _items(data: mmap.mmap, start: int) -> "array[int]":

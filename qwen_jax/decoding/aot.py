@@ -20,7 +20,7 @@ from qwen_jax.config import Config
 from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.logits import SamplingArrays
-from qwen_jax.decoding.pieces import Piece, pack
+from qwen_jax.decoding.pieces import Piece, pack, rows_of
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import State, state_shardings
 from qwen_jax.nn import quant, sharding
@@ -77,12 +77,31 @@ def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
     """The program of prompts.prefill for `size` tokens at the start of a prompt."""
+    arguments = _prefill(flatten(params), state, size, prompts.tile_of("accelerator"))
+    return prompts._prefill.of(arguments[0]).trace(*arguments)
+
+
+def prepare(
+    params: Qwen | Weights, slots: int, length: int, cache_dtype: Any, prompt: int, count: int
+) -> None:
+    """Have the programs of a first prompt of so many tokens, and of a step, ready when called.
+
+    Returns at once; nothing happens where `executables` has no folder.
+    """
     weights = flatten(params)
-    tile = min(size, prompts.tile_of("accelerator"))
+    made = state(weights, slots, length, cache_dtype)
+    tile = prompts.tile_of(weights.platform)
+    prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
+    decode._step.prepare(weights, made, np.int32(count), None, None, None, width=count)
+
+
+def _prefill(weights: Weights, state: State, size: int, tile: int) -> tuple[Any, ...]:
+    """What prompts._prefill is called with."""
+    tile = min(tile, decode.bucket(size))
     piece = Piece(0, [0] * size, 0, size, SamplingArrays.of(Sampling(), (), 0), 1, last=True)
     slots, vocab = len(state.rows.active), weights.structure.config.vocab
-    packed = pack([piece], slots, vocab, tile, size // tile, 1)
-    return prompts._prefill.of(weights).trace(weights, state, packed, None)
+    rows = decode.power(rows_of(size, tile))
+    return weights, state, pack([piece], slots, vocab, tile, rows, 1), None
 
 
 def _put(tree: Any, where: Any) -> Any:

@@ -1,8 +1,7 @@
 """Answers while they grow: the host's loop around the jitted decode functions."""
 
 import secrets
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, window
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
@@ -21,6 +20,7 @@ from qwen_jax.decoding.prompts import CHUNK, prefill, tile_of
 from qwen_jax.decoding.sampling import Sampling, finish_reason, stop_sequences
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
+from qwen_jax.program import progress
 from qwen_jax.text.tokenizer import StopStrings, TextStream, Tokenizer
 
 Samplings = Sampling | Sequence[Sampling] | None  # for all prompts, or one each
@@ -28,7 +28,6 @@ Seeds = int | Sequence[int] | None
 
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 MAX_NEW_TOKENS = 512  # where neither the caller nor generation_config.json says, as the original
-_MOST = 2**30  # new tokens that 32 bits can count, with a prompt
 _PER_LOOK = 16  # tokens between two looks of the host, when it streams or watches for stop strings
 _PER_CALL = 256  # most tokens of one call at any rate, so that Ctrl-C is heard
 
@@ -109,8 +108,9 @@ def answers(
     """
     defaults = defaults_of(params)
     if max_new_tokens is None:
-        max_new_tokens = defaults.max_new_tokens or MAX_NEW_TOKENS
-    budget = _budget(params, prompts, max_new_tokens)
+        max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
+    cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
+    budget = window.budget(params.config, max(map(len, prompts)), max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = defaults.sampling if sampling is None else sampling
     samplings = _each(sampling, Sampling, len(prompts), "sampling")
@@ -125,13 +125,13 @@ def answers(
         for sampling, one in zip(samplings, seeds, strict=True)
     ]
     rows = [
-        _Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
+        Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
     state = decode.start(weights, len(prompts), length, cache_dtype)
-    state = _prefill(weights, state, rows, settings)
+    state = read_prompts(weights, state, dict(enumerate(rows)), settings)
     watch = watch or any(row.sampling.stop for row in rows)
     count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
     count = min(count, _PER_LOOK if watch else _PER_CALL)
@@ -145,34 +145,35 @@ def answers(
             row.push(output, slot)
 
 
-def _prefill(
-    weights: Weights, state: State, rows: Sequence["_Row"], settings: Sequence[SamplingArrays]
+def read_prompts(
+    weights: Weights, state: State, rows: Mapping[int, "Row"], settings: Sequence[SamplingArrays]
 ) -> State:
-    """All prompts, as many at once as a call takes."""
-    longest = max(len(row.prompt) for row in rows)
-    tile = min(tile_of(weights.platform), decode.bucket(longest))
-    for call in share([len(row.prompt) for row in rows], tile, CHUNK // tile):
+    """Prefill the prompts of rows in these slots, as many at once as a call takes."""
+    slots, texts = list(rows), [row.prompt for row in rows.values()]
+    tile = min(tile_of(weights.platform), decode.bucket(max(map(len, texts))))
+    for call in share(list(map(len, texts)), tile, CHUNK // tile):
         pieces = [
             Piece(
-                slot,
-                rows[slot].prompt[start:end],
+                slots[number],
+                texts[number][start:end],
                 start,
-                len(rows[slot].prompt),
-                settings[slot],
-                rows[slot].budget,
-                last=end == len(rows[slot].prompt),
+                len(texts[number]),
+                settings[number],
+                rows[slots[number]].budget,
+                last=end == len(texts[number]),
             )
-            for slot, start, end in call
+            for number, start, end in call
         ]
         state, output = prefill(weights, state, pieces, tile=tile)
         output = jax.device_get(output)
+        progress.advance(sum(len(piece.tokens) for piece in pieces))
         for at, piece in enumerate(pieces):
             if piece.last:
                 rows[piece.slot].push(output, at)
     return state
 
 
-class _Row:
+class Row:
     """One answer while it grows."""
 
     def __init__(
@@ -184,9 +185,7 @@ class _Row:
         budget: int,
     ):
         if sampling.stop and tokenizer is None:
-            raise ValueError(
-                "this checkpoint has no tokenizer to find stop strings with; use stop_ids"
-            )
+            raise ValueError("this checkpoint has no tokenizer for stop strings; use stop_ids")
         self.prompt, self.sampling, self.ends, self.budget = prompt, sampling, ends, budget
         self.answer = Completion()
         self._text = TextStream(tokenizer) if tokenizer else None
@@ -197,25 +196,35 @@ class _Row:
         answer = self.answer
         if answer.finish_reason:
             return
-        new = [int(token) for token in output.tokens[slot] if token >= 0]
-        for index, token in enumerate(new):
-            answer.tokens.append(token)
-            if self.sampling.logprobs is not None:
-                answer.logprobs.append(float(output.logprobs[slot, index]))
-                ids, values = output.top_tokens[slot, index], output.top_logprobs[slot, index]
-                top = zip(ids[: self.sampling.logprobs], values, strict=False)
-                answer.top_logprobs.append({int(id): float(value) for id, value in top})
-            if self._text is not None:
-                text, stopped = self._stops.push(self._text.push([token]))
-                answer.text += text
-                if stopped:  # the device does not know, and goes on until all answers are done
-                    answer.finish_reason = "stop"
-                    return
-        if not output.active[slot]:
+        said: list[str] = []  # put together once: an answer may be long
+        for index, token in enumerate(output.tokens[slot]):
+            if token < 0 or answer.finish_reason:
+                break
+            self._take(output, slot, index, said)
+        if not answer.finish_reason and not output.active[slot]:
             answer.finish_reason = finish_reason(self.prompt, answer.tokens, self.budget, self.ends)
             if self._text is not None:
-                text, _ = self._stops.push(self._text.flush())
-                answer.text += text + self._stops.flush()
+                said += [self._read(self._text.flush()), self._stops.flush()]
+        answer.text += "".join(said)
+
+    def _take(self, output: Output, slot: int, index: int, said: list[str]) -> None:
+        """One more token, and the text that it adds."""
+        answer, token = self.answer, int(output.tokens[slot, index])
+        answer.tokens.append(token)
+        if self.sampling.logprobs is not None:
+            answer.logprobs.append(float(output.logprobs[slot, index]))
+            ids, values = output.top_tokens[slot, index], output.top_logprobs[slot, index]
+            top = zip(ids[: self.sampling.logprobs], values, strict=False)
+            answer.top_logprobs.append({int(id): float(value) for id, value in top})
+        if self._text is not None:
+            said.append(self._read(self._text.push([token])))
+            if self._stops.stopped:  # the device does not know, and goes on until all are done
+                answer.finish_reason = "stop"
+
+    def _read(self, text: str) -> str:
+        """What of it may be shown; stop strings count after min_tokens."""
+        early = len(self.answer.tokens) <= self.sampling.min_tokens
+        return text if early else self._stops.push(text)[0]
 
 
 def defaults_of(params: Qwen) -> Defaults:
@@ -238,9 +247,7 @@ def refuse_logprobs(sampling: Samplings) -> None:
     """Of functions whose result has no place for them."""
     samplings = sampling if isinstance(sampling, Sequence) else [sampling]
     if any(isinstance(one, Sampling) and one.logprobs is not None for one in samplings):
-        raise ValueError(
-            "text and ids carry no logprobs; see qwen_jax.decoding.completion.complete"
-        )
+        raise ValueError("text and ids carry no logprobs; see qwen_jax.decoding.completion")
 
 
 def _check_cache(dtype: DTypeLike | None) -> None:
@@ -256,20 +263,6 @@ def _check_bias(params: Qwen, samplings: Iterable[Sampling]) -> None:
     for sampling in samplings:
         if outside := [id for id in sampling.logit_bias if id >= params.config.vocab]:
             raise ValueError(f"logit_bias has ids {outside}, this model has {params.config.vocab}")
-
-
-def _budget(params: Qwen, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
-    if not whole or not 0 < max_new_tokens <= _MOST:
-        raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
-    longest = max(map(len, prompts)) + max_new_tokens
-    if longest > params.config.max_length:
-        warnings.warn(
-            f"prompt and answer may take {longest} tokens, this checkpoint is made for "
-            f"{params.config.max_length}; the text may lose its thread past that",
-            stacklevel=2,
-        )
-    return max_new_tokens
 
 
 def _each(value: Any, kind: type, count: int, name: str) -> list[Any]:

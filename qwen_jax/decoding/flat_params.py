@@ -1,7 +1,9 @@
 """A model as a flat tuple of arrays: what jitted functions take."""
 
 import functools
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qwen_jax.config import Config
+from qwen_jax.decoding import executables
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
@@ -47,6 +50,11 @@ class Weights:
     leaves: tuple[Array, ...]
     structure: Structure = field(metadata={"static": True})
 
+    @functools.cached_property
+    def kinds(self) -> tuple[Any, ...]:
+        """Of the leaves: what a program depends on."""
+        return tuple(map(_placed_kind, self.leaves))
+
     def model(self) -> Qwen:
         return jax.tree.unflatten(self.structure.tree, self.leaves)
 
@@ -62,18 +70,93 @@ class Weights:
 
 
 class Program:
-    """A jitted function of Weights and more; integer weights want other compiler options."""
+    """A jitted function of Weights and more; integer weights want other compiler options.
+
+    Where `executables` has a folder, programs come from there: each is made once, and the next
+    process neither traces nor compiles it.
+    """
 
     def __init__(self, function: Callable[..., Any], **how: Any):
         self.plain = jax.jit(function, **how)
         self.quantised = jax.jit(function, compiler_options=COMPILER_OPTIONS, **how)
+        numbers, names = how.get("static_argnums", ()), how.get("static_argnames", ())
+        self._numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+        self._names = (names,) if isinstance(names, str) else tuple(names)
+        self._made: dict[Any, Future[Any]] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, weights: Weights, *arguments: Any, **named: Any) -> Any:
-        return self.of(weights)(weights, *arguments, **named)
+        if executables.folder() is None:
+            return self.of(weights)(weights, *arguments, **named)
+        call, dynamic = self._begin(weights, arguments, named)
+        return call.result()(*dynamic[0], **dynamic[1])
 
     def of(self, weights: Weights) -> Any:
         """The jitted function itself."""
         return self.quantised if weights.structure.quantised else self.plain
+
+    def prepare(self, weights: Weights, *arguments: Any, **named: Any) -> None:
+        """Have the program ready when it is called; of arrays the shapes are enough."""
+        if executables.folder() is not None:
+            self._begin(weights, arguments, named, threading.Thread)
+
+    def _begin(
+        self, weights: Weights, arguments: Any, named: Any, start: Any = None
+    ) -> tuple["Future[Any]", Any]:
+        """The program for these arguments, perhaps still in the making, and what it is called with.
+
+        start: what runs the making; default, this thread does.
+        """
+        positional = (weights, *arguments)
+        dynamic = (
+            tuple(x for i, x in enumerate(positional) if i not in self._numbers),
+            {name: x for name, x in named.items() if name not in self._names},
+        )
+        leaves, tree = jax.tree.flatten((dynamic[0][1:], dynamic[1]))
+        static = (
+            tuple(positional[i] for i in self._numbers),
+            tuple(named.get(name) for name in self._names),
+        )
+        mesh = weights.structure.mesh
+        kinds = tuple(map(_kind if mesh is None else _placed_kind, leaves))
+        key = (weights.structure, weights.kinds, static, tree, kinds, executables.context())
+        with self._lock:
+            if found := self._made.get(key):
+                return found, dynamic
+            made = self._made[key] = Future()
+
+        def run() -> None:
+            try:
+                jitted = self.of(weights)
+                what: list[Any] = [
+                    weights.structure.config,
+                    str(weights.structure.tree),
+                    mesh,
+                    *key[1:5],
+                ]
+                what.append(COMPILER_OPTIONS if weights.structure.quantised else None)
+                lower = lambda: jitted.trace(*positional, **named).lower().compile()
+                name = jitted.__name__.strip("_")
+                devices = [*mesh.devices.flat] if mesh else [*weights.leaves[0].sharding.device_set]
+                made.set_result(executables.get(name, what, lower, dynamic, devices))
+            except BaseException as error:
+                del self._made[key]
+                made.set_exception(error)
+
+        if start is None:
+            run()
+        else:
+            start(target=run).start()
+        return made, dynamic
+
+
+def _kind(leaf: Any) -> tuple[Any, ...]:
+    """What of an argument a program depends on."""
+    return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)
+
+
+def _placed_kind(leaf: Any) -> tuple[Any, ...]:
+    return *_kind(leaf), getattr(leaf, "sharding", None)
 
 
 def flatten(params: Qwen | Weights) -> Weights:

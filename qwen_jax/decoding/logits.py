@@ -21,6 +21,7 @@ from qwen_jax.decoding.sampling import (
     Sampling,
     stop_sequences,
 )
+from qwen_jax.nn.sums import row_sum
 
 _ANY, _NEVER = -1, -2  # in a stop sequence: matches every id, matches none
 _NOTHING = -3  # where a text has no id yet
@@ -189,7 +190,7 @@ def pick(weights: Array, point: Array) -> Array:
         return index, jnp.maximum(point - before, 0)
 
     sums = jnp.sum(runs, axis=-1)
-    run, rest = search(sums, point * jnp.sum(sums, axis=-1))
+    run, rest = search(sums, point * row_sum(sums))
     index, _ = search(jnp.take_along_axis(runs, run[:, :, None], axis=1)[:, 0], rest)
     return (run * width + index)[:, 0].astype(jnp.int32)
 

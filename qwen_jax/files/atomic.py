@@ -5,23 +5,30 @@ A full disk is told in one way everywhere: which, what is left there, what is ne
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from qwen_jax.files.lock import only_writer
+from qwen_jax.files.sizes import size
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TOLD = ("No space left", "quota exceeded")  # by libraries that raise errors of their own
 
 
 def aside(path: Path) -> Path:
-    """Where what will be `path` is written."""
+    """Where the folder that will be `path` is written."""
     return path.with_name(path.name + ".partial")
 
 
 @contextlib.contextmanager
 def new_file(path: Path, need: int | None = None) -> Iterator[Path]:
-    """Where to write a file that takes the place of `path`. need: bytes, if that is known."""
-    partial = aside(path)
+    """Where to write a file that takes the place of `path`. need: bytes, if that is known.
+
+    Of several processes that write it the last one's stays, whole.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         partial.replace(path)
@@ -44,32 +51,36 @@ def new_folder(
     resume: bool = False,
     first: bool = True,
     meet: Callable[[str], object] = lambda what: None,
+    locked: bool = False,
 ) -> Iterator[Path]:
     """Where to write a folder that does not exist yet. need: bytes, if that is known.
 
     resume: keep what an earlier call wrote that was interrupted, and when interrupted leave it.
+    locked: the caller is its `lock.only_writer`; otherwise it is locked here.
     In a run of several processes all enter; first: whether this one makes the folder and renames
     it. meet: returns in all of them when all have called it with the same words.
     """
     expect_free(path)
     meet(f"{path} is free")
     partial = aside(path)
-    try:
-        if first:
-            if not resume:
+    with only_writer(path) if first and not locked else contextlib.nullcontext():
+        try:
+            if first:
+                expect_free(path)  # whoever was its writer before may have written it
+                if not resume:
+                    shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True, exist_ok=True)
+            meet(f"{path} is begun")
+            yield partial
+            meet(f"{path} is written")
+            if first:
+                partial.rename(path)
+            meet(f"{path} is whole")
+        except BaseException as error:
+            if first and (isinstance(error, Exception) or not resume):
                 shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True, exist_ok=True)
-        meet(f"{path} is begun")
-        yield partial
-        meet(f"{path} is written")
-        if first:
-            partial.rename(path)
-        meet(f"{path} is whole")
-    except BaseException as error:
-        if first and (isinstance(error, Exception) or not resume):
-            shutil.rmtree(partial, ignore_errors=True)
-        explain(error, path, need)
-        raise
+            explain(error, path, need)
+            raise
 
 
 def expect_free(path: Path) -> None:
@@ -92,9 +103,9 @@ def explain(error: BaseException, path: Path, need: int | None = None, advice: s
 
 
 def _full(path: Path, need: int | None, advice: str = "") -> OSError:
-    needed = "" if need is None else f", {gigabytes(need)} needed"
+    needed = "" if need is None else f", {size(need)} needed"
     advice = advice or "make room there, or choose another disk"
-    left = gigabytes(_left(path))
+    left = size(_left(path))
     error = OSError(f"the disk of {path} is full: {left} left{needed}; {advice}")
     error.errno = errno.ENOSPC
     return error
@@ -106,7 +117,3 @@ def _left(path: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

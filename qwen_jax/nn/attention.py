@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qwen_jax.nn.sums import row_sum
+
 MASKED = -1e30  # finite, so that a query without any key gives numbers and not NaN
 _QUERY_BLOCK = 512  # queries of a whole text scored at once: bounds its [K G T S] scores
 PAGE = 64  # tokens; on a CPU also the keys that are read at once
@@ -105,7 +107,7 @@ def _in_blocks(
         new = jnp.maximum(highest, jnp.max(scores, axis=-1))
         weights, faded = jnp.exp(scores - new[..., None]), jnp.exp(highest - new)
         own = _weighted(queries, weights, keys, values)
-        return new, total * faded + jnp.sum(weights, axis=-1), y * faded[..., None] + own
+        return new, total * faded + row_sum(weights), y * faded[..., None] + own
 
     row = jnp.zeros(queries.shape[:3], jnp.float32)
     start = jnp.full_like(row, -jnp.inf), row, jnp.zeros(queries.shape, jnp.float32)

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
 from qwen_jax.nn.rope import Where
-from qwen_jax.nn.sums import matmul, mean_square
+from qwen_jax.nn.sums import matmul, row_sum
 
 LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
 Attended = tuple[Array, Any]  # what comes out, and the cache it leaves
@@ -75,7 +75,8 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = x.astype(jnp.float32)  # the mean of squares loses bf16's few digits
-        y = y * jax.lax.rsqrt(mean_square(y) + self.eps)
+        mean = row_sum(y * y)[..., None] / x.shape[-1]
+        y = y * jax.lax.rsqrt(mean + self.eps)
         return y.astype(x.dtype) * self.scale
 
 

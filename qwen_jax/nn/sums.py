@@ -12,13 +12,13 @@ from jax import Array
 _FEW = 4096  # numbers that XLA's CPU sums in another order
 
 
-def mean_square(x: Array) -> Array:
-    """[... D] -> [... 1].
+def row_sum(x: Array) -> Array:
+    """The sum over the last axis.
 
     XLA's CPU sums in another order where there are few numbers in all, and a row's bits must not
-    depend on how many there are: the few are filled up.
+    depend on how many rows there are: the few are filled up.
     """
-    plain = lambda x: jnp.mean(x * x, axis=-1, keepdims=True)
+    plain = lambda x: jnp.sum(x, axis=-1)
     least = -(-_FEW // x.shape[-1])  # rows
     if x.size >= least * x.shape[-1]:
         return plain(x)
@@ -26,7 +26,7 @@ def mean_square(x: Array) -> Array:
     def filled(x: Array) -> Array:
         rows = x.reshape(-1, x.shape[-1])
         y = plain(jnp.pad(rows, ((0, least - len(rows)), (0, 0))))
-        return y[: len(rows)].reshape(*x.shape[:-1], 1)
+        return y[: len(rows)].reshape(x.shape[:-1])
 
     return jax.lax.platform_dependent(x, cpu=filled, default=plain)
 

@@ -8,7 +8,7 @@ same table reads a checkpoint and writes it back.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,18 @@ def tensor_views(config: Config, model_type: str) -> Iterator[TensorView]:
                 leaf.replace("{i}", str(layer)),
                 functools.partial(views, c),
             )
+
+
+def as_stored(views: Iterable[TensorView], stored: Collection[str]) -> dict[str, TensorView]:
+    """Views by their tensors' names in a checkpoint: those without a head may leave "model." out.
+
+    So the embedding models that were published are stored.
+    """
+    made = {view.tensor: view for view in views}
+    bare = {name.removeprefix("model."): view for name, view in made.items()}
+    if made.keys() & stored or not bare.keys() & stored:
+        return made
+    return {name: dataclasses.replace(view, tensor=name) for name, view in bare.items()}
 
 
 def tied_head(views: Mapping[str, TensorView]) -> TensorView:

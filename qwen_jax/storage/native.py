@@ -1,20 +1,21 @@
 """The native format on disk: a folder whose arrays go straight to the shards of any mesh.
 
-    manifest.json          what is here: every leaf's shape and dtype, every other file's hash, and
-                           the Hugging Face shards that the leaves came from
-    config.json, ...       Hugging Face's files as they came: generation defaults, tokenizer
-    weights/blocks.0, ...  orbax, one small checkpoint for each piece of the network
+    manifest.json     what is here: every leaf's shape and dtype, a hash of every file and of the
+                      manifest itself, and the Hugging Face shards that the leaves came from
+    config.json, ...  Hugging Face's files as they came: generation defaults, tokenizer
+    vocabulary.bin    the tokenizer's, in a form that loads at once
+    weights/blocks.0.safetensors, ...  the leaves, a file for each piece of the network
 
 A piece is a block, the embedding, the last norm or the head: what a converter holds at a time, and
-what an interrupted conversion need not write again.
+what an interrupted conversion need not write again. Its file has a hash for every stretch of every
+array, see `hashed_arrays`; the manifest has a hash of what the file says of itself.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,17 +24,22 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
 from qwen_jax.files import atomic, strict_json
+from qwen_jax.files.strict_json import SIZE, TEXT, StrictObject, choice, listed, shown, tabled
 from qwen_jax.nn.quant import abstract_leaves, formats_of
 from qwen_jax.nn.tree import FLOATS, INTEGERS
-from qwen_jax.storage import int4
+from qwen_jax.storage import hashed_arrays, int4
+from qwen_jax.storage.hashed_arrays import Rows, digest, digest_file
 
-FORMAT, VERSION = "qwen_jax", 1
+FORMAT, VERSION = "qwen_jax", 2
+AGAIN = "copy the folder again, or convert the checkpoint again"
 MANIFEST, WEIGHTS = "manifest.json", "weights"
-CHUNK = 16 << 20  # bytes: devices that want a part of an array read little else, in few requests
+_DTYPE = choice(*FLOATS, *INTEGERS)
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,16 +48,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Manifest:
     """What a native folder holds.
 
-    leaves: name -> shape and dtype. files: name -> sha256. shards: Hugging Face file -> its
-    metadata, and its tensors with their dtypes; empty if the parameters came from no such files.
-    pieces: name -> bytes on the disk.
+    leaves: name -> shape and dtype. files: name -> hash. shards: Hugging Face file -> its metadata,
+    and its tensors with their dtypes; empty if the parameters came from no such files.
+    pieces: name -> hash of its file's header.
     """
 
     model_type: str
     leaves: dict[str, jax.ShapeDtypeStruct]
     files: dict[str, str]
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pieces: dict[str, int] = field(default_factory=dict)
+    pieces: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         leaves = {
@@ -59,11 +65,14 @@ class Manifest:
             for name, leaf in self.leaves.items()
         }
         head = {"format": FORMAT, "version": VERSION, "qwen_jax": _version()}
-        return json.dumps(head | vars(self) | {"leaves": leaves}, indent=1)
+        return json.dumps(sealed(head | vars(self) | {"leaves": leaves}), indent=1)
 
     def seal(self, folder: Path) -> None:
-        """Write it, the last of all files, with the sizes of the pieces that are there."""
-        pieces = {piece: _bytes(folder / WEIGHTS / piece) for piece in by_piece(self.leaves)}
+        """Write it, the last of all files, with the hashes of the pieces that are there."""
+        pieces = {
+            name: hashed_arrays.header_digest(piece_file(folder, name))
+            for name in by_piece(self.leaves)
+        }
         made = dataclasses.replace(self, pieces=pieces)
         (folder / MANIFEST).write_text(made.to_json(), "utf-8")
 
@@ -76,23 +85,28 @@ class Manifest:
         if version != (FORMAT, VERSION):
             raise ValueError(
                 f"{folder} is in format {version}, this qwen_jax reads {(FORMAT, VERSION)}; "
-                "convert the checkpoint again"
+                "convert the checkpoint again: python -m convert --hf MODEL --out FOLDER"
             )
-        try:
-            leaves = {name: _leaf(**leaf) for name, leaf in content["leaves"].items()}
-            files, shards = content["files"], content["shards"]
-            if bad := [name for name in (*files, *shards) if not re.fullmatch(r"\w[\w.-]*", name)]:
-                raise ValueError(f"{bad} are no plain file names")
-            tables = [
-                table
-                for shard in shards.values()
-                for table in (shard["tensors"], shard["metadata"] or {})
-            ]
-            if not all(isinstance(table, dict) for table in tables):
-                raise ValueError("a shard has no tables of tensors and metadata")
-            return Manifest(content["model_type"], leaves, files, shards, dict(content["pieces"]))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{folder / MANIFEST} is damaged: {error!r}") from None
+        if content != sealed(content):
+            raise ValueError(f"{folder / MANIFEST} is damaged: its hash differs; {AGAIN}")
+        file = StrictObject(str(folder / MANIFEST), content)
+        shards = {}
+        for name, shard in file.each("shards"):
+            tensors = shard.take(tabled(TEXT), "tensors")
+            shards[name] = {"metadata": shard.take(tabled(TEXT), "metadata", default=None)}
+            shards[name] |= {"tensors": tensors}
+        made = Manifest(
+            model_type=file.take(TEXT, "model_type"),
+            leaves={name: _leaf(leaf) for name, leaf in file.each("leaves")},
+            files=file.take(tabled(TEXT), "files"),
+            shards=shards,
+            pieces=file.take(tabled(TEXT), "pieces"),
+        )
+        for name in (*made.files, *shards):
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                file.problems.append(f"{shown(name)} is no plain file name")
+        file.stop()
+        return made
 
     def problems(self, folder: Path, config: Config) -> list[str]:
         """Everything that keeps the folder from being a whole checkpoint of this network."""
@@ -100,7 +114,7 @@ class Manifest:
         for name, hash in self.files.items():
             if not (folder / name).is_file():
                 found.append(f"file {name} is missing")
-            elif sha256(folder / name) != hash:
+            elif digest_file(folder / name) != hash:
                 found.append(f"file {name} is not what was written: its hash differs")
         try:
             wanted = abstract_leaves(config, formats_of(self.leaves))
@@ -113,11 +127,20 @@ class Manifest:
             for name, leaf in self.leaves.items()
             if name in wanted and (expected := _expected(wanted[name].dtype, leaf.dtype))
         ]
-        for piece in by_piece(self.leaves):
-            held, written = _bytes(folder / WEIGHTS / piece), self.pieces.get(piece)
-            if held != written:
-                found.append(f"{WEIGHTS}/{piece} holds {held} bytes, {written} were written")
-        return found
+        return found + [
+            problem for name in by_piece(self.leaves) for problem in self._faults(folder, name)
+        ]
+
+    def _faults(self, folder: Path, piece: str) -> list[str]:
+        """What is wrong with a piece but for the arrays themselves."""
+        try:
+            shard = hashed_arrays.examine(piece_file(folder, piece), self.pieces.get(piece, ""))
+        except (ValueError, OSError) as error:
+            return [f"{WEIGHTS}/{piece}: {error}"]
+        stored = {name: int4.packed(leaf) for name, leaf in by_piece(self.leaves)[piece].items()}
+        if shard.table() == {name: (leaf.dtype, leaf.shape) for name, leaf in stored.items()}:
+            return []
+        return [f"{WEIGHTS}/{piece} holds arrays of other names, shapes or dtypes"]
 
 
 def _version() -> str:
@@ -144,19 +167,15 @@ def _expect_native(folder: Path) -> None:
     raise ValueError(f"{folder} is no checkpoint: it has no {MANIFEST}")
 
 
-def _leaf(shape: list[int], dtype: str) -> jax.ShapeDtypeStruct:
-    if dtype not in (*FLOATS, *INTEGERS) or not all(type(n) is int and n > 0 for n in shape):
-        raise ValueError(f"a leaf has shape {shape} and dtype {dtype}")
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+def _leaf(leaf: StrictObject) -> jax.ShapeDtypeStruct:
+    shape = leaf.take(listed(SIZE), "shape")
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(leaf.take(_DTYPE, "dtype")))
 
 
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's content with the hash of all the rest of it."""
+    rest = {name: value for name, value in content.items() if name != "seal"}
+    return {**rest, "seal": digest(json.dumps(rest, sort_keys=True).encode())}
 
 
 def mismatches(wanted: Shapes, got: Shapes) -> list[str]:
@@ -194,68 +213,88 @@ def size(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> int:
 
 
 def on_disk(size: int) -> int:
-    """Bytes that arrays of `size` bytes take with orbax's own files, generously."""
+    """Bytes that arrays of `size` bytes take with their files' headers, generously."""
     return size + size // 100 + (64 << 10)
 
 
-def write_piece(folder: Path, piece: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
-    """Arrays of the host or of devices; every process of a run calls this.
+def piece_file(folder: Path, piece: str) -> Path:
+    return folder / WEIGHTS / f"{piece}.safetensors"
 
-    A full disk may raise OSError or, where tensorstore finds it, ValueError: see atomic.explain.
-    """
-    packed = {name: int4.pack(array) for name, array in arrays.items()}
-    how = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in packed}
-    need = on_disk(sum(array.nbytes for array in packed.values()))
-    atomic.check_room(folder, need)  # found before orbax's threads run into it
-    target = (folder / WEIGHTS / piece).absolute()
-    _orbax().save(target, args=ocp.args.PyTreeSave(packed, save_args=how))
+
+def write_piece(folder: Path, piece: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
+    """Arrays of the host or of devices; every process of a run calls this, the first one writes."""
+    host = {name: _on_host(int4.pack(array)) for name, array in arrays.items()}
+    if jax.process_index():
+        return
+    path = piece_file(folder, piece)
+    path.parent.mkdir(exist_ok=True)
+    atomic.check_room(folder, on_disk(sum(array.nbytes for array in host.values())))
+    hashed_arrays.write(path, host)
+
+
+def _on_host(array: np.ndarray | jax.Array) -> np.ndarray:
+    """A whole array, wherever its parts are."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def read_piece(
-    folder: Path, piece: str, wanted: Mapping[str, jax.ShapeDtypeStruct]
+    folder: Path, piece: str, wanted: Mapping[str, jax.ShapeDtypeStruct], header: str
 ) -> dict[str, Any]:
-    """Arrays in the dtypes wanted, on the devices of their shardings; without one, NumPy's."""
-    stored = {name: int4.packed(leaf) for name, leaf in wanted.items()}
-    path = folder / WEIGHTS / piece
-    with readable(path):
-        arrays = _orbax().restore(path.absolute(), args=restore_args(stored))
+    """Arrays in the dtypes wanted, on the devices of their shardings; without one, NumPy's.
+
+    header: its hash, from the manifest. Raises ValueError for what was damaged, or OSError.
+    """
+    shard = hashed_arrays.examine(piece_file(folder, piece), header)
+    how = {name: _reading(int4.packed(leaf)) for name, leaf in wanted.items()}
+    parts = [part for name, leaf in how.items() for part in _parts(name, leaf)]
+    found = dict(zip(parts, hashed_arrays.read(shard, parts), strict=True))
+    arrays: dict[str, Any] = {}
     for name, leaf in wanted.items():  # one at a time: both forms of one array fit
+        array = _placed(how[name], {part: found.pop(part) for part in _parts(name, how[name])})
         if leaf.dtype == jnp.int4:
-            arrays[name] = int4.unpack(arrays[name])
+            array = int4.unpack(array)
+        if leaf.sharding is not None:
+            array = jax.device_put(array, leaf.sharding)
+        arrays[name] = array if array.dtype == leaf.dtype else array.astype(leaf.dtype)
     return arrays
 
 
-def restore_args(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> ocp.args.PyTreeRestore:
-    """Arrays as orbax should restore them: to their shardings; without one, NumPy's."""
+def _reading(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A leaf on devices as it is read: by rows, where other processes can read the others.
 
-    def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
-        if leaf.sharding is None:
-            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-        return ocp.ArrayRestoreArgs(
-            sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
-        )
-
-    return ocp.args.PyTreeRestore(
-        item=leaves, restore_args={name: how(leaf) for name, leaf in leaves.items()}
-    )
-
-
-@contextlib.contextmanager
-def readable(path: Path, advice: str = "") -> Iterator[None]:
-    """ValueError for whatever orbax raises: it wraps what its parts do in plain Exceptions."""
-    try:
-        yield
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0][:300]
-        raise ValueError(f"{path} cannot be read: {reason}{advice}") from error
+    Columns lie scattered over a file; what is cut into them goes round the devices once more.
+    """
+    spread = leaf.sharding
+    if jax.process_count() == 1 or not isinstance(spread, NamedSharding):
+        return leaf
+    names = [
+        name for axis in spread.spec if axis for name in ([axis] if isinstance(axis, str) else axis)
+    ]
+    if leaf.shape[0] % math.prod(spread.mesh.shape[name] for name in names):
+        return leaf
+    by_rows = NamedSharding(spread.mesh, P(tuple(names)))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_rows)
 
 
-def _orbax() -> ocp.Checkpointer:
-    """Uncompressed: random-looking bits gain a fifth, and reading would be three times slower."""
-    handlers = ocp.type_handlers.create_type_handler_registry(
-        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, ocp.type_handlers.ArrayHandler()),
-    )
-    return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
-    )
+def _parts(name: str, leaf: jax.ShapeDtypeStruct) -> list[Rows]:
+    """The rows that this process wants: all, or in a run of several those of its devices."""
+    if jax.process_count() == 1 or leaf.sharding is None:
+        return [Rows(name, 0, leaf.shape[0])]
+    indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+    return sorted({Rows(name, *index[0].indices(leaf.shape[0])[:2]) for index in indices})
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, parts: Mapping[Rows, np.ndarray]) -> Any:
+    """An array made of the parts that this process has; on a CPU it is the memory they lie in."""
+    if leaf.sharding is None:
+        (whole,) = parts.values()
+        return whole
+
+    def cut(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(leaf.shape[0])
+        (part,) = (part for part in parts if part.start <= start and stop <= part.stop)
+        return parts[part][(slice(start - part.start, stop - part.start), *index[1:])]
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, cut)

@@ -14,7 +14,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from qwen_jax.files.strict_json import decode
+from qwen_jax.files.strict_json import (
+    TEXT,
+    Kind,
+    StrictObject,
+    choice,
+    decode,
+    listed,
+    tabled,
+    whole,
+)
 
 LONGEST_HEADER = 4 << 20  # bytes; that of Qwen-72B takes a tenth of a megabyte
 DTYPES = {
@@ -57,6 +66,9 @@ class Shard:
     tensors: dict[str, Tensor]
     metadata: dict[str, str] | None
 
+    def table(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
+
     def read(self, name: str) -> np.ndarray:
         """A view of the file: its pages are the system's to drop, none of it is our memory."""
         tensor = self.tensors[name]
@@ -90,12 +102,11 @@ def parse_header(raw: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, st
         header = decode(raw)
     except ValueError as error:
         raise ValueError(f"has a header that is {error}") from None
-    if not isinstance(header, dict):
-        raise ValueError("has a header that is not a JSON object")
-    metadata = header.pop("__metadata__", None)
-    if metadata is not None and not _is_texts(metadata):
-        raise ValueError("has metadata that is not a table of texts")
-    tensors = {name: _tensor(name, entry) for name, entry in header.items()}
+    file = StrictObject("its header", header)
+    metadata = file.take(tabled(TEXT), "__metadata__", default=None)
+    tensors = {name: _tensor(file, name) for name in list(file.left)}
+    if file.problems:
+        raise ValueError(f"has a header with faults: {'; '.join(file.problems[:3])}")
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)))
     end = 0
     for name, tensor in tensors.items():
@@ -108,38 +119,34 @@ def parse_header(raw: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, metadata
 
 
-def _is_texts(table: Any) -> bool:
-    return isinstance(table, dict) and all(isinstance(text, str) for text in table.values())
-
-
-def _tensor(name: str, entry: Any) -> Tensor:
+def _tensor(file: StrictObject, name: str) -> Tensor:
     """One entry of the header; its offsets must agree with its shape and dtype."""
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"describes tensor {name} with other keys than dtype, shape, data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"has tensor {name} of dtype {dtype!r:.50}; known: {', '.join(DTYPES)}")
-    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"has tensor {name} with shape {shape!r:.50}, offsets {offsets!r:.50}")
-    tensor = Tensor(DTYPES[dtype], tuple(shape), offsets[0])
+    entry = file.inside(name)
+    dtype = DTYPES[entry.take(_DTYPE, "dtype")]
+    shape, offsets = entry.take(_SHAPE, "shape"), entry.take(_OFFSETS, "data_offsets")
+    entry.leave()
+    tensor = Tensor(dtype, tuple(shape), offsets[0])
     if tensor.stop != offsets[1]:
-        raise ValueError(f"has tensor {name} of shape {shape} and {dtype} in bytes {offsets}")
+        entry.wrong("data_offsets", offsets, f"{tensor.stop - tensor.start} bytes for its shape")
     return tensor
 
 
-def _is_sizes(value: Any) -> bool:
-    # the bounds keep a product of sizes from growing without end
-    return (
-        isinstance(value, list)
-        and len(value) <= 8
-        and all(type(n) is int and 0 <= n < 2**63 for n in value)
-    )
+# the bounds keep a product of sizes from growing without end
+_PLACE = whole(0, 2**63 - 1)
+_DTYPE = choice(*DTYPES)
+_SHAPE = Kind[list[int]]("up to 8 sizes", lambda x: listed(_PLACE).holds(x) and len(x) <= 8, [])
+_OFFSETS = Kind[list[int]](
+    "where it begins and ends", lambda x: listed(_PLACE).holds(x) and len(x) == 2, [0, 0]
+)
 
 
 def write_header(
     path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Any
 ) -> Shard:
-    """Start a file with room for these tensors in this order; `write` fills it."""
+    """Start a file with room for these tensors in this order; `write` fills it.
+
+    In a file that has room for them already, what they hold stays.
+    """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     entries, start = {}, 0
     for name, (dtype, shape) in tensors.items():
@@ -149,7 +156,8 @@ def write_header(
         start = tensor.stop
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    path.touch()
+    with path.open("r+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + start)
     return Shard(path, 8 + len(text), entries, metadata)

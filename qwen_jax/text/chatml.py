@@ -3,17 +3,13 @@
 What a user types never becomes a control token: `<|im_end|>` in a message stays text.
 """
 
-import functools
 import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Literal
 
-import jinja2.meta
-import jinja2.sandbox
-
+from qwen_jax.sandbox.process import ask
 from qwen_jax.text.segments import slices, split
 from qwen_jax.text.tokenizer import Tokenizer
 from qwen_jax.text.vocabulary import END_OF_TEXT
@@ -86,9 +82,14 @@ def turns_ids(
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: str = "chatml") -> list[int]:
-    """The ids that end an answer; a sampler stops at any of them."""
+    """The ids that end an answer; with a chat template those its vocabulary has, eos_token too."""
     _check_format(chat_format)
-    return control(tokenizer, *STOPS[chat_format])
+    names = STOPS[chat_format]
+    if tokenizer.chat_template is not None:
+        eos = tokenizer.names.get("eos_token", "")
+        both = dict.fromkeys((*names, eos))
+        names = tuple(name for name in both if name in tokenizer.specials)
+    return control(tokenizer, *names)
 
 
 def reply_text(tokenizer: Tokenizer, ids: Iterable[int], chat_format: str = "chatml") -> str:
@@ -151,7 +152,7 @@ def _check_format(chat_format: str) -> None:
 
 
 def control(tokenizer: Tokenizer, *names: str) -> list[int]:
-    """The ids of control tokens. Raises ValueError for those that the vocabulary lacks."""
+    """Their ids. Raises ValueError for those that the vocabulary lacks."""
     if missing := [name for name in names if name not in tokenizer.specials]:
         raise ValueError(f"this vocabulary has no {', '.join(missing)}; ChatML needs them")
     return [tokenizer.specials[name] for name in names]
@@ -269,31 +270,9 @@ def _disguise(value: Any, pattern: str, masks: Mapping[str, str]) -> Any:
 def _run(source: str, names: Mapping[str, str], variables: Mapping[str, Any]) -> str:
     """The template's output; whatever goes wrong in somebody's template is a ValueError."""
     try:
-        template, reads = _compile(source)
-        text = template.render({"tools": None, **names, **variables})
-    except Exception as error:
-        raise ValueError(f"this checkpoint's chat template failed: {error}") from error
-    if ignored := variables.keys() - {"messages", "add_generation_prompt"} - reads:
+        text, reads = ask("render", source, {"tools": None, **names, **variables})
+    except ValueError as error:
+        raise ValueError(f"this checkpoint's chat template failed: {error}") from None
+    if ignored := variables.keys() - {"messages", "add_generation_prompt", *reads}:
         raise ValueError(f"this checkpoint's chat template ignores {', '.join(sorted(ignored))}")
     return text
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> tuple[jinja2.Template, frozenset[str]]:
-    """A chat template in a sandbox, with what Hugging Face offers there; the variables it reads."""
-    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    sandbox.filters["tojson"] = _to_json
-    sandbox.globals["raise_exception"] = _raise
-    sandbox.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
-    reads = jinja2.meta.find_undeclared_variables(sandbox.parse(source))
-    return sandbox.from_string(source), frozenset(reads)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **layout)  # jinja2's own escapes HTML
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
+from qwen_jax.text.byte_level import PATTERN
 from qwen_jax.text.segments import STRETCH, nfc, slices, split, stretches
-from qwen_jax.text.vocabulary import END_OF_TEXT, PATTERN, Vocabulary, read
+from qwen_jax.text.vocabulary import END_OF_TEXT, Vocabulary, read
 
 MOST_BLANKS = 500_000  # in a row; the regex engine's stack ends at about a million
 NFC_SHRINKS = 4  # times at most, in bytes of UTF-8: 3.5 for iota, diaeresis and acute in Greek
@@ -25,6 +26,7 @@ class Tokenizer:
     markup: the names among them that belong to a visible answer, such as <think> and <tool_call>
         (`"special": false` in Hugging Face files); `skip_specials` keeps these.
     names: what tokenizer_config.json calls bos_token, eos_token and so on; templates may use them.
+    start: ids that begin a text to be completed; Qwen's own have none.
     chat_template: jinja2 source, or None (v1 has none: ChatML is built in `chatml`).
     encoding: the tiktoken engine, for libraries that want one.
     """
@@ -34,6 +36,8 @@ class Tokenizer:
         self.markup = frozenset(vocabulary.markup)
         self.chat_template = vocabulary.chat_template
         self.names = vocabulary.names
+        self.start = tuple(vocabulary.start)
+        self.normalized = frozenset(vocabulary.normalized)
         self.encoding = tiktoken.Encoding(
             "qwen",
             pat_str=PATTERN,
@@ -64,20 +68,46 @@ class Tokenizer:
 
     @property
     def end_of_text(self) -> int:
-        """The id of <|endoftext|>: it separates documents, ends them, and pads."""
-        return self.specials[END_OF_TEXT]
+        """The id of <|endoftext|>, or else eos_token: it separates documents, ends them, and pads.
+
+        Raises ValueError if the vocabulary has neither.
+        """
+        for name in (END_OF_TEXT, self.names.get("eos_token", "")):
+            if name in self.specials:
+                return self.specials[name]
+        raise ValueError(
+            f"this vocabulary has no {END_OF_TEXT}, and its tokenizer_config.json names no "
+            "eos_token of it; a text has no end then"
+        )
 
     def encode(self, text: str, specials: bool | Collection[str] = False) -> list[int]:
         """Token ids of the NFC form of `text`, as `segments.nfc` has it, in linear time.
 
         Other threads go on meanwhile: the longest call that keeps the interpreter takes about 5 ms.
         specials: False, text is text, even `<|im_end|>`; True, control tokens written in the text
-        count; a set of names, only those do. Raises ValueError for a name that is none.
+        count; a set of names, only those do. They divide the text before NFC, as in `tokenizers`;
+        v1's after it, as in the original. Raises ValueError for a name that is none.
         """
         names = self.specials.keys() if specials is True else set(specials or ())
         if unknown := names - self.specials.keys():
             raise ValueError(f"{sorted(unknown)} are no control tokens; see Tokenizer.specials")
-        text = nfc(text)
+        early = names - self.normalized
+        ids: list[int] = []
+        for piece in split(text, early):
+            if piece in early:
+                ids.append(self.specials[piece])
+            else:
+                ids += self._encode_normal(nfc(piece), names & self.normalized)
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to complete: control tokens in it count, and it begins with `start`."""
+        ids = self.encode(text, specials=True)
+        begun = tuple(ids[: len(self.start)]) == self.start
+        return ids if begun else [*self.start, *ids]
+
+    def _encode_normal(self, text: str, names: Collection[str]) -> list[int]:
+        """Of a text in NFC, in which these control tokens count."""
         if not names and len(text) <= STRETCH:
             return self._encode_plain(text)
         ids: list[int] = []
@@ -184,6 +214,11 @@ class StopStrings:
         self._held = ""  # the stop string that the held back text begins
         self._size = 0  # of the held back text
         self.stopped = False
+
+    @property
+    def met(self) -> str:
+        """The stop string that ended the text; empty before."""
+        return self._held if self.stopped else ""
 
     def push(self, text: str) -> tuple[str, bool]:
         """(text that is safe to show, whether a stop string was met); after a stop, ("", True).

@@ -24,7 +24,8 @@ def transcript(
     is every <|im_start|>, and what ends the other turns; "text" is the rest. With a chat template
     the ids are those of `chatml.render` without a generation prompt. Without one (v1) they are the
     original's for fine-tuning, where control tokens written in a message count.
-    Raises ValueError for whatever the template or v1 cannot express.
+    A template of another form than ChatML has no "control": "answer" is what it puts between what
+    asks for an answer and the next turn. Raises ValueError for whatever it or v1 cannot express.
     """
     messages = [checked(message) for message in messages]
     if not messages:
@@ -32,6 +33,8 @@ def transcript(
     if tokenizer.chat_template is None:
         return _without_template(tokenizer, messages, tools)
     asked = {"add_generation_prompt": False, **({"tools": tools} if tools else {})}
+    if IM_START not in tokenizer.specials:
+        return _by_turns(tokenizer, messages, asked)
     parts: list[Part] = []
     writer: Writer = "text"
     answers, before = 0, ""
@@ -55,6 +58,36 @@ def transcript(
             "chat template; without that, what the assistant said cannot be told apart"
         )
     return parts
+
+
+def _by_turns(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]
+) -> list[Part]:
+    """What a template adds for each answer, found by rendering the conversation up to it."""
+    whole = pieces(tokenizer, messages, asked)
+    parts: list[Part] = [("text", ids) for _, ids in whole]
+    end = 0
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = pieces(tokenizer, messages[:number], {**asked, "add_generation_prompt": True})
+        kept = pieces(tokenizer, messages[:number], asked) if number else []
+        start = _common(before, whole)
+        after = pieces(tokenizer, messages[: number + 1], asked)
+        if not max(end, len(kept)) <= start < len(after) or _common(after, whole) < len(after):
+            raise ValueError(
+                f"answer {number + 1} cannot be told apart in what this checkpoint's chat template "
+                "makes: it writes earlier turns otherwise when more follow, or marks none of them"
+            )
+        end = len(after)
+        parts[start:end] = [("answer", ids) for _, ids in whole[start:end]]
+    return parts
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many pieces two renderings begin with alike."""
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return sum(1 for _ in alike)
 
 
 def _tokens_of(tokenizer: Tokenizer, ids: Sequence[int], size: int) -> int:

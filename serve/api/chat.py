@@ -3,15 +3,16 @@
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.api import endpoint, formats, logprobs, prompting
+from serve.api import endpoint, formats, logprobs, prompting, sse
 from serve.api.choices import Choice, choices_of
-from serve.api.prompting import Tools
+from serve.api.prompting import Prompt, Tools
 from serve.api.window import check_messages
 from serve.http.errors import ApiError
 from serve.schemas.conversation import FunctionName, ToolName
@@ -30,17 +31,8 @@ async def complete(request: Request) -> Response:
 
 def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[Choice]:
     """What the engine is asked for."""
-    blamed = "functions" if fields.functions else "tools"
-    tools = dataclasses.replace(tools_of(fields), field=blamed)
-    messages = [message.said() for message in fields.messages]
-    check_messages(model, messages)
-    body = formats.grammar_of(fields.response_format)
-    try:
-        prompt = prompting.chat(model, messages, tools, fields.thinking, body, fields.ending)
-    except Unusable as error:
-        raise ApiError(400, f"{blamed} cannot be used: {error}", blamed) from None
-    except ValueError as error:
-        raise ApiError(400, str(error), "messages") from None
+    check_messages(model, fields.said())
+    prompt = prompt_of(model, fields)
     wanted = fields.max_completion_tokens
     return choices_of(
         model,
@@ -51,6 +43,19 @@ def prepared(model: Model, tenant: str, fields: ChatRequest, most: int) -> list[
         (fields.top_logprobs or 0) if fields.logprobs else None,
         most=most,
     )
+
+
+def prompt_of(model: Model, fields: ChatRequest) -> Prompt:
+    """The prompt of a conversation; raises a 400 where there can be none."""
+    blamed = "functions" if fields.functions else "tools"
+    tools = dataclasses.replace(tools_of(fields), field=blamed)
+    body = formats.grammar_of(fields.format)
+    try:
+        return prompting.chat(model, fields.said(), tools, fields.thinking, body, fields.ending)
+    except Unusable as error:
+        raise ApiError(400, f"{blamed} cannot be used: {error}", blamed) from None
+    except ValueError as error:
+        raise ApiError(400, str(error), "messages") from None
 
 
 def tools_of(fields: ChatRequest) -> Tools:
@@ -80,7 +85,7 @@ def _reasoning(message: Message) -> dict[str, Any]:
     return {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
 
 
-class Reply:
+class Reply(sse.Reply):
     """The answers to one conversation in the form of OpenAI's API."""
 
     def __init__(self, model: Model, fields: ChatRequest, choices: list[Choice]):
@@ -96,8 +101,10 @@ class Reply:
         """What makes one object with everything; that may take long."""
         gathered = [Gathered() for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
+        ids: list[list[int]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
+            ids[index] += part.ids
             gathered[index].add(part.message)
         return lambda: {
             **self._head,
@@ -108,24 +115,28 @@ class Reply:
                     "message": self._message(message),
                     "logprobs": self._logprobs(tokens[index]),
                     "finish_reason": self._finish(index),
+                    **endpoint.answer_ids(self._fields, ids[index]),
                 }
                 for index, message in enumerate(each.message() for each in gathered)
             ],
             "usage": endpoint.usage(self._choices),
+            **endpoint.prompt_ids(self._fields, self._choices[0]),
         }
 
     async def events(
         self, working: AsyncIterator[tuple[int, Part]]
     ) -> AsyncIterator[dict[str, Any]]:
         """Chunks: first the roles, then what is new, at last why each choice ended."""
-        for index in range(len(self._choices)):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+        for index, choice in enumerate(self._choices):
+            first = self._chunk(index, {"role": "assistant", "content": ""})
+            yield first | endpoint.prompt_ids(self._fields, choice)
         async for index, part in working:
             scores = self._logprobs(part.tokens) if part.tokens else None
+            ids = endpoint.answer_ids(self._fields, part.ids)
             for delta in self._deltas(part.message) or [{}]:
-                if delta or scores:
-                    yield self._chunk(index, delta, scores)
-                scores = None  # once, with the first
+                if delta or scores or ids:
+                    yield self._chunk(index, delta, scores, ids=ids)
+                scores, ids = None, {}  # once, with the first
             if part.finish:
                 yield self._chunk(index, {}, finish=self._finish(index))
         if event := endpoint.last_event(self._fields, self._event(), self._choices):
@@ -140,8 +151,10 @@ class Reply:
         delta: dict[str, Any],
         logprobs: dict[str, Any] | None = None,
         finish: str | None = None,
+        ids: Mapping[str, list[int]] = MappingProxyType({}),
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        choice |= ids
         usage = endpoint.usage_so_far(self._fields, self._choices)
         return {**self._event(), "choices": [choice], **usage}
 

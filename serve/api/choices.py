@@ -136,11 +136,20 @@ def _choice(
         prefix_scope=f"{tenant}/{model.adapter}/{model.prefix_scope(len(prompt.ids))}",
         logprobs=sampling.logprobs,
         judged=judged,
+        priority=fields.priority,
     )
     stop = (*prompt.stop, *(fields.stop or ()))
     hidden = model.tokenizer.hidden
     silent = {id for id, *more in ends if not more and ((id,) in prompt.ends or id in hidden)}
-    answer = Answer(model.tokenizer, prompt.parser(), stop, silent, sampling.min_tokens)
+    answer = Answer(
+        model.tokenizer,
+        prompt.parser(),
+        stop,
+        silent,
+        sampling.min_tokens,
+        told=stop[len(prompt.stop) :] if fields.include_stop_str_in_output else (),
+        skip_specials=fields.skip_special_tokens,
+    )
     return Choice(prompt, request, answer)
 
 
@@ -149,5 +158,9 @@ def _budget(model: Model, length: int, wanted: int | None) -> int:
     if room < (wanted if wanted is not None else 1):
         param = "max_tokens" if length < model.length else "messages"
         raise too_long(model, f"{length} tokens", wanted or 1, param)
-    usual = model.defaults.max_new_tokens or MAX_NEW_TOKENS
-    return min(usual, room) if wanted is None else wanted
+    if wanted is not None:
+        return wanted
+    try:
+        return min(model.defaults.new_tokens(length, MAX_NEW_TOKENS), room)
+    except ValueError as error:
+        raise ApiError(400, str(error), "messages", "context_length_exceeded") from None

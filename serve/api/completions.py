@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.api import endpoint, formats, logprobs, prompting
+from serve.api import endpoint, formats, logprobs, prompting, sse
 from serve.api.choices import Choice, choices_of
 from serve.http.errors import ApiError
 from serve.schemas.requests import CompletionRequest
@@ -35,7 +35,7 @@ def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) ->
         raise ApiError(400, f"{len(texts)} prompts, at most {most} fit", "prompt")
     if fields.max_tokens == 0 and not fields.echo:
         raise ApiError(400, "max_tokens 0 gives nothing without echo", "max_tokens")
-    grammar = formats.grammar_of(fields.response_format)
+    grammar = formats.grammar_of(fields.format)
     rules = None if grammar is None else alone(grammar)
     try:
         prompts = [prompting.completion(model, text, rules, fields.suffix) for text in texts]
@@ -55,7 +55,7 @@ def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) ->
     )
 
 
-class Reply:
+class Reply(sse.Reply):
     """The continuations in the form of OpenAI's API."""
 
     def __init__(self, model: Model, fields: CompletionRequest, choices: list[Choice]):
@@ -72,8 +72,10 @@ class Reply:
         """What makes one object with everything; that may take long."""
         texts: list[list[str]] = [[] for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
+        ids: list[list[int]] = [[] for _ in self._choices]
         async for index, part in working:
             tokens[index] += part.tokens
+            ids[index] += part.ids
             texts[index].append(part.message.content)
         return lambda: {
             **self._head,
@@ -86,6 +88,8 @@ class Reply:
                     else self._logprobs(tokens[index], 0),
                     choice.finish,
                 )
+                | endpoint.prompt_ids(self._fields, choice)
+                | endpoint.answer_ids(self._fields, ids[index])
                 for index, (choice, text) in enumerate(zip(self._choices, texts, strict=True))
             ],
             "usage": endpoint.usage(self._choices),
@@ -95,17 +99,21 @@ class Reply:
         self, working: AsyncIterator[tuple[int, Part]]
     ) -> AsyncIterator[dict[str, Any]]:
         """A chunk for whatever is new; a prompt is echoed as soon as it is judged."""
-        begun: set[int] = set()
+        begun: set[int] = set()  # which prompts were told of
         async for index, part in working:
             choice, text = self._choices[index], part.message.content
+            ids = endpoint.answer_ids(self._fields, part.ids)
+            if index not in begun:
+                ids |= endpoint.prompt_ids(self._fields, choice)
             if self._fields.echo and index not in begun:
-                begun.add(index)
                 yield self._event([self._choice(index, self._echo(choice), self._judged(choice))])
                 self._shown[index] = len(self._echo(choice))
-            if text or part.tokens or part.finish:
+            begun.add(index)
+            if text or part.tokens or part.finish or ids:
                 scores = self._logprobs(part.tokens, self._shown[index])
                 self._shown[index] += sum(len(token.text) for token in part.tokens)
-                yield self._event([self._choice(index, text, scores, part.finish or None)])
+                told = self._choice(index, text, scores, part.finish or None)
+                yield self._event([told | ids])
         if event := endpoint.last_event(self._fields, self._head, self._choices):
             yield event
 

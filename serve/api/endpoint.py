@@ -1,8 +1,8 @@
 """What every endpoint does: read the body, find the model, queue, answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
@@ -10,21 +10,19 @@ from starlette.responses import Response
 
 from serve.api import formats
 from serve.api.choices import Choice
-from serve.api.sse import EventStream, Gone, parts, until_gone
+from serve.api.sse import EventStream, Gone, Reply, parts, until_gone
 from serve.engine.fair_queue import QueueFull
 from serve.engine.ticket import Ticket
 from serve.http.body import parse
 from serve.http.errors import ApiError, busy
 from serve.http.rendering import Rendered
 from serve.lanes import Lane
-from serve.schemas.requests import SamplingFields
+from serve.schemas.requests import Body, SamplingFields
 from serve.service import Model, Service
-from serve.text.answer import Part
 
 Fields = TypeVar("Fields", bound=BaseModel)
-Asked = TypeVar("Asked", bound=SamplingFields)
+Asked = TypeVar("Asked", bound=Body)
 Outcome = TypeVar("Outcome")
-Working = AsyncIterator[tuple[int, Part]]  # which answer, and what it gained
 _SMALL = 4096  # bytes of a body that the event loop reads itself, in less than a millisecond
 _CLOSE = {"Connection": "close"}  # the rest of the body will not be read
 
@@ -105,13 +103,6 @@ def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
     return ticket
 
 
-class Reply(Protocol):
-    """Answers in the form of an endpoint."""
-
-    async def whole(self, working: Working) -> Callable[[], dict[str, Any]]: ...
-    def events(self, working: Working) -> AsyncIterator[dict[str, Any]]: ...
-
-
 async def answered(
     request: Request,
     kind: type[Asked],
@@ -125,7 +116,7 @@ async def answered(
     """
     service: Service = request.app.state.service
     fields = await read(request, kind)
-    found = model(service, fields.model)
+    found = model(service, fields.wanted)
 
     async def preparing() -> list[Choice]:
         most, tenant = service.settings.max_choices, request.state.tenant
@@ -141,7 +132,7 @@ async def answered(
     ticket = queue(request, found, choices)
     working = parts(ticket, choices, service.settings.request_seconds)
     if fields.stream:
-        return EventStream(ticket, lambda: made.events(working))
+        return EventStream(ticket, made, working)
     try:
         build = await until_gone(request.receive, made.whole(working))
     finally:
@@ -175,6 +166,16 @@ def usage(choices: list[Choice]) -> dict[str, object]:
         "prompt_tokens_details": {"cached_tokens": sum(c.request.shared for c in prompts)},
         "completion_tokens_details": {"reasoning_tokens": thought},
     }
+
+
+def answer_ids(fields: SamplingFields, ids: list[int]) -> dict[str, list[int]]:
+    """An answer's tokens, where they were asked for."""
+    return {"token_ids": ids} if fields.return_token_ids and ids else {}
+
+
+def prompt_ids(fields: SamplingFields, choice: Choice) -> dict[str, list[int]]:
+    """A prompt's tokens, where they were asked for."""
+    return {"prompt_token_ids": choice.prompt.ids} if fields.return_token_ids else {}
 
 
 def usage_so_far(fields: SamplingFields, choices: list[Choice]) -> dict[str, object]:

@@ -4,9 +4,19 @@ from collections.abc import Sequence
 
 from serve.api.choices import Choice
 from serve.http.errors import ApiError
-from serve.schemas.requests import ResponseFormat
+from serve.schemas.formats import ResponseFormat
 from serve.service import Model
-from serve.text.grammar import Constraint, Grammar, Rules, Unusable, of_pattern, of_rules, of_schema
+from serve.text.grammar import (
+    Constraint,
+    Grammar,
+    Rules,
+    Unusable,
+    of_ebnf,
+    of_pattern,
+    of_rules,
+    of_schema,
+    quoted,
+)
 
 
 def grammar_of(wanted: ResponseFormat | None) -> Grammar | None:
@@ -17,9 +27,17 @@ def grammar_of(wanted: ResponseFormat | None) -> Grammar | None:
         return of_schema(wanted.json_schema.schema_, wanted.json_schema.strict)
     if wanted.pattern is not None:
         return of_pattern(wanted.pattern)
+    if wanted.type == "ebnf":
+        try:
+            return of_ebnf(wanted.grammar or "")
+        except Unusable as error:
+            message = f"response_format cannot be used: {error}"
+            raise ApiError(400, message, "response_format") from None
     if wanted.grammar is not None:
         return of_rules(wanted.grammar)
-    return of_schema({"type": "object"})
+    if wanted.choice is not None:
+        return of_rules(f"start: {' | '.join(map(quoted, wanted.choice))}")
+    return of_schema({"type": "object"} if wanted.schema_ is None else wanted.schema_)
 
 
 def constrain(model: Model, choices: Sequence[Choice]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from qwen_jax.text.tokenizer import TextStream, Tokenizer
 from serve.text.answer import Token
 
-_LEAST = -9999.0  # JSON has no infinity
+LEAST = -9999.0  # JSON has no infinity
 
 
 def of_chat(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def of_chat(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
         name = tokenizer.token_bytes(id) if id in tokenizer.hidden else spelled
         return {
             "token": _readable(name),
-            "logprob": max(logprob, _LEAST),
+            "logprob": max(logprob, LEAST),
             "bytes": list(spelled),
         }
 
@@ -48,7 +48,7 @@ def of_completion(
     scored = [token for _, token in tokens]
     return {
         "tokens": [text for text, _ in tokens],
-        "token_logprobs": [token and max(token.logprob, _LEAST) for token in scored],
+        "token_logprobs": [token and max(token.logprob, LEAST) for token in scored],
         "top_logprobs": [token and _best(tokenizer, text, token) for text, token in tokens],
         "text_offset": offsets,
     }
@@ -64,12 +64,12 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[str]:
 
 def _best(tokenizer: Tokenizer, text: str, token: Token) -> dict[str, float]:
     """The likeliest and the token itself, by text; an id where two read alike."""
-    found = {text: max(token.logprob, _LEAST)}
+    found = {text: max(token.logprob, LEAST)}
     for id, logprob in token.best:
         if id == token.id:
             continue
         name = _readable(tokenizer.token_bytes(id))
-        found[name if name and name not in found else f"token_id:{id}"] = max(logprob, _LEAST)
+        found[name if name and name not in found else f"token_id:{id}"] = max(logprob, LEAST)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from qwen_jax.text import chatml
 from qwen_jax.text.chatml import Ending
+from qwen_jax.text.functions import openai_function
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.api.window import check_texts
 from serve.http.body import measure
 from serve.service import Model
 from serve.text import hermes, react, thinking
-from serve.text.calls import Otherwise, name, outlined_function
+from serve.text.calls import Otherwise, outlined_function
 from serve.text.grammar import Grammar, Rules, of_rules, outlined
 from serve.text.message import Parser
 from serve.text.thinking import ThinkingParser, Thought
@@ -92,7 +93,7 @@ def completion(
     """A text to continue, or to fill up to a suffix; control tokens in it count, as among ids."""
     if isinstance(text, str):
         check_texts(model, [text], "prompt")
-    ids = model.tokenizer.encode(text, specials=True) if isinstance(text, str) else text
+    ids = model.tokenizer.encode_prompt(text) if isinstance(text, str) else text
     if not ids:
         raise ValueError("the prompt is empty, wanted at least one token")
     if max(ids) >= model.config.vocab:
@@ -155,7 +156,7 @@ def _modern(
 ) -> Prompt:
     """Qwen1.5 and later: the checkpoint's own template, functions as Hermes has them."""
     described = tools.described or [
-        {"type": "function", "function": _openai(function)} for function in tools.functions
+        {"type": "function", "function": openai_function(function)} for function in tools.functions
     ]
     said = [_for_template(message) for message in messages]
     ids = chatml.render(model.tokenizer, said, described or None, **arguments)
@@ -203,18 +204,6 @@ def _rules(
 def _ends(model: Model) -> tuple[tuple[int, ...], ...]:
     stops = ((id,) for id in chatml.stop_ids(model.tokenizer))
     return tuple(dict.fromkeys((*model.defaults.eos_ids, *stops)))
-
-
-def _openai(function: Mapping[str, Any]) -> dict[str, Any]:
-    """A function in OpenAI's form, whatever form it came in."""
-    if function.keys() <= {"name", "description", "parameters", "strict"}:
-        return dict(function)
-    made = {"name": name(function)}
-    if description := function.get("description_for_model") or function.get("description"):
-        made["description"] = description
-    if "parameters" in function:
-        made["parameters"] = function["parameters"]
-    return made
 
 
 def _for_template(message: Message) -> dict[str, Any]:

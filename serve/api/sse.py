@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,6 +14,23 @@ from serve.http.errors import ApiError
 from serve.text.answer import Part, Token
 
 Outcome = TypeVar("Outcome")
+
+
+Working = AsyncIterator[tuple[int, Part]]  # which answer, and what it gained
+
+
+class Reply(Protocol):
+    """Answers in the form of an endpoint."""
+
+    named: bool = False  # each event by the type of its object, on a line of its own
+    end: str = "[DONE]"  # what a stream ends with
+
+    async def whole(self, working: Working) -> Callable[[], dict[str, Any]]: ...
+    def events(self, working: Working) -> AsyncIterator[dict[str, Any]]: ...
+
+    def fault(self, error: ApiError) -> dict[str, Any]:
+        """The last object of a stream that fails."""
+        return error.body
 
 
 class Gone(Exception):
@@ -69,12 +86,12 @@ async def _gone(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events: one object each, then [DONE]. Closes its ticket however it ends."""
+    """Server-sent events: one object each, then the end. Closes its ticket however it ends."""
 
-    def __init__(self, ticket: Ticket, events: Callable[[], AsyncIterator[dict[str, Any]]]):
+    def __init__(self, ticket: Ticket, reply: Reply, working: Working):
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
-        self._ticket, self._events = ticket, events
+        self._ticket, self._reply, self._working = ticket, reply, working
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -87,12 +104,16 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        put = lambda data, more: send(
-            {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more}
+        put = lambda text, more: send(
+            {"type": "http.response.body", "body": text.encode(), "more_body": more}
         )
         try:
-            async for event in self._events():
-                await put(json.dumps(event, ensure_ascii=False), True)
+            async for event in self._reply.events(self._working):
+                await put(self._event(event), True)
         except ApiError as error:
-            await put(json.dumps(error.body, ensure_ascii=False), True)
-        await put("[DONE]", False)
+            await put(self._event(self._reply.fault(error)), True)
+        await put(f"data: {self._reply.end}\n\n" if self._reply.end else "", False)
+
+    def _event(self, event: dict[str, Any]) -> str:
+        name = f"event: {event['type']}\n" if self._reply.named else ""
+        return f"{name}data: {json.dumps(event, ensure_ascii=False)}\n\n"

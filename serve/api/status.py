@@ -5,7 +5,7 @@ from importlib.metadata import version as installed
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from serve.api import endpoint, openapi
 from serve.http.errors import ApiError
@@ -18,11 +18,13 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+_VERSION = installed("qwen_jax")  # a file is read for it
 
 
 async def page(request: Request) -> Response:
     """A file of the chat page."""
-    return FileResponse(FILES[request.url.path], headers=_HEADERS)
+    kind, content = FILES[request.url.path]
+    return Response(content, media_type=kind, headers=_HEADERS)
 
 
 async def health(request: Request) -> Response:
@@ -49,8 +51,11 @@ async def metrics(request: Request) -> Response:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")  # where a request says nothing
+
+
 async def version(request: Request) -> Response:
-    return JSONResponse({"version": installed("qwen_jax")})
+    return JSONResponse({"version": _VERSION})
 
 
 async def models(request: Request) -> Response:
@@ -76,6 +81,7 @@ def _described(service: Service, found: Model) -> dict[str, object]:
         "max_model_len_reason": found.room.length_reason(service.settings, found.config),
         "cache_tokens": found.room.tokens,
         "cache_tokens_reason": found.room.reason(service.settings, found.config),
+        "sampling": {name: getattr(found.defaults.sampling, name) for name in _SAMPLING},
         "parent": endpoint.model(service, None).name if found.adapter else None,
     }
 

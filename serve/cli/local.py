@@ -23,7 +23,8 @@ class Local:
     def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """All settings: the changes, and the checkpoint's own for the rest. ValueError if wrong."""
         sampling, count = self._changed(changes)
-        return {**dataclasses.asdict(sampling), "max_new_tokens": count}
+        usual = defaults_of(self._params).new_tokens(0, MAX_NEW_TOKENS)
+        return {**dataclasses.asdict(sampling), "max_new_tokens": count or usual}
 
     def answer(
         self,
@@ -48,10 +49,10 @@ class Local:
         for grown in growing:
             yield Answer(grown.text, len(grown.tokens), grown.finish_reason)
 
-    def _changed(self, changes: Mapping[str, Any]) -> tuple[Sampling, int]:
+    def _changed(self, changes: Mapping[str, Any]) -> tuple[Sampling, int | None]:
         defaults = defaults_of(self._params)
         sampling = dict(changes)
-        count = sampling.pop("max_new_tokens", defaults.max_new_tokens or MAX_NEW_TOKENS)
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        count = sampling.pop("max_new_tokens", None)
+        if count is not None and (type(count) is not int or count < 1):
             raise ValueError(f"max_new_tokens is {count!r}, expected a whole number from 1")
         return dataclasses.replace(defaults.sampling, **sampling), count

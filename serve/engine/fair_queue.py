@@ -1,7 +1,8 @@
 """A bounded queue that takes from its tenants in turn."""
 
+from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -14,8 +15,9 @@ class QueueFull(Exception):
 class FairQueue(Generic[Item]):
     """First come first served within a tenant, round robin between tenants."""
 
-    def __init__(self, limit: int):
-        self._limit = limit
+    def __init__(self, limit: int, order: Callable[[Item], int] = lambda item: 0):
+        """order: of a tenant's own items; less is sooner."""
+        self._limit, self._order = limit, order
         self._tenants: OrderedDict[str, deque[Item]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -25,7 +27,7 @@ class FairQueue(Generic[Item]):
         """Raises QueueFull when all tenants together wait for `limit` turns."""
         if len(self) >= self._limit:
             raise QueueFull(f"{self._limit} requests wait already")
-        self._tenants.setdefault(tenant, deque()).append(item)
+        insort(self._tenants.setdefault(tenant, deque()), item, key=self._order)
 
     def put_first(self, tenant: str, item: Item) -> None:
         """Back to the head of its tenant's line, however many wait."""

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qwen_jax import distributed
 from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.program import rendezvous
 from serve.engine import operations
 from serve.engine.model_runner import ModelRunner
 from serve.engine.operations import Operation, Piece, Prefill, Result, Step
@@ -96,7 +96,7 @@ def _announced(address: str, port: int, secret: bytes) -> tuple[str, int, bytes]
 
 def _address(settings: ServeConfig) -> str:
     """Where the others reach this process: they all found the coordinator there."""
-    named = distributed.coordinator_host(settings.coordinator)
+    named = rendezvous.coordinator_host(settings.coordinator)
     return named or socket.gethostbyname(socket.gethostname())
 
 

@@ -33,6 +33,7 @@ class Request:
     constraint: Constraint | None = None
     logprobs: int | None = None  # so many likeliest ids beside each token
     judged: bool = False  # log probabilities of the prompt are wanted
+    priority: int = 0  # less is sooner, among the requests of one tenant
 
     number: int = field(default=0, init=False)  # of its arrival
     slot: int = field(default=-1, init=False)

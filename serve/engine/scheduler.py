@@ -36,7 +36,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits):
         self._limits = limits
-        self.queue: FairQueue[Request] = FairQueue(limits.queue)
+        self.queue: FairQueue[Request] = FairQueue(limits.queue, lambda request: request.priority)
         self.read_tokens = 0  # of prompts, ever
         self.shared_tokens = 0  # of them, those that others had computed
         self.preemptions = 0

@@ -1,4 +1,4 @@
-"""Every fault in the form of OpenAI's API."""
+"""Every fault in the form of OpenAI's API, or of the dialect that was spoken."""
 
 from typing import Any
 
@@ -8,6 +8,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+_GENERATE = ("/generate", "/generate_stream")
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class ApiError(Exception):
@@ -32,8 +43,21 @@ class ApiError(Exception):
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+    def response(self, path: str = "") -> JSONResponse:
+        """In the form of the API that the path belongs to."""
+        return JSONResponse(self.form(path), self.status, self.headers)
+
+    def form(self, path: str) -> dict[str, Any]:
+        if path.startswith("/v1/messages"):
+            fallback = "api_error" if self.status >= 500 else "invalid_request_error"
+            kind = _ANTHROPIC.get(self.status, fallback)
+            return {"type": "error", "error": {"type": kind, "message": self.message}}
+        if path in _GENERATE:
+            return {
+                "error": self.message,
+                "error_type": "validation" if self.status < 500 else "generation",
+            }
+        return self.body
 
 
 def busy(message: str, status: int, seconds: int = 1) -> ApiError:
@@ -43,7 +67,7 @@ def busy(message: str, status: int, seconds: int = 1) -> ApiError:
 
 async def on_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return error.response()
+    return error.response(request.url.path)
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -51,7 +75,7 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"{error.detail}: {request.method} {shown(request.url.path)}"
     headers = dict(error.headers or {})
-    return ApiError(error.status_code, message, headers=headers).response()
+    return ApiError(error.status_code, message, headers=headers).response(request.url.path)
 
 
 def shown(text: str, most: int = 80) -> str:

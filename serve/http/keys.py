@@ -26,7 +26,13 @@ class Keys:
     def read(file: Path | None) -> "Keys":
         """A file with a name and a key on every line; lines that begin with # do not count."""
         owners: dict[str, str] = {}
-        for number, line in enumerate(file.read_text("utf-8").splitlines() if file else (), 1):
+        try:
+            text = file.read_text("utf-8") if file else ""
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{file} is no file of keys: it is not in UTF-8") from None
+        for number, line in enumerate(text.splitlines(), 1):
             if not line.strip() or line.startswith("#"):
                 continue
             parts = line.split()
@@ -42,9 +48,9 @@ class Keys:
             raise ValueError(f"{file} holds no key")
         return Keys(owners)
 
-    def owner(self, path: str, authorization: str) -> str | None:
+    def owner(self, path: str, authorization: str, method: str = "GET") -> str | None:
         """Who asks, "" where anyone may; None: refuse."""
-        if not self._owners or path in OPEN:
+        if not self._owners or (path in OPEN and method != "POST"):
             return ""
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":

@@ -64,7 +64,7 @@ class Middleware:
 
         try:
             if refusal := self._refusal(scope, headers, state):
-                await refusal.response()(scope, receive, answer)
+                await refusal.response(scope["path"])(scope, receive, answer)
             else:
                 await self._app(scope, read, answer)
         finally:
@@ -78,12 +78,12 @@ class Middleware:
     ) -> ApiError | None:
         """Why a request is not even read, if it is not."""
         # the path that routes see, not what the header or the URL of a proxy makes of it
-        owner = self._keys.owner(scope["path"], headers.get(b"authorization", b"").decode("latin1"))
+        owner = self._keys.owner(scope["path"], _credentials(headers), scope["method"])
         state["tenant"] = owner
         if owner is None:
             return ApiError(
                 401,
-                "a valid key is needed: Authorization: Bearer KEY",
+                "a valid key is needed: Authorization: Bearer KEY, or x-api-key: KEY",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer", "Connection": "close"},
             )
@@ -117,6 +117,13 @@ class Middleware:
                 line["prompt"] = choices[0].prompt.ids
         quiet = scope["path"] in _QUIET and status in (200, 503)
         log.log(logging.DEBUG if quiet else logging.INFO, json.dumps(line))
+
+
+def _credentials(headers: dict[bytes, bytes]) -> str:
+    """As Authorization has them; Anthropic's clients send the bare key."""
+    if b"authorization" not in headers and b"x-api-key" in headers:
+        return f"Bearer {headers[b'x-api-key'].decode('latin1')}"
+    return headers.get(b"authorization", b"").decode("latin1")
 
 
 def _unreadable(headers: dict[bytes, bytes]) -> ApiError | None:

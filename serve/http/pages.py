@@ -3,10 +3,16 @@
 from pathlib import Path
 
 _FOLDER = Path(__file__).parents[1] / "page"
-_KINDS = {".html", ".js", ".css", ".svg"}
+_KINDS = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
 
+# path -> type and content; read once, so that whoever asks waits for no disk
 FILES = {
-    "/" if file.name == "index.html" else f"/{file.name}": file
+    "/" if file.name == "index.html" else f"/{file.name}": (_KINDS[file.suffix], file.read_bytes())
     for file in sorted(_FOLDER.glob("*"))
     if file.suffix in _KINDS
 }

@@ -22,6 +22,7 @@ from serve.service import Service
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 8 * 2**20
 _CROWDED_SECONDS = 2.0  # for the head of a probe, past the limit of connections
 _PROBE_SECONDS = 2.0  # between two looks whether a client that has ended its side still reads
+_PIECE = 16 * 1024  # bytes
 _CLOSE = (b"connection", b"close")
 
 
@@ -87,7 +88,9 @@ class Protocol(H11Protocol):
             return
         if self.conn.their_state is h11.IDLE and not self._receiving.pending:
             self._receiving.set(self._limits.header_seconds)
-        super().data_received(data)
+        for start in range(0, len(data), _PIECE):  # of which h11 looks at the size in between
+            if self._dropped is None and not self.transport.is_closing():
+                super().data_received(data[start : start + _PIECE])
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -130,7 +133,7 @@ class Protocol(H11Protocol):
         try:
             if self._seat.crowded and scope["path"] not in PROBES:
                 refusal = busy("the server has too many connections", 503)
-                await refusal.response()(scope, receive, answer)
+                await refusal.response(scope["path"])(scope, receive, answer)
             else:
                 await self._application(scope, receive, answer)
         except asyncio.CancelledError:  # the server ends, and the time for answers is over

@@ -1,5 +1,6 @@
 """h11's reading of requests, which refuses what is ambiguous or too long and remembers why."""
 
+import re
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -7,6 +8,7 @@ import h11
 
 MAX_HEAD = 32 * 1024  # bytes of a request's head
 MAX_HEADERS = 100
+_BLANK = re.compile(rb"\n\r?\n")
 _FEW_CHUNKS, _LEAST_CHUNK = 256, 256  # past so many chunks they must hold so many bytes each
 
 
@@ -17,8 +19,10 @@ class RequestReader(h11.Connection):
     _chunks = _bytes = 0  # of the body
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        before = len(self.trailing_data[0]) if self.their_state is h11.IDLE else 0
+        given = self.trailing_data[0] if self.their_state is h11.IDLE else b""
+        before = len(given)
         try:
+            _measure(given)
             event = super().next_event()
             if isinstance(event, h11.Request):
                 self._chunks = self._bytes = 0
@@ -67,6 +71,14 @@ class RequestReader(h11.Connection):
         self._bytes += len(data.data)
         if self._chunks > _FEW_CHUNKS and self._bytes < self._chunks * _LEAST_CHUNK:
             _refuse(f"the body's chunks are too small: {self._chunks} hold {self._bytes} bytes")
+
+
+def _measure(given: bytes) -> None:
+    """Refuse a head that is too large before it is taken apart, which takes far longer."""
+    blank = _BLANK.search(given, 0, MAX_HEAD)
+    size = blank.end() if blank else len(given)
+    if size > MAX_HEAD or given.count(b"\n", 0, size) > MAX_HEADERS + 2:  # its first and last line
+        _refuse("too large", 431)
 
 
 def _refuse(message: str, status: int = 400) -> NoReturn:

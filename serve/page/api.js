@@ -1,9 +1,10 @@
 // The server's OpenAI-compatible API, as far as a chat needs it.
 
 export class ApiError extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status = 0, code = null) {
     super(message);
     this.status = status; // 0: no answer at all, or one that broke off
+    this.code = code;
   }
 }
 
@@ -22,24 +23,26 @@ async function ask(path, key, options = {}) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  throw new ApiError(body?.error?.message ?? response.statusText, response.status);
+  throw new ApiError(body?.error?.message ?? response.statusText, response.status, body?.error?.code);
 }
 
-/** The names of the models and adapters that the server has. */
+/** The models and adapters that the server has: {id, length, sampling}, the window and defaults. */
 export async function models(key) {
   const response = await ask("models", key);
-  return (await response.json()).data.map((model) => model.id);
+  return (await response.json()).data.map(({ id, max_model_len: length, sampling }) => ({ id, length, sampling }));
 }
 
-/** The pieces of an answer as they come: {content, finish}; thoughts stand between markers. */
+/** An answer as it comes: {content, finish} or {usage}; thoughts stand between markers. */
 export async function* chat(body, key, signal) {
-  const request = { method: "POST", body: JSON.stringify({ ...body, stream: true }), signal };
+  const streamed = { ...body, stream: true, stream_options: { include_usage: true } };
+  const request = { method: "POST", body: JSON.stringify(streamed), signal };
   const response = await ask("chat/completions", key, request);
   let thinking = false;
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.message, chunk.error.code);
+    if (chunk.usage) yield { content: "", usage: chunk.usage };
     const choice = chunk.choices?.[0];
     if (!choice) continue;
     const { reasoning_content: thought, content: text } = choice.delta;

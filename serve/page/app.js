@@ -2,7 +2,8 @@
 
 import { ApiError, chat, models } from "./api.js";
 import { byId, download, element } from "./dom.js";
-import { open as openSettings, prepare, settings } from "./settings.js";
+import { Pace } from "./meter.js";
+import { open as openSettings, prepare, settings, showDefaults } from "./settings.js";
 import * as sidebar from "./sidebar.js";
 import * as store from "./store.js";
 import { fit, messageView, sends, update } from "./view.js";
@@ -12,6 +13,7 @@ const log = byId("log");
 const query = byId("query");
 const running = new Map(); // conversation id -> {abort, conversation}
 let current = store.fresh();
+let served = []; // the models and adapters that the server has
 let leaving = false; // the browser ends all requests of a page that is left
 
 // --- showing -------------------------------------------------------------------------------------
@@ -116,6 +118,12 @@ function remove(ids) {
   });
 }
 
+function rename(id, title) {
+  const found = running.get(id)?.conversation ?? (id === current.id ? current : store.load(id));
+  if (found) keep(Object.assign(found, { title }));
+  draw();
+}
+
 const exportName = (what) => `qwen-${what}-${new Date().toISOString().slice(0, 10)}.json`;
 
 // --- questions and answers -----------------------------------------------------------------------
@@ -155,8 +163,11 @@ async function answer(conversation) {
   byId("status").textContent = word("answering");
   try {
     let kept = Date.now();
-    for await (const { content, finish } of chat(body, settings.key, abort.signal)) {
+    const pace = new Pace();
+    for await (const { content, finish, usage } of chat(body, settings.key, abort.signal)) {
       message.content += content;
+      if (content) pace.tick();
+      if (usage) message.usage = pace.measured(usage, served.find(({ id }) => id === body.model)?.length);
       if (finish) message.note = finish === "stop" ? undefined : { kind: finish };
       if (content) grow(conversation, message);
       if (Date.now() - kept > 1000) {
@@ -175,7 +186,14 @@ function failure(error, signal) {
   if (leaving) return { kind: "interrupted" };
   if (!(error instanceof ApiError)) return { kind: "error", text: String(error) };
   if (error.status === 401) openSettings("key");
-  return { kind: "error", text: error.status === 401 ? word("wrongKey") : error.message };
+  return { kind: "error", text: explained(error) };
+}
+
+/** What went wrong in the server's words, and what helps in ours. */
+function explained({ status, code, message }) {
+  if (status === 401) return word("wrongKey");
+  const help = word("help")[code] ?? word("help")[status];
+  return [message, help].filter(Boolean).join(" ");
 }
 
 function finish(conversation, message) {
@@ -198,17 +216,21 @@ function stop() {
 async function listModels() {
   const select = byId("model");
   try {
-    const names = await models(settings.key);
-    select.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
-    if (names.includes(settings.model)) select.value = settings.model;
+    served = await models(settings.key);
+    select.replaceChildren(...served.map(({ id }) => element("option", { value: id }, id)));
+    if (served.some(({ id }) => id === settings.model)) select.value = settings.model;
+    inForce();
   } catch (error) {
     select.replaceChildren(element("option", { value: "" }, word("noModel")));
     const wrongKey = error.status === 401;
-    const text = wrongKey ? word("wrongKey") : error.message || word("noAnswer");
+    const text = explained(error) || word("noAnswer");
     if (wrongKey) toast(text, word("settings"), () => openSettings("key"));
     else toast(text, word("retry"), listModels);
   }
 }
+
+/** Show in the settings what the model does where nothing is set. */
+const inForce = () => showDefaults(served.find(({ id }) => id === byId("model").value)?.sampling);
 
 // --- wiring --------------------------------------------------------------------------------------
 
@@ -224,9 +246,10 @@ prepare((what) => {
   else {
     suggest();
     draw();
+    inForce();
   }
 });
-sidebar.prepare({ choose, remove, running });
+sidebar.prepare({ choose, remove, rename, running, shown: () => current.id });
 byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = query.value.trim();
@@ -247,7 +270,10 @@ document.addEventListener("keydown", (event) => {
 byId("stop").addEventListener("click", stop);
 byId("new").addEventListener("click", begin);
 byId("open-settings").addEventListener("click", () => openSettings());
-byId("model").addEventListener("change", (event) => settings.keep("model", event.target.value));
+byId("model").addEventListener("change", (event) => {
+  settings.keep("model", event.target.value);
+  inForce();
+});
 byId("system").addEventListener("input", (event) => {
   current.system = event.target.value.trim() || undefined;
   if (current.messages.length) keep(current);

@@ -47,7 +47,6 @@ export function prepare(changed) {
   byId("language").addEventListener("change", (event) => {
     settings.keep("language", event.target.value);
     speak(event.target.value);
-    name();
     changed("language");
   });
   byId("theme-choice").value = kept.theme ?? "";
@@ -59,7 +58,6 @@ export function prepare(changed) {
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close(); // beside it
   });
-  name();
 }
 
 /** Open the dialog, at the key or where it begins. */
@@ -68,8 +66,11 @@ export function open(at) {
   if (at) byId(at).focus();
 }
 
-function name() {
-  for (const field of FIELDS) dialog.querySelector(`[name=${field}]`).placeholder = word("default");
+/** In fields that are empty show what is in force: the model's values, where it says any. */
+export function showDefaults(values = {}) {
+  for (const name of FIELDS) {
+    dialog.querySelector(`[name=${name}]`).placeholder = values[name] ?? word("defaults")[name] ?? word("default");
+  }
 }
 
 function theme(choice) {

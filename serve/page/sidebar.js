@@ -7,13 +7,17 @@ import { word } from "./words.js";
 const narrow = matchMedia("(max-width: 54rem)");
 let actions;
 
-/** actions: choose(id), remove(ids), running: a map of the conversations that grow. */
+/**
+ * actions: choose(id), remove(ids), rename(id, title), shown(): the id of the one that is shown;
+ * running: a map of the conversations that grow.
+ */
 export function prepare(given) {
   actions = given;
   byId("open-sidebar").addEventListener("click", open);
   byId("close-sidebar").addEventListener("click", close);
   byId("scrim").addEventListener("click", close);
   narrow.addEventListener("change", hide);
+  byId("search").addEventListener("input", () => draw(actions.shown()));
   hide();
 }
 
@@ -38,8 +42,16 @@ function hide() {
 
 export function draw(shown) {
   const focused = byId("conversations").contains(document.activeElement);
-  byId("conversations").replaceChildren(...store.conversations().map((one) => entry(one, shown)));
+  const found = store.conversations().filter(matches);
+  const nothing = byId("search").value.trim() && element("li", { class: "note" }, word("nothingFound"));
+  byId("conversations").replaceChildren(...(found.length || !nothing ? found.map((one) => entry(one, shown)) : [nothing]));
   if (focused) byId("conversations").querySelector("[aria-current]")?.focus();
+}
+
+/** Whether all words that are searched for are in a conversation or its name. */
+function matches({ title, messages }) {
+  const all = [title, ...messages.map(({ content }) => content)].join("\n").toLowerCase();
+  return byId("search").value.toLowerCase().split(/\s+/).every((part) => all.includes(part));
 }
 
 function entry(conversation, shown) {
@@ -52,8 +64,29 @@ function entry(conversation, shown) {
   });
   name.append(title || word("untitled"));
   const save = iconButton("export", word("export"), () => download(`${fileName(title)}.json`, conversation));
+  const edit = iconButton("edit", word("rename"), () => renamed(name, conversation));
   const remove = iconButton("delete", word("delete"), () => actions.remove([id]));
-  return element("li", {}, name, save, remove);
+  return element("li", {}, name, edit, save, remove);
+}
+
+/** A field in a name's place, until it is left; Escape leaves the name as it was. */
+function renamed(name, { id, title }) {
+  const field = element("input", { class: "name", "aria-label": word("rename"), value: title, maxlength: 100 });
+  const leave = () => {
+    field.onblur = null;
+    if (field.value.trim() && field.value.trim() !== title) actions.rename(id, field.value.trim());
+    else draw(actions.shown());
+  };
+  field.onblur = leave;
+  field.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== "Escape") return;
+    event.stopPropagation();
+    if (event.isComposing) return;
+    if (event.key === "Escape") field.value = title;
+    leave();
+  });
+  name.replaceWith(field);
+  field.select();
 }
 
 const fileName = (title) => title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "conversation";

@@ -2,6 +2,7 @@
 
 import { copyButton, element, iconButton } from "./dom.js";
 import { show } from "./markdown.js";
+import { meter } from "./meter.js";
 import { word } from "./words.js";
 
 const THOUGHT = /^\s*<think>\n?([\s\S]*?)(?:<\/think>\s*|$)/;
@@ -23,7 +24,8 @@ export function messageView(message, state, actions) {
   if (state.running) return item;
   if (message.note) item.append(note(message, actions));
   const again = state.last && message.note?.kind !== "error" && iconButton("again", word("again"), actions.again);
-  item.append(toolbar(message.content && copyButton(message.content, word("copy")), again));
+  const copy = message.content && copyButton(message.content, word("copy"));
+  item.append(toolbar(copy, again, message.usage && element("span", { class: "note" }, meter(message.usage))));
   return item;
 }
 

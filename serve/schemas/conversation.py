@@ -1,5 +1,6 @@
 """What conversations are made of: messages, functions and calls of them."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, ModelWrapValidatorHandler, model_validator
@@ -23,21 +24,25 @@ class TextPart(Fields):
     text: str
 
 
-def _text(value: Any) -> Any:
-    """Content as one string; OpenAI also allows a list of parts."""
-    if not isinstance(value, list):
-        return value
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else part
-        if kind != "text":
-            raise ValueError(f"content part {str(kind)[:40]!r} is not supported, only text is")
-    try:
-        return "".join(TextPart.model_validate(part).text for part in value)
-    except ValueError:
-        raise ValueError("a text part has a type and a text, nothing else") from None
+def content_of(*kinds: str) -> Callable[[Any], Any]:
+    """What takes content as one string; it may be a list of parts of these kinds too."""
+
+    def text(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        for part in value:
+            kind = part.get("type") if isinstance(part, dict) else part
+            if kind not in kinds or kind is part:
+                raise ValueError(f"content part {str(kind)[:40]!r} is not supported, only text is")
+        try:
+            return "".join(TextPart.model_validate({**p, "type": "text"}).text for p in value)
+        except ValueError:
+            raise ValueError("a text part has a type and a text, nothing else") from None
+
+    return text
 
 
-Content = Annotated[str | None, BeforeValidator(_text)]
+Content = Annotated[str | None, BeforeValidator(content_of("text"))]
 
 
 class Ordered(Fields):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from qwen_jax.decoding.sampling import MAX_BIASES, MAX_LOGPROBS, MAX_STOPS
 from qwen_jax.text.chatml import Ending
@@ -17,10 +17,12 @@ from serve.schemas.conversation import (
     ToolName,
 )
 from serve.schemas.fields import Fields
+from serve.schemas.formats import FormatFields
 
 MAX_MESSAGES, MAX_STOP_CHARACTERS = 2048, 256
 _MOST = 2**31 - 1
 
+ModelName = Annotated[str, Field(max_length=256)] | None  # None: the one that is served
 Id = Annotated[int, Field(ge=0, le=_MOST)]
 Ids = Annotated[list[Id], FIRST]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -54,14 +56,29 @@ class StreamOptions(Fields):
         return self
 
 
-class SamplingFields(Fields):
+class Body(Fields):
+    """What asks for answers."""
+
+    texts: ClassVar[frozenset[str]] = frozenset()  # fields that only the prompt is made of
+
+    stream: bool = False
+
+    @property
+    def wanted(self) -> str | None:
+        """The name of a model; None is the one that was loaded."""
+        raise NotImplementedError
+
+    def without_texts(self) -> Self:
+        """What is left to know once the prompt is made; the rest may be megabytes."""
+        return self.model_copy(update=dict.fromkeys(self.texts))
+
+
+class SamplingFields(Body):
     """How tokens are chosen; what is absent is as the checkpoint's makers would have it."""
 
     labels, idle = unasked.LABELS, unasked.REQUEST
-    texts: ClassVar[frozenset[str]] = frozenset()  # fields that only the prompt is made of
 
-    model: Annotated[str, Field(max_length=256)]
-    stream: bool = False
+    model: ModelName = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=128)
     max_tokens: int | None = Field(None, ge=0, le=_MOST)
@@ -80,6 +97,10 @@ class SamplingFields(Fields):
     ) = None
     stop_token_ids: Ids | None = Field(None, max_length=MAX_STOPS)
     ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    return_token_ids: bool = False
+    priority: int = Field(0, ge=-(2**31), le=_MOST)  # less is sooner, among those of one key
 
     @model_validator(mode="after")
     def _check(self) -> "SamplingFields":
@@ -88,36 +109,17 @@ class SamplingFields(Fields):
             raise ValueError("stream_options needs stream to be true")
         return self
 
-    def without_texts(self) -> Self:
-        """What is left to know once the prompt is made; the rest may be megabytes."""
-        return self.model_copy(update=dict.fromkeys(self.texts))
+    def sampling(self) -> dict[str, Any]:
+        """These fields alone, as far as they were sent, for a body of another kind."""
+        names = SamplingFields.model_fields.keys() - {"stream_options"}
+        return self.model_dump(include=names & self.model_fields_set)
+
+    @property
+    def wanted(self) -> str | None:
+        return self.model
 
 
-class JsonSchema(Fields):
-    name: Annotated[str, Field(max_length=64)]
-    description: str | None = None
-    schema_: dict[str, JsonValue] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Fields):
-    """OpenAI's three types, and beside them "regex" with a pattern, "grammar" with Lark's."""
-
-    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
-    json_schema: JsonSchema | None = None
-    pattern: str | None = None
-    grammar: str | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> "ResponseFormat":
-        needs = {"json_schema": "json_schema", "regex": "pattern", "grammar": "grammar"}
-        given = {name for name in needs.values() if getattr(self, name) is not None}
-        wanted = {needs[self.type]} if self.type in needs else set()
-        if given != wanted:
-            raise ValueError(
-                f"the type {self.type} goes with {sorted(wanted)}, got {sorted(given)}"
-            )
-        return self
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class TemplateArguments(Fields):
@@ -130,7 +132,7 @@ class ConversationFields(Fields):
     tools: Annotated[list[Tool], FIRST] | None = Field(None, max_length=MAX_TOOLS)
     enable_thinking: bool | None = None
     chat_template_kwargs: TemplateArguments | None = None
-    reasoning_effort: Literal["none"] | None = None
+    reasoning_effort: Effort | None = None  # "none" is no thought; models have no other degrees
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # what is generated goes on where the last one ends
 
@@ -164,8 +166,8 @@ class ConversationFields(Fields):
         return self
 
 
-class ChatRequest(SamplingFields, ConversationFields):
-    texts = frozenset({"messages", "tools", "functions", "response_format"})
+class ChatRequest(SamplingFields, ConversationFields, FormatFields):
+    texts = frozenset({"messages", "tools", "functions"}) | FormatFields.model_fields.keys()
 
     messages: Annotated[list[Message], FIRST] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=_MOST)
@@ -175,7 +177,10 @@ class ChatRequest(SamplingFields, ConversationFields):
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[Function], FIRST] | None = Field(None, max_length=MAX_TOOLS)
     function_call: Literal["none", "auto"] | FunctionName | None = None
-    response_format: ResponseFormat | None = None
+
+    def said(self) -> list[dict[str, Any]]:
+        """The messages as prompts are made of them."""
+        return [message.said() for message in self.messages]
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatRequest":
@@ -210,13 +215,12 @@ Texts = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
-    texts = frozenset({"prompt", "suffix", "response_format"})
+class CompletionRequest(SamplingFields, FormatFields):
+    texts = frozenset({"prompt", "suffix"}) | FormatFields.model_fields.keys()
 
     prompt: Texts
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
-    response_format: ResponseFormat | None = None
     suffix: str | None = None  # the text that follows what is generated
 
     @model_validator(mode="after")
@@ -229,7 +233,7 @@ class CompletionRequest(SamplingFields):
 class TokenizeRequest(ConversationFields):
     labels, idle = unasked.TOKENIZE_LABELS, unasked.TOKENIZE
 
-    model: Annotated[str, Field(max_length=256)] | None = None
+    model: ModelName = None
     prompt: str | None = None
     messages: Annotated[list[Message], FIRST] | None = Field(
         None, min_length=1, max_length=MAX_MESSAGES
@@ -244,5 +248,7 @@ class TokenizeRequest(ConversationFields):
 
 
 class DetokenizeRequest(Fields):
-    model: Annotated[str, Field(max_length=256)] | None = None
+    idle = unasked.DETOKENIZE
+
+    model: ModelName = None
     tokens: Ids

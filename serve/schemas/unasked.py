@@ -20,10 +20,10 @@ LABELS = frozenset(
 )
 
 _OPENAI: Idle = {
+    "model": ("",),
     "best_of": (1,),
     "modalities": (["text"],),
     "verbosity": ("medium",),
-    "reasoning_effort": ("medium",),
     "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
@@ -34,20 +34,15 @@ _VLLM: Idle = {
     "use_beam_search": (False,),
     "length_penalty": (1,),
     "early_stopping": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
     "detokenize": (True,),
-    "priority": (0,),
     "truncate_prompt_tokens": (-1,),
     "return_tokens_as_token_ids": (False,),
-    "return_token_ids": (False,),
     "include_reasoning": (True,),
     "documents": ([],),
     "bad_words": ([],),
     "logits_processors": ([],),
     "mm_processor_kwargs": ({},),
-    "structured_outputs": ({},),
     "vllm_xargs": ({},),
     "cache_salt": ("",),
 }
@@ -118,4 +113,58 @@ PART: Idle = {"annotations": ([],), "logprobs": ([],)}
 STREAM_LABELS = frozenset({"include_obfuscation"})  # it pads events against who listens in
 # Of /tokenize; no Qwen adds any special tokens.
 TOKENIZE_LABELS = frozenset({"add_special_tokens"})
-TOKENIZE: Idle = {"mm_processor_kwargs": ({},), "tools": ([],)}
+DETOKENIZE: Idle = {"model": ("",)}
+TOKENIZE: Idle = {**DETOKENIZE, "mm_processor_kwargs": ({},), "tools": ([],)}
+
+STRUCTURED_OUTPUTS: Idle = {
+    "disable_fallback": (False,),
+    "disable_any_whitespace": (False,),
+    "disable_additional_properties": (False,),
+    "json_object": (False,),
+}
+
+# Of the Responses API: no built-in tool is called, nothing is read twice or made elsewhere.
+RESPONSES_LABELS = frozenset({"max_tool_calls", "prompt_cache_options"})
+RESPONSES: Idle = {
+    **REQUEST,
+    "background": (False,),
+    "include": ([],),
+    "context_management": ([],),
+}
+ITEM_LABELS = frozenset("id status phase provider_specific_fields".split())
+ITEM: Idle = {"async": (False,), "caller": ({"type": "direct"},)}
+FUNCTION_TOOL: Idle = {
+    "defer_loading": (False,),
+    "async": (False,),
+    "allowed_callers": (["direct"],),
+}
+TEXT_OPTIONS: Idle = {"verbosity": ("medium",)}
+REASONING: Idle = {
+    "summary": ("auto",),
+    "generate_summary": ("auto",),
+    "context": ("auto",),
+    "mode": ("standard",),
+}
+
+# Of the Messages API
+TURNS_LABELS = LABELS | {"container", "diagnostics", "inference_geo", "user_profile_id"}
+TURNS: Idle = {
+    **REQUEST,
+    "speed": ("standard",),
+    "mcp_servers": ([],),
+    "context_management": ({}, {"edits": []}),
+}
+BLOCK_LABELS = frozenset({"cache_control", "signature", "is_error"})
+BLOCK: Idle = {"citations": ([],), "caller": ({"type": "direct"},)}
+CUSTOM_TOOL: Idle = {
+    "defer_loading": (False,),
+    "eager_input_streaming": (True, False),
+    "allowed_callers": (["direct"],),
+    "input_examples": ([],),
+}
+THINKING_LABELS = frozenset({"budget_tokens"})
+THINKING: Idle = {"display": ("summarized",)}
+
+# Of text-generation-inference
+GENERATE: Idle = {**REQUEST, "best_of": (0, 1), "stop": ([],)}
+STREAM: Idle = {"stream": (False,)}

@@ -22,6 +22,7 @@ class Token:
     text: str = ""
     spelled: bytes = b""
     begun: int = 0  # bytes at its end that begin another character
+    thought: bool = False  # it is no part of the answer itself
 
     def cut(self, kept: int) -> "Token":
         """Without what lies behind so many characters."""
@@ -34,10 +35,19 @@ class Token:
 class Part:
     """What an answer gained."""
 
-    message: Message = field(default_factory=Message)
+    pieces: list[Message] = field(default_factory=list)  # in the order in which they were said
+    ids: list[int] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)  # empty unless log probabilities are asked
     finish: str = ""
     stopped: bool = False  # by what the device knows nothing of: a stop string, the parser
+
+    @property
+    def message(self) -> Message:
+        """All of it."""
+        whole = Message()
+        for piece in self.pieces:
+            whole.add(piece)
+        return whole
 
 
 class Answer:
@@ -54,29 +64,43 @@ class Answer:
         stop: Sequence[str],
         ends: Collection[int],
         min_tokens: int = 0,
+        told: Collection[str] = (),
+        skip_specials: bool = True,
     ):
+        """told: stop strings that are part of the text. skip_specials: control tokens are not."""
         self._tokenizer, self._parser, self._ends = tokenizer, parser, ends
-        self._text, self._stops, self._least = TextStream(tokenizer), StopStrings(stop), min_tokens
+        self._text = TextStream(tokenizer, skip_specials=skip_specials)
+        self._stops, self._least = StopStrings(stop), min_tokens
+        self._told_stops, self._skipped = told, tokenizer.hidden if skip_specials else ()
         self._held: list[Token] = []  # whose text may not be part of the answer
         self._written = self._told = 0  # characters decoded, and those that the parser has
         self.count = 0  # tokens, the one that ends it included
         self.reasoning = 0  # of them, those before the answer itself
         self.called = False  # a function
 
+    @property
+    def stop(self) -> str:
+        """The stop string that ended it, if one did."""
+        return self._stops.met
+
     def push(self, update: Update) -> Part:
         part = Part(finish=update.finish)
         for index, id in enumerate(update.tokens):
             self.count += 1
+            part.ids.append(id)
             thinking = self._parser.thinking
+            before = len(self._held)
             if id not in self._ends:
                 text = self._text.push([id])
                 if update.logprobs:
-                    hidden = id in self._tokenizer.hidden
+                    hidden = id in self._skipped
                     spelled = b"" if hidden else self._tokenizer.token_bytes(id)
                     scored = update.logprobs[index], update.best[index]
                     self._held.append(Token(id, *scored, text, spelled, self._text.pending))
                 self._read(text, part)
-            self.reasoning += thinking or self._parser.thinking
+            if thinking or self._parser.thinking:
+                self.reasoning += 1
+                self._held[before:] = [replace(one, thought=True) for one in self._held[before:]]
             if part.stopped:
                 break
         if update.finish and not part.stopped:
@@ -85,8 +109,8 @@ class Answer:
             part.finish = "stop"
         part.tokens = self._released(bool(part.finish))
         if part.finish:
-            part.message.add(self._parser.finish())
-        self.called = self.called or bool(part.message.calls)
+            part.pieces.append(self._parser.finish())
+        self.called = self.called or any(piece.calls for piece in part.pieces)
         return part
 
     def _read(self, text: str, part: Part) -> None:
@@ -95,8 +119,10 @@ class Answer:
         # a thought may hold anything
         if not self._parser.thinking and self.count > self._least:
             text, stopped = self._stops.push(text)
+            if stopped and self._stops.met in self._told_stops:
+                text += self._stops.met
         self._told += len(text)
-        part.message.add(self._parser.push(text))
+        part.pieces.append(self._parser.push(text))
         part.stopped = stopped or self._parser.done
 
     def _end(self, part: Part) -> None:
@@ -108,7 +134,7 @@ class Answer:
         if not part.stopped:
             text = self._stops.flush()
             self._told += len(text)
-            part.message.add(self._parser.push(text))
+            part.pieces.append(self._parser.push(text))
 
     def _released(self, ended: bool) -> list[Token]:
         """Tokens whose text is told, in order; one without text waits for the next that has some.

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from qwen_jax.text.functions import function_name
 from serve.text.grammar import Unusable, enforced, quoted
 from serve.text.plain import outline
 
@@ -17,7 +18,7 @@ def new_id() -> str:
 
 def name(function: Mapping[str, Any]) -> str:
     """What the model calls a function."""
-    return str(function.get("name_for_model") or function["name"])
+    return str(function_name(function))
 
 
 def rules(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llguidance import LLMatcher, regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.text import guard
@@ -78,6 +79,20 @@ def of_rules(rules: str) -> Grammar:
     return {"lark_grammar": rules}
 
 
+def of_ebnf(rules: str) -> Grammar:
+    """rules: llama.cpp's, from `root`, or Lark's; raises Unusable."""
+    _bounded(rules)
+    try:
+        return of_rules(any_to_lark(rules))
+    except Exception as error:  # the library has no kinds of errors
+        raise Unusable(f"it cannot be read: {str(error)[:200]}") from None
+
+
+def _bounded(source: str) -> None:
+    if len(source) > MAX_SOURCE:
+        raise Unusable(f"it has {len(source)} characters, at most {MAX_SOURCE} fit")
+
+
 def quoted(text: str) -> str:
     """A text as a Lark grammar has it."""
     return json.dumps(text, ensure_ascii=False) if text else ""
@@ -105,8 +120,7 @@ class Grammars:
         body = [] if rules.body is None else [{**rules.body, "name": "body"}]
         source = json.dumps({"grammars": [rules.answer, *body]}, ensure_ascii=False)
         try:
-            if len(source) > MAX_SOURCE:
-                raise ValueError(f"it has {len(source)} characters, at most {MAX_SOURCE} fit")
+            _bounded(source)
             free = self._free.get()
             try:
                 free.check(source)

@@ -105,12 +105,12 @@ def test_tensor_twice_in_one_header(checkpoint: Copy, refuses: Refuses) -> None:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("../model.safetensors", "names the file '../model.safetensors'"),
-        ("/etc/passwd", "names the file '/etc/passwd'"),
-        ("a/b.safetensors", "names the file"),
-        ("..", "names the file"),
-        ("pytorch_model.bin", "names the file"),
-        (3, "names the file 3"),
+        ("../model.safetensors", r"wte.weight\] is '../model.safetensors', expected the name"),
+        ("/etc/passwd", "is '/etc/passwd', expected the name of a file"),
+        ("a/b.safetensors", "expected the name of a file, NAME.safetensors"),
+        ("..", "expected the name of a file"),
+        ("pytorch_model.bin", "expected the name of a file"),
+        (3, r"weight_map\[transformer.wte.weight\] is 3"),
         (SECOND, f"places transformer.wte.weight in {SECOND}, which does not hold it"),
         ("model-9.safetensors", "No such file"),
     ],

@@ -133,7 +133,11 @@ GOOD = json.dumps({"messages": chats(("a", "b"))[0]})
         ("a.csv", "a", "got a name in '.csv'"),
         ("a.jsonl", GOOD, "is too short"),
         ("a.txt", "few words", "is too short"),
-        ("a.jsonl", GOOD[:-1] + ', "tools": [{}]}', r"a\.jsonl:1: tools needs a chat template"),
+        (
+            "a.jsonl",
+            GOOD[:-1] + ', "tools": [{"name": "f"}]}',
+            r"a\.jsonl:1: tools needs a chat template",
+        ),
     ],
 )
 def test_faults(name: str, text: str, match: str, tokenizer: Tokenizer, tmp_path: Path) -> None:

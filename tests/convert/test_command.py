@@ -1,6 +1,7 @@
 """python -m convert: exit codes, and one message instead of a traceback."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 
 import convert
 from convert.__main__ import main
+from qwen_jax.files.sizes import on_disk, size
 from tests.conftest import Golden
 from tests.convert.small import assert_same_files
+from tests.processes import said
 
 ROOT = Path(__file__).parents[2]
 # the command on a disk that looks empty at first: something else fills it afterwards
@@ -44,16 +47,18 @@ def environment() -> dict[str, str]:
 def test_there_and_back(golden: Golden, tmp_path: Path) -> None:
     source = golden("v1/base")
     run = command("--hf", source, "--out", "native", "--verify", cwd=tmp_path)
-    assert (run.returncode, run.stderr) == (0, "")
+    assert (run.returncode, said(run.stderr)) == (0, "")
     assert [line.split(":")[0] for line in run.stdout.splitlines()] == [
         "writing native",
-        "weights 0.666 MB (float32 0.666 MB), cache 0.00102 MB a token",
+        "weights 666 kB (666 kB float32), cache of a token 1.02 kB float32",
         "verifying native",
+        "next",
     ]
-    assert "0.67 MB in" in run.stdout
-    assert "GB/s" in run.stdout
+    held = size(on_disk(tmp_path / "native"))
+    assert re.match(rf"writing native: {held} in \d+\.\d s \(.* .B/s\)\n", run.stdout)
+    assert run.stdout.endswith("next: qwen-jax generate native 'Hello'\n")
     run = command("--to-hf", "native", "--out", "back", cwd=tmp_path)
-    assert (run.returncode, run.stderr) == (0, "")
+    assert (run.returncode, said(run.stderr)) == (0, "")
     assert_same_files(tmp_path / "back", source)
 
 
@@ -93,8 +98,8 @@ def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
     for arguments in (["--hf", "demo"], ["--to-hf", made]):
         run = command(*arguments, "--out", small_disk / "out", start=("-c", UNCHECKED))
         assert run.returncode == 1
-        assert run.stderr.startswith(f"error: the disk of {small_disk / 'out'} is full")
-        assert run.stderr.count("\n") == 1
+        assert said(run.stderr).startswith(f"error: the disk of {small_disk / 'out'} is full")
+        assert said(run.stderr).count("\n") == 1
         assert list(small_disk.iterdir()) == []
 
 
@@ -112,4 +117,4 @@ def test_control_c(golden: Golden, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == "interrupted; the same command goes on from here\n"
+    assert said(errors) == "interrupted; the same command goes on from here\n"

@@ -201,7 +201,7 @@ def refuses(folder: Path, *matches: str) -> None:
         ({"group_size": "16"}, "group_size is '16'"),
         ({"group_size": 24}, "do not fill words"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'"),
-        ({"dynamic": {"-:head": {}}}, "dynamic is"),
+        ({"dynamic": {"+:head": {"bits": 8}}}, "dynamic[+:head] is"),
         ({"sharpness": 2}, "unknown keys ['sharpness']"),
         ({"quant_method": "awq", "version": "gemv", "zero_point": True}, "version is 'gemv'"),
         ({"quant_method": "awq", "version": "gemm", "zero_point": False}, "zero_point is False"),

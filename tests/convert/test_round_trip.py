@@ -1,5 +1,6 @@
 """Hugging Face -> native -> devices, and native -> Hugging Face: every bit survives."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import convert
+from convert.export import read_size
 from qwen_jax import bundled
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
@@ -141,3 +143,79 @@ def test_export_of_fresh_parameters(
         assert tensor in load_file(back / name)
     again = convert.to_native(back, tmp_path / "again", verify=True)
     assert_holds(load(again), back)
+
+
+def test_shard_size(golden: Golden, tmp_path: Path) -> None:
+    """As many files as are asked for, whatever the original had, and one needs no index."""
+    source = golden("v1/base")
+    folder = convert.to_native(source, tmp_path / "native")
+    many = convert.to_hf(folder, tmp_path / "many", shard_size="60KB")
+    sizes = [file.stat().st_size for file in many.glob("*.safetensors")]
+    largest = max(tensor.nbytes for tensor in read_checkpoint(source)[1].values())
+    assert len(sizes) > 3
+    assert max(sizes) < max(60_000, largest) + 4096
+    one = convert.to_hf(folder, tmp_path / "one", shard_size=10**9)
+    assert [file.name for file in one.glob("*model*")] == [SINGLE]
+    for made in (many, one):
+        assert_holds(load(folder), made)
+        convert.to_native(made, tmp_path / f"again-{made.name}", verify=True)
+
+
+@pytest.mark.parametrize("size", ["5 apples", "0", "-3GB", True, "1e9", "5.5GB"])
+def test_shard_size_that_is_none(size: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected bytes, or a size like 5GB or 500MB"):
+        convert.to_hf("demo", tmp_path / "out", shard_size=size)
+
+
+def test_sizes() -> None:
+    sizes: tuple[int | str, ...] = ("5GB", "500 MB", "2GiB", "17", 17, "3k", "8b")
+    assert list(map(read_size, sizes)) == [5 * 10**9, 5 * 10**8, 2**31, 17, 17, 3000, 8]
+
+
+def test_names_without_model(tmp_path: Path) -> None:
+    """As the published embedding models have them."""
+    tensors = {
+        name.removeprefix("model."): tensor
+        for name, tensor in random_checkpoint(QWEN3 | {"tie_word_embeddings": True}, 1).items()
+    }
+    write_checkpoint(tmp_path / "hf", QWEN3 | {"tie_word_embeddings": True}, tensors)
+    folder = convert.to_native(tmp_path / "hf", tmp_path / "native", verify=True)
+    assert_same_files(convert.to_hf(folder, tmp_path / "back"), tmp_path / "hf")
+
+
+def test_what_is_read_otherwise_is_said(
+    checkpoint: Copy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dual = {"chunk_size": 64, "local_size": 8, "original_max_position_embeddings": 64}
+    source = checkpoint("modern/qwen2_gqa", dual_chunk_attention_config=dual)
+    params = load(convert.to_native(source, tmp_path / "native"))
+    assert "texts of up to 64 tokens; longer ones draw a warning" in capsys.readouterr().out
+    assert params.config.max_length == 64
+
+
+def test_projections_of_different_dtypes_become_one(
+    checkpoint: Copy, edit: Edit, tmp_path: Path
+) -> None:
+    source = checkpoint("modern/qwen2_gqa")
+    name = "model.layers.0.self_attn.k_proj.bias"
+    edit(source / SINGLE, **{name: load_file(source / SINGLE)[name].astype(np.float16)})
+    with pytest.raises(ValueError, match=rf"{name}.* differ in dtype, and .*; give --dtype"):
+        convert.to_native(source, tmp_path / "no")
+    folder = convert.to_native(source, tmp_path / "native", dtype="float32", verify=True)
+    assert_holds(load(folder), source, dtype=jnp.dtype("float32"))
+
+
+def test_extra_vocabulary(tmp_path: Path) -> None:
+    """It goes with the checkpoint, whether it came at the conversion or when it was loaded."""
+    extra = tmp_path / "more"
+    extra.write_text(f"{base64.b64encode(b'extraordinary').decode()} 1266\n")
+    folder = convert.to_native("demo", tmp_path / "native", extra_vocab_file=extra)
+    params = load(folder)
+    assert tokenizer_of(params).encode("extraordinary") == [1266]
+    plain = load("demo", extra_vocab_file=extra)
+    assert tokenizer_of(plain).encode("extraordinary") == [1266]
+    save(plain, tmp_path / "saved")
+    assert tokenizer_of(load(tmp_path / "saved")).encode("extraordinary") == [1266]
+    extra.write_text(f"{base64.b64encode(b'ordinary').decode()} 1266\n")
+    with pytest.raises(ValueError, match="has another extra vocabulary"):
+        load(folder, extra_vocab_file=extra)

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import convert
-from convert.source import PATTERNS, default_out
+from convert.source import PATTERNS
 from qwen_jax.checkpoint import load
 from qwen_jax.storage import native
+from qwen_jax.storage.origin import Origin
 from tests.conftest import Golden
 from tests.convert.conftest import Copy
 from tests.convert.small import assert_holds
@@ -66,7 +67,7 @@ def test_interrupted_conversion_goes_on(
     with pytest.raises(ValueError, match="was interrupted while it was written"):
         load(tmp_path / "out.partial")
     # what a killed process leaves behind
-    (tmp_path / "out.partial/weights/head.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "out.partial/weights/head.safetensors.partial").write_bytes(b"half")
 
     second = interrupted(99, None)
     convert.to_native(source, tmp_path / "out", verify=True)
@@ -74,7 +75,8 @@ def test_interrupted_conversion_goes_on(
     assert not set(first) & set(second)
     assert "3 of 5 pieces found done" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
-    assert sorted(f.name for f in (tmp_path / "out/weights").iterdir()) == sorted(first + second)
+    pieces = sorted(file.stem for file in (tmp_path / "out/weights").iterdir())
+    assert pieces == sorted(first + second)
     assert_holds(load(tmp_path / "out"), source)
 
 
@@ -102,7 +104,7 @@ def test_errors_leave_nothing(
     with pytest.raises(RuntimeError, match="lightning"):
         convert.to_native(golden("v1/base"), tmp_path / "out")
     interrupted(3, OSError(errno.ENOSPC, "No space left on device"))
-    with pytest.raises(OSError, match=r"out is full: .* left, 0\.74 MB needed; make room"):
+    with pytest.raises(OSError, match=r"out is full: .* left, 739 kB needed; make room"):
         convert.to_native(golden("v1/base"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -124,7 +126,7 @@ def test_room_is_checked_first(
 ) -> None:
     written = interrupted(0, AssertionError())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500_000))
-    with pytest.raises(OSError, match=r"out is full: 0.50 MB left, 0.74 MB needed; make room"):
+    with pytest.raises(OSError, match=r"out is full: 500 kB left, 739 kB needed; make room"):
         convert.to_native(golden("v1/base"), tmp_path / "out")
     assert not written
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +137,7 @@ def test_room_is_checked_on_the_way_back(
 ) -> None:
     folder = convert.to_native(golden("v1/bf16"), tmp_path / "native")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
-    with pytest.raises(OSError, match=r"back is full: 0\.10 MB left"):
+    with pytest.raises(OSError, match=r"back is full: 100 kB left"):
         convert.to_hf(folder, tmp_path / "back")
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -149,22 +151,14 @@ def test_place_that_cannot_be_written(golden: Golden, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_default_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert str(default_out("Qwen/Qwen-14B-Chat")) == "qwen-14b-chat"
-    assert str(default_out("some/where/Qwen-7B/")) == "qwen-7b"
-    assert str(default_out(".")) == tmp_path.name.lower()
-    assert str(default_out("demo")) == "demo"
-
-
 # --- hubs -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 def test_hub(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     """Only weights in safetensors, configs and tokenizers are asked for: no pickle and no code."""
     calls = []
 
-    def snapshot_download(model: str, allow_patterns: list[str]) -> str:
-        calls.append((model, allow_patterns))
+    def snapshot_download(model: str, allow_patterns: list[str], **of: str) -> str:
+        calls.append((model, allow_patterns, of))
         return str(golden("v1/bf16"))
 
     package = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}[source]
@@ -172,13 +166,21 @@ def test_hub(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, so
     monkeypatch.setitem(sys.modules, package, fake)
     monkeypatch.chdir(tmp_path)
     assert str(convert.to_native("Qwen/Qwen-Tiny", source=source)) == "qwen-tiny"
-    assert calls == [("Qwen/Qwen-Tiny", PATTERNS)]
+    assert calls == [("Qwen/Qwen-Tiny", PATTERNS, {})]
+    convert.to_native("Qwen/Qwen-Tiny", "gptq", source, revision="gptq-4bit-32g-actorder_True")
+    assert calls[1:] == [("Qwen/Qwen-Tiny", PATTERNS, {"revision": "gptq-4bit-32g-actorder_True"})]
+    local = Origin(str(golden("v1/bf16")))  # another hub's ids mean nothing to PEFT
+    hub = [Origin("Qwen/Qwen-Tiny"), Origin("Qwen/Qwen-Tiny", "gptq-4bit-32g-actorder_True")]
+    found = [Origin.read(tmp_path / name) for name in ("qwen-tiny", "gptq")]
+    assert found == (hub if source == "huggingface" else [local, local])
+    with pytest.raises(ValueError, match="is a folder here; a revision is of a model on the hub"):
+        convert.to_native(golden("v1/bf16"), "other", revision="main")
     wanted = ["model*.safetensors", "model.safetensors.index.json", "config.json"]
     assert {*wanted, "generation_config.json", "qwen.tiktoken", "tokenizer.json"} <= set(PATTERNS)
     assert not [
         p
         for p in PATTERNS
-        if not p.endswith((".safetensors", ".json", ".txt", ".jinja")) and p != "qwen.tiktoken"
+        if not p.endswith((".safetensors", ".json", ".txt", ".jinja", ".tiktoken"))
     ]
     assert_holds(load("qwen-tiny"), golden("v1/bf16"))
 
@@ -192,7 +194,8 @@ def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(OSError, match="cannot download Qwen/Nothing from huggingface: 401"):
         convert.to_native("Qwen/Nothing", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "modelscope", None)
-    with pytest.raises(ValueError, match=r"pip install 'qwen_jax\[modelscope\]'"):
+    wanted = r'modelscope, which is not installed; pip install "qwen_jax\[modelscope\]"'
+    with pytest.raises(ValueError, match=wanted):
         convert.to_native("Qwen/Nothing", tmp_path / "out", source="modelscope")
     with pytest.raises(ValueError, match="source is 'moon'"):
         convert.to_native("Qwen/Nothing", tmp_path / "out", source="moon")

@@ -12,8 +12,8 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Oracle
 
+from qwen_jax.text.byte_level import PATTERN
 from qwen_jax.text.tokenizer import Tokenizer
-from qwen_jax.text.vocabulary import PATTERN
 
 Data = Callable[..., Path]  # the fixture
 

@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,17 @@ from typing import Any
 import pytest
 
 from qwen_jax import cli
+from qwen_jax.program import compiled, interruption, progress
 
 ROOT = Path(__file__).parents[2]
+
+
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `run` change nothing that stays."""
+    for module, name in ((interruption, "watch"), (compiled, "keep"), (progress, "begin")):
+        monkeypatch.setattr(module, name, lambda: None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
 
 def shell(*arguments: Any) -> tuple[int, str, str]:
@@ -25,10 +35,18 @@ def shell(*arguments: Any) -> tuple[int, str, str]:
     return run.returncode, run.stdout, run.stderr
 
 
+@pytest.mark.parametrize("word", "convert generate chat train serve bench demo".split())
+def test_help_and_version_need_no_jax(word: str) -> None:
+    code, out, error = shell(word, "--help")
+    assert (code, error) == (0, "")
+    assert "None" not in out
+    assert shell(word, "--version") == shell("--version")
+
+
 def test_help_lists_the_programs() -> None:
     code, out, error = shell("--help")
     assert (code, error) == (0, "")
-    for word in "convert generate chat train serve bench demo".split():
+    for word in "convert generate chat train serve bench evaluate plan profile demo".split():
         assert f"\n  {word} " in out
     assert shell() == (2, "", out)
 
@@ -48,8 +66,6 @@ def test_it_is_what_a_wheel_installs() -> None:
     assert project["project"]["scripts"] == {"qwen-jax": "qwen_jax.cli:main"}
     installed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert {program.module.split(".")[0] for program in cli.PROGRAMS.values()} == {*installed}
-    extras = {program.extra for program in cli.PROGRAMS.values()} - {None}
-    assert extras <= project["project"]["optional-dependencies"].keys()
 
 
 @pytest.mark.parametrize("word", cli.PROGRAMS)
@@ -57,8 +73,7 @@ def test_a_word_is_a_program(
     word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has the help that `python -m` prints, under its own name."""
-    monkeypatch.setattr(cli, "_keep_compiled_code", lambda: None)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    here(monkeypatch)
     module, said = cli.load(word), []
     for call in (
         lambda: cli.main([word, "--help"]),
@@ -75,8 +90,7 @@ def test_a_word_is_a_program(
 @pytest.fixture
 def fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """fault(word): the line with which the command ends."""
-    monkeypatch.setattr(cli, "_keep_compiled_code", lambda: None)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    here(monkeypatch)
 
     def end(word: str) -> str:
         with pytest.raises(SystemExit) as caught:
@@ -98,25 +112,55 @@ def test_another_package_of_the_same_name(
     assert "found it in nowhere" in fault("serve")
 
 
-def test_an_extra_that_is_not_installed(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(name: str) -> None:
-        raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
-
-    monkeypatch.setattr(importlib, "import_module", lost)
-    wanted = 'needs uvicorn, which is not installed; pip install "qwen_jax[serve]"'
-    assert fault("serve") == f"error: qwen-jax serve {wanted}"
-
-
-def test_a_ctrl_c_may_have_its_own_words(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_program_without_its_extra(
+    fault: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_keep_compiled_code", lambda: None)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    """One line names what is missing and what to type; so does --help, which works."""
+    extras = {"chat": "serve", "train": "train", "serve": "serve", "bench": "serve"}
+    installed = importlib.metadata.version
+    lost = {"httpx", "optax"}
 
-    def interrupted() -> None:
-        raise KeyboardInterrupt("the same command goes on from here")
+    def version(name: str) -> str:
+        if name in lost:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
 
-    with pytest.raises(SystemExit) as caught:
-        cli.run(interrupted)
-    assert caught.value.code == 130
-    assert capsys.readouterr().err == "the same command goes on from here\n"
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    for word, extra in extras.items():
+        package = "optax" if extra == "train" else "httpx"
+        told = f"qwen-jax {word} needs {package}, which is not installed; "
+        told += f'pip install "qwen_jax[{extra}]"'
+        assert fault(word) == f"error: {told}"
+        with pytest.raises(SystemExit) as caught:
+            cli.main([word, "--help"])
+        assert caught.value.code == 0
+        assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_error_that_was_a_ctrl_c(
+    fault: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C++ may make another error of the KeyboardInterrupt; a program may add what comes next."""
+
+    def interrupted(word: str) -> None:
+        raise AttributeError("a module that is imported half")
+
+    monkeypatch.setattr(cli, "load", interrupted)
+    monkeypatch.setattr(interruption, "asked", lambda: True)
+    monkeypatch.setattr(interruption, "advice", "the same command goes on from here")
+    assert fault("demo") == "130"
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+
+
+def test_a_warning_is_a_line(
+    fault: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warned(word: str) -> None:
+        for _ in range(2):
+            cli._warn(UserWarning("this may surprise"), UserWarning, "file.py", 1)
+        cli._warn(DeprecationWarning("old"), DeprecationWarning, "file.py", 1)
+        raise ValueError("wrong")
+
+    monkeypatch.setattr(cli, "load", warned)
+    assert fault("demo") == "error: wrong"
+    assert capsys.readouterr().err == "warning: this may surprise\n"

@@ -84,6 +84,8 @@ def test_qwen2() -> None:
     assert (config.heads, config.kv_heads, config.head_dim, config.groups) == (4, 2, 16, 2)
     assert (config.qkv_bias, config.qk_norm, config.tied, config.mlp) == (True, False, False, 160)
     assert (config.rope_base, config.norm_eps, config.max_length) == (1e6, 1e-6, 256)
+    for unread in (True, False, None):  # transformers' Qwen2 has no such key
+        assert Config.from_hf(hf("modern/qwen2_gqa") | {"attention_bias": unread}) == config
     grouped = {k: v for k, v in hf("modern/qwen2_gqa").items() if k != "num_key_value_heads"}
     assert Config.from_hf(grouped).kv_heads == 4  # early Qwen1.5 files leave it out
 
@@ -114,6 +116,7 @@ def test_yarn_options() -> None:
         | {"max_position_embeddings": 128, "rope_scaling": scaling | {"attention_factor": 1.5}}
     )
     assert made.yarn == Yarn(8.0, 128, 16.0, 2.0, 1.5, False)
+    assert made.max_length == 8 * 128  # where a warning begins
     mscale = {"mscale": 0.7, "mscale_all_dim": 1.0}
     made = Config.from_hf(QWEN2 | {"rope_scaling": scaling | mscale})
     wanted = (0.07 * np.log(8) + 1) / (0.1 * np.log(8) + 1)
@@ -160,12 +163,12 @@ REFUSED = [
     (V1, {"rotary_emb_base": 0}, "rotary_emb_base is 0"),
     (QWEN2, {"use_sliding_window": True}, "use_sliding_window is True"),
     (QWEN2, {"layer_types": ["sliding_attention"]}, "sliding_attention"),
-    (QWEN2, {"attention_bias": False}, "attention_bias is False"),
+    (QWEN2, {"attention_bias": "no"}, "attention_bias is 'no', expected true or false"),
     (QWEN3, {"attention_bias": True}, "attention_bias is True"),
     (QWEN2, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     (QWEN2, {"num_key_value_heads": 3}, "num_attention_heads 4 does not divide by 3"),
     (QWEN2, {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
-    (QWEN2, {"rope_scaling": {"type": "yarn"}}, "'factor' is missing"),
+    (QWEN2, {"rope_scaling": {"type": "yarn"}}, "'rope_scaling.factor' is missing"),
     (QWEN2, {"rope_scaling": {"type": "yarn", "factor": 4.0, "extra": 1}}, "extra"),
     (QWEN2, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_theta"),
     (QWEN3, {"head_dim": 1.5}, "head_dim is 1.5"),

@@ -168,7 +168,7 @@ def test_a_stop_string_ends_its_row_alone(talker: Qwen) -> None:
 
 
 def test_stop_strings_need_a_tokenizer(base: Qwen) -> None:
-    with pytest.raises(ValueError, match="no tokenizer to find stop strings with; use stop_ids"):
+    with pytest.raises(ValueError, match="no tokenizer for stop strings; use stop_ids"):
         generate(base, [1], GREEDY, stop="x", max_new_tokens=NEW)
 
 

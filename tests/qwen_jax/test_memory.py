@@ -39,21 +39,25 @@ def test_cache_is_what_decoding_allocates() -> None:
 
 
 def test_summary() -> None:
-    line = memory.summary({"int4": 3_470_000_000, "bfloat16": 250_000_000}, 524_288, 5_100_000_000)
-    assert line == (
-        "weights 3.72 GB (bfloat16 250 MB, int4 3.47 GB), cache 0.524 MB a token, "
-        "peak 5.10 GB on a device"
+    weights = {"int4": 3_470_000_000, "bfloat16": 250_000_000}
+    caches = memory.caches(CONFIG, "bfloat16", "float32", "bfloat16")
+    assert memory.summary(weights, caches, 5_100_000_000) == (
+        "weights 3.72 GB (250 MB bfloat16, 3.47 GB int4), "
+        "cache of a token 64 B bfloat16 or 128 B float32, peak 5.1 GB on a device"
     )
 
 
-@pytest.mark.skipif(not STATUS.exists(), reason="only Linux says what a process holds")
+only_linux = pytest.mark.skipif(not STATUS.exists(), reason="only Linux says what it holds")
+
+
+def held() -> int:
+    lines = STATUS.read_text().splitlines()
+    return 1024 * int(next(line for line in lines if "RssAnon" in line).split()[1])
+
+
+@only_linux
 def test_what_is_freed_is_given_back() -> None:
     """Small pieces below one that stays, which the C library would keep."""
-
-    def held() -> int:
-        lines = STATUS.read_text().splitlines()
-        return 1024 * int(next(line for line in lines if "RssAnon" in line).split()[1])
-
     pieces = [bytes(2000) for _ in range(100_000)]
     last = pieces[-1]
     del pieces
@@ -61,3 +65,17 @@ def test_what_is_freed_is_given_back() -> None:
     memory.trim()
     assert held() < before - 100_000_000
     assert last == bytes(2000)
+
+
+@only_linux
+def test_large_blocks_are_given_back_at_once() -> None:
+    """Though small ones that stay lie between them, and larger ones were freed before."""
+    memory.give_back_large()
+    bytearray(b"x") * 30_000_000  # freed at once: by itself the library learns from it
+    before, large, small = held(), [], []
+    for number in range(100):
+        large.append(b"x" * (2_000_000 + number))
+        small.append(bytes(600))
+    del large
+    assert held() < before + 20_000_000
+    assert len(small) == 100

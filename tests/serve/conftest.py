@@ -6,7 +6,6 @@ import functools
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from serve.http.keys import Keys
 from serve.server import Server, bind
 from serve.service import Model, Service
 from serve.settings import ServeConfig
+from tests.patience import PATIENCE, until
 from tests.qwen_jax.conftest import small, small_folder  # noqa: F401
 from tests.qwen_jax.memorised_model import NETWORK, with_assets
 from tests.serve.page.script import Script
@@ -47,7 +47,7 @@ class Running:
     service: Service
     server: Server
     url: str
-    clients: list[openai.OpenAI] = dataclasses.field(default_factory=list)
+    clients: list[Any] = dataclasses.field(default_factory=list)
 
     @property
     def model(self) -> Model:
@@ -64,7 +64,15 @@ class Running:
     def client(self, key: str = "none") -> Any:
         """OpenAI's; its own types would have dictionaries by classes of theirs."""
         url = f"{self.url}/v1"
-        self.clients.append(openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=60))
+        self.clients.append(
+            openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=PATIENCE)
+        )
+        return self.clients[-1]
+
+    @functools.cached_property
+    def http(self) -> httpx.Client:
+        """For many requests: its connections stay."""
+        self.clients.append(httpx.Client(base_url=self.url, timeout=PATIENCE))
         return self.clients[-1]
 
     def metric(self, name: str) -> float:
@@ -74,10 +82,8 @@ class Running:
 
     def settle(self) -> None:
         """Wait until every slot is free."""
-        deadline = time.monotonic() + 20
-        while self.metric("qwen_requests_running") or self.metric("qwen_requests_waiting"):
-            assert time.monotonic() < deadline, "slots are still taken"
-            time.sleep(0.05)
+        names = "qwen_requests_running", "qwen_requests_waiting"
+        until(lambda: not any(map(self.metric, names)), "slots are still taken")
 
 
 Serve = Callable[..., AbstractContextManager[Running]]  # the fixtures that start one
@@ -112,7 +118,7 @@ def running(
         for client in made.clients:
             client.close()
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 

@@ -3,6 +3,7 @@
 import socket
 from typing import Any
 
+from tests.patience import PATIENCE
 from tests.serve.conftest import Running
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "the dog"}]}
@@ -23,7 +24,7 @@ def fault(answer: Any, status: int, match: str = "") -> dict[str, Any]:
 
 def connect(running: Running) -> socket.socket:
     host, port = running.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
 
 
 def head(length: int | str, path: str = CHAT) -> bytes:
@@ -48,3 +49,15 @@ def drained(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return content
+
+
+def ended(connection: socket.socket, more: bytes) -> bool:
+    """Whether the server has ended a connection on which more is sent meanwhile."""
+    connection.settimeout(0.05)
+    try:
+        connection.sendall(more)
+        return connection.recv(100) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True

@@ -9,13 +9,6 @@ from typing import Any
 
 from serve.http.pages import FILES, POLICY
 
-TYPES = {
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".css": "text/css",
-    ".svg": "image/svg+xml",
-}
-
 
 class Refusal(Exception):
     """An answer that is an error: before the first piece by its status, later in the stream."""
@@ -71,14 +64,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             if self._allowed():
-                self._json(200, {"object": "list", "data": [{"id": id} for id in self.stub.models]})
+                about = {"max_model_len": 8192, "sampling": {"temperature": 0.7, "top_k": 20}}
+                models = [{"id": id, **about} for id in self.stub.models]
+                self._json(200, {"object": "list", "data": models})
             return
         file = FILES.get(self.path)
         if file is None:
             self._error(404, "not found")
             return
-        headers = {"Content-Type": TYPES[file.suffix], "Content-Security-Policy": POLICY}
-        self._send(200, file.read_bytes(), headers)
+        kind, content = file
+        self._send(200, content, {"Content-Type": kind, "Content-Security-Policy": POLICY})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

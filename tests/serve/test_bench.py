@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from serve.bench import Outcome, load, main, metrics
+from serve.bench import main
+from serve.cli.measuring import Outcome, load, metrics
 from serve.cli.workload import Job, jsonl_jobs, random_jobs, sharegpt_jobs
 from tests.serve.stub import BreaksOff, Refusal, Stub
 
@@ -103,12 +104,12 @@ def test_arrivals_are_a_poisson_process(stub: Stub, monkeypatch: pytest.MonkeyPa
     sleep = asyncio.sleep
 
     async def record(seconds: float) -> None:
-        if sys._getframe(1).f_globals["__name__"] == "serve.bench":  # others sleep, too
+        if sys._getframe(1).f_globals["__name__"] == "serve.cli.measuring":  # others sleep, too
             waits.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr("serve.bench.asyncio.sleep", record)
-    monkeypatch.setattr("serve.bench.time.perf_counter", lambda: 0.0)
+    monkeypatch.setattr("serve.cli.measuring.asyncio.sleep", record)
+    monkeypatch.setattr("serve.cli.measuring.time.perf_counter", lambda: 0.0)
     loaded(stub, [Job("a", 1)] * 60, rate=50.0)
     gaps = [b - a for a, b in itertools.pairwise(waits)]
     mean = sum(gaps) / len(gaps)

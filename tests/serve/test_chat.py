@@ -14,8 +14,8 @@ from rich.console import Console
 
 import qwen_jax
 from qwen_jax.nn.model import Qwen
-from serve.chat import SETTINGS, Chat
 from serve.cli.client import Answer, Remote, ServerError
+from serve.cli.conversation import SETTINGS, Chat
 from serve.cli.local import Local
 from tests.serve.stub import BreaksOff, Refusal, Stub
 

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from benchmarks.support.largest import LARGEST, ask, words
-from tests.serve.conftest import Running, Serve
+from serve import app
+from serve.http.keys import Keys
+from serve.service import Service
+from tests.serve.conftest import SETTINGS, Running, Serve
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,18 @@ def test_nobody_waits(server: Running, name: str) -> None:
             break  # the machine's moments pass, a server's come every time
     else:
         pytest.fail(f"held up for {worst:.3f} s, {usual:.3f} s without it")
+
+
+def test_whoever_runs_the_application_watches_its_loop() -> None:
+    """Ray Serve does, without a server of ours."""
+    service = Service(SETTINGS)
+    with TestClient(app.build(service, Keys({})), base_url="http://localhost") as client:
+        assert client.portal is not None
+        client.portal.call(time.sleep, 0.3)
+        deadline = time.monotonic() + 10
+        while service.lag.worst() < 0.2:
+            assert time.monotonic() < deadline, "nobody looked"
+    service.lanes.close()
 
 
 def test_what_is_rendered_in_pieces_is_json(server: Running) -> None:

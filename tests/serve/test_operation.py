@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from serve.api.app import build
+from serve.app import build
 from serve.http.keys import Keys
 from serve.service import Service
 from serve.settings import ServeConfig

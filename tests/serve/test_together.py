@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from serve.bench import main
-from serve.chat import SETTINGS
 from serve.cli.client import Remote, ServerError
+from serve.cli.conversation import SETTINGS
 from tests.serve.conftest import Running, Serve
 from tests.serve.page.browser import answers, ask, chromium, opened, press
 

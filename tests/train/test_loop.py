@@ -49,7 +49,6 @@ def mean_loss(data: str, length: int) -> float:
     return total / count
 
 
-@pytest.mark.timeout(600)
 def test_a_run_and_its_second_call(
     tmp_path: Path,
     stop_after: Callable[..., Any],
@@ -95,7 +94,6 @@ def test_a_run_and_its_second_call(
         train.fine_tune(dataclasses.replace(parts, rank=8))
 
 
-@pytest.mark.timeout(600)
 def test_held_out_loss_and_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean over all targets of all samples; the best checkpoint is what comes out."""
     data = chats(tmp_path / "held-out.json", 5)

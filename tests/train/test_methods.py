@@ -100,6 +100,7 @@ def test_adapters_over_a_gptq_checkpoint(golden: Golden, tmp_path: Path) -> None
         np.testing.assert_array_equal(trainer.frozen[name], leaf, err_msg=name)
     made = export(trainer.params(state.trained), prepared.adapter, tmp_path / "run")
     qwen_jax.load(folder, adapter=made)
+    assert peft.read(made).settings.base == str(golden("quant/gptq4"))  # where PEFT finds it
 
 
 def test_everything_is_trained_and_loads_again(tmp_path: Path) -> None:

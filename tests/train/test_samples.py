@@ -1,6 +1,7 @@
 """What is drawn from the data: cut to length, named, and the same as when it was checked."""
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,8 @@ def test_samples_without_a_target_are_counted(data: Data, small: Tokenizer) -> N
     samples = Samples(file, small, length=50, loss_on="assistant")
     assert samples.notices == [
         f"1 of 3 records are cut at 50 tokens: {file}:3",
-        f"2 of 3 records have nothing to learn within 50 tokens: {file}:1, {file}:3",
+        f"1 of 3 records lose every answer at 50 tokens: {file}:3",
+        f"1 of 3 records have no answer to learn (none, an empty one, or weight 0): {file}:1",
     ]
     targets = [(samples[number][1][1:] != -100).any() for number in range(3)]
     assert targets == [False, True, False]
@@ -88,8 +90,32 @@ def test_an_answer_that_begins_at_the_cut_is_not_within_it(data: Data, small: To
     file = data("x.jsonl", chat("yes"))
     _, labels = Samples(file, small, length=500, loss_on="assistant")[0]
     first = int((labels != -100).argmax())
-    assert Samples(file, small, length=first, loss_on="assistant").notices[1:]
-    assert not Samples(file, small, length=first + 1, loss_on="assistant").notices[1:]
+    files = [file, data("y.txt", b"x")]
+    assert Samples(files, small, length=first, loss_on="assistant").notices[1:]
+    assert not Samples(files, small, length=first + 1, loss_on="assistant").notices[1:]
+
+
+@pytest.mark.parametrize("loss_on", ["turns", "assistant"])
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ([], "3 of 3 records have no answer to learn (none, an empty one, or weight 0): "),
+        ([{"role": "assistant", "content": ""}], "3 of 3 records have no answer to learn"),
+        ([{"role": "assistant", "content": "yes", "weight": 0}], "3 of 3 records have no answer"),
+        ([chat("yes", TEXT)["messages"][1]], "3 of 3 records lose every answer at 20 tokens: "),
+    ],
+)
+def test_data_without_an_answer_are_refused(
+    data: Data, small: Tokenizer, answer: list[Any], reason: str, loss_on: Any
+) -> None:
+    question = [{"role": "user", "content": TEXT}]
+    file = data("x.jsonl", *[{"messages": [*question, *answer]}] * 3)
+    for use in ("learn", "measure"):
+        said = reason.replace("learn", use)
+        with pytest.raises(ValueError, match=re.escape(f"there is nothing to {use}: {said}")):
+            Samples(file, small, length=20, loss_on=loss_on, use=use)
+    samples = Samples([file, data("y.txt", b"x")], small, length=20, loss_on=loss_on)
+    assert any(line.startswith(reason.replace("of 3", "of 4")) for line in samples.notices)
 
 
 def test_fields_without_a_meaning_are_named(data: Data, small: Tokenizer) -> None:

@@ -6,13 +6,18 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from qwen_jax.data.examples import encode
+from qwen_jax.data.examples import IGNORED, encode
 from qwen_jax.data.formats import Record
 from qwen_jax.data.records import Records
+from qwen_jax.program import progress
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.qwen_jax.conftest import Data
-from train import scan as module
+from train import scan as scanning
 from train.scan import check, scan
+
+
+def learnt(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return labels != IGNORED
 
 
 def item(content: int | str = "hi", role: str = "user") -> dict[str, list[dict[str, Any]]]:
@@ -24,7 +29,7 @@ def test_faults_come_all_at_once_with_their_places(data: Data, small: Tokenizer)
     second = data("b.jsonl", item(), item(3))
     records = Records([first, data("none.csv", b"x"), second])
     with pytest.raises(ValueError) as error:
-        scan(records, lambda record: encode(record, small))
+        scan(records, lambda record: encode(record, small), learnt)
     heading, *lines = str(error.value).split("\n  ")
     assert heading == "5 faults in the data, nothing was trained:"
     assert [line.split(", wanted")[0] for line in lines] == [
@@ -39,7 +44,7 @@ def test_faults_come_all_at_once_with_their_places(data: Data, small: Tokenizer)
 def test_many_faults_are_counted(data: Data, small: Tokenizer) -> None:
     records = Records(data("x.jsonl", item(), *[item(3)] * 1000))
     with pytest.raises(ValueError) as error:
-        scan(records, lambda record: encode(record, small))
+        scan(records, lambda record: encode(record, small), learnt)
     heading, *lines = str(error.value).split("\n  ")
     assert heading == "1000 faults in the data, nothing was trained:"
     assert [line.split(": ")[0].split(":")[-1] for line in lines[:-1]] == [*map(str, range(2, 22))]
@@ -49,9 +54,9 @@ def test_many_faults_are_counted(data: Data, small: Tokenizer) -> None:
 def test_what_the_checkpoint_cannot_express_is_a_fault_of_the_data(
     data: Data, small: Tokenizer
 ) -> None:
-    records = Records(data("x.jsonl", {"messages": item()["messages"], "tools": [{"a": 1}]}))
+    records = Records(data("x.jsonl", {"messages": item()["messages"], "tools": [{"name": "a"}]}))
     with pytest.raises(ValueError, match=r"x.jsonl:1: tools needs a chat template"):
-        scan(records, lambda record: encode(record, small))
+        scan(records, lambda record: encode(record, small), learnt)
 
 
 @pytest.mark.parametrize("error", [RecursionError(), OSError("no\ndisk"), ValueError("no\n such")])
@@ -60,14 +65,14 @@ def test_whatever_encoding_raises_is_one_line(data: Data, error: Any) -> None:
         raise error
 
     with pytest.raises(ValueError, match=r"^1 fault in the data.*\n.*x.txt: n[^\n]*$"):
-        scan(Records(data("x.txt", b"x")), fail)
+        scan(Records(data("x.txt", b"x")), fail, learnt)
 
 
 def test_what_is_known_of_each_record(data: Data) -> None:
-    learnt = {"a": [1, -100, 3], "b": [5, -100, -100], "c": [-100, -100, -100, 4], "d": [2, 2]}
-    tokens = lambda record: (np.arange(len(learnt[record.text])), np.array(learnt[record.text]))
-    items = [{"text": name, "lang": 1} for name in learnt]
-    found = scan(Records(data("x.jsonl", *items * 100)), tokens)
+    labels = {"a": [1, -100, 3], "b": [5, -100, -100], "c": [-100, -100, -100, 4], "d": [2, 2]}
+    tokens = lambda record: (np.arange(len(labels[record.text])), np.array(labels[record.text]))
+    items = [{"text": name, "lang": 1} for name in labels]
+    found = scan(Records(data("x.jsonl", *items * 100)), tokens, learnt)
     assert found.sizes.tolist() == [3, 3, 4, 2] * 100
     assert found.firsts.tolist() == [2, 3, 3, 1] * 100
     assert found.checks.reshape(100, 4).std(0).tolist() == [0] * 4
@@ -80,18 +85,15 @@ def test_the_check_sees_ids_and_labels() -> None:
     assert len({check(x, x), check(x, y), check(y, x), check(y, y)}) == 4
 
 
-def test_a_long_reading_tells_how_far_it_is(
-    data: Data, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PATIENCE", -1)
+def test_a_long_reading_tells_how_far_it_is(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = lambda record: (np.zeros(2, np.int32), np.zeros(2, np.int32))
-    scan(Records(data("x.jsonl", *[item()] * 100)), tokens)
-    output = capsys.readouterr()
-    assert output.err.splitlines() == [
-        "reading the data: 64 of 100 records",
-        "reading the data: 100 of 100 records",
-    ]
-    assert not output.out
+    told: list[progress.Task] = []
+    monkeypatch.setattr(progress, "_write", print)
+    monkeypatch.setattr(progress.Task, "show", lambda task: told.append(task))
+    scan(Records(data("x.jsonl", *[item()] * 100)), tokens, learnt)
+    (task,) = told
+    assert (task.what, task.done, task.unit) == ("reading the data", 100, "records")
+    assert task.total == 100
 
 
 def test_a_stop_does_not_wait_for_the_rest(data: Data) -> None:
@@ -104,7 +106,7 @@ def test_a_stop_does_not_wait_for_the_rest(data: Data) -> None:
         return np.zeros(2, np.int32), np.zeros(2, np.int32)
 
     records = Records(data("x.jsonl", *[item()] * 20_000))
-    parts: Any = module._measured(records, slow, range(len(records)))
+    parts: Any = scanning._measured(records, slow, learnt, range(len(records)))
     next(parts)
     parts.close()
     assert len(begun) < 10_000

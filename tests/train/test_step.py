@@ -19,7 +19,8 @@ from qwen_jax.storage.hf_names import tensor_views
 from tests.qwen_jax.networks import QWEN2, QWEN3, V1, assemble
 from tests.reference import random_checkpoint, reference_logits
 from tests.train.networks import batch, losses, random_samples, run, trainer, with_adapters
-from train.nn.network import Remat, unstack
+from train.nn import Remat
+from train.nn.network import unstack
 from train.step import Recipe
 
 TWO = {"num_hidden_layers": 2}

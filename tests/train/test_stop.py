@@ -73,7 +73,6 @@ def curve(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return losses(settings)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "mesh",
     [{"mesh_data": 8}, {"mesh_fsdp": 8}, {"mesh_data": 2, "mesh_tensor": 4}],
@@ -85,7 +84,6 @@ def test_eight_devices(curve: Any, tmp_path: Path, mesh: Any) -> None:
     np.testing.assert_allclose(losses(settings), curve, rtol=1e-5)
 
 
-@pytest.mark.timeout(1000)
 def test_two_processes(curve: Any, tmp_path: Path) -> None:
     """One of them gets a SIGTERM: both save the same step, and both go on from it."""
     settings = small(tmp_path, mesh_data=2, mesh_tensor=2, micro_batch=2)

@@ -5,7 +5,7 @@ Decoding wants one array per layer and unrolls; a gradient wants one program for
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ from jax.sharding import PartitionSpec as P
 from qwen_jax.nn.model import LINEAR, Qwen
 from qwen_jax.nn.rope import Where
 from qwen_jax.nn.sharding import RULES
+from train.nn import Remat
 from train.nn.attention import attend
 
-Remat = Literal["none", "dots", "full"]
 Layer = Callable[[Array, Any], tuple[Array, None]]
 
 

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from qwen_jax.files import atomic
+from qwen_jax.files.sizes import size
+from qwen_jax.program.progress import clock
 from train.report import plot, speed
 
 QUIET = 10.0  # seconds between lines where they cannot be overwritten
@@ -85,7 +87,8 @@ class RunLogger:
         log = plot.read_log(self.folder / LOG) if self.writes else []
         words = [f"{self.steps} steps"]
         if found := losses(log):
-            words += [f"loss {found[0]:.4f} to {self.smoothed:.4f}"]
+            words += [f"loss {found[0]:.4f} at the first, {found[-1]:.4f} at the last"]
+            words[-1] += f" (lately {self.smoothed:.4f} on average)" if found[10:] else ""
         if held := [record for record in log if record.get("held_out_loss") is not None]:
             loss, perplexity = held[-1]["held_out_loss"], held[-1]["held_out_perplexity"]
             words += [f"held-out loss {loss:.4f} (perplexity {perplexity or math.inf:.4g})"]
@@ -133,10 +136,10 @@ class RunLogger:
             words += [f"{self.rate:,.0f} tokens/s"]
         if (used := self._used(self.rate)) is not None and not math.isnan(used):
             words += [f"{used:.0%} of the peak"]
-        words += [f"{record['memory'] / 1e9:.2f} GB"]
+        words += [size(record["memory"])]
         if not math.isnan(self.step_seconds) and record["step"] < self.steps:
             left = self.step_seconds * (self.steps - record["step"])
-            words += [f"{duration(left)} left"]
+            words += [f"{clock(left)} left"]
         return words
 
 
@@ -145,13 +148,6 @@ def say(text: str) -> None:
     if jax.process_index() == 0:
         clear = "\r\x1b[K" if sys.stderr.isatty() else ""
         print(f"{clear}{text}", file=sys.stderr, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """1:02:03, or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def losses(log: list[dict[str, Any]]) -> list[float]:

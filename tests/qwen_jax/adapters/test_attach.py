@@ -12,10 +12,11 @@ from jax import Array
 import convert
 import qwen_jax
 from qwen_jax import Sampling
-from qwen_jax import __main__ as command
 from qwen_jax.adapters import attach, peft
 from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
+from qwen_jax.command.answering import answer
+from qwen_jax.command.settings import GenerateConfig
 from qwen_jax.decoding import decode
 from qwen_jax.nn.lora import LoraLinear, fuse
 from qwen_jax.nn.model import Qwen
@@ -172,7 +173,7 @@ def test_faults_are_found_before_arrays_are_read(
     with pytest.raises(ValueError, match="does not fit this network"):
         qwen_jax.load(folder, adapter=golden("peft/lora"))
     with pytest.raises(ValueError, match="does not fit this network"):
-        command.main(str(folder), "Hello", adapter=str(golden("peft/lora")))
+        answer(GenerateConfig(folder=str(folder), prompt="hi", adapter=str(golden("peft/lora"))))
 
 
 # --- what does not fit ------------------------------------------------------------------------

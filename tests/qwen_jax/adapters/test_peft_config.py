@@ -90,13 +90,12 @@ def test_written_and_read(settings: LoraConfig) -> None:
 
 
 def test_scale() -> None:
-    module = FOUND[0]
-    assert LoraConfig(8, 16, ()).scale_of(module) == 2
-    assert LoraConfig(8, 16, (), rslora=True).scale_of(module) == 16 / math.sqrt(8)
+    scales = lambda settings: list(settings.scales(FOUND[:2]).values())
+    assert scales(LoraConfig(8, 16, ())) == [2, 2]
+    assert scales(LoraConfig(8, 16, (), rslora=True)) == [16 / math.sqrt(8)] * 2
     patterns: Any = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 6}}
-    assert LoraConfig(8, 16, (), **patterns).scale_of(module) == 1.5
-    assert LoraConfig(8, 16, (), **patterns).scale_of(FOUND[1]) == 2
-    assert LoraConfig(8, 16, (), rslora=True, **patterns).scale_of(module) == 3
+    assert scales(LoraConfig(8, 16, (), **patterns)) == [1.5, 2]
+    assert scales(LoraConfig(8, 16, (), rslora=True, **patterns)) == [3, 16 / math.sqrt(8)]
 
 
 @pytest.mark.parametrize(
@@ -116,9 +115,8 @@ def test_scale() -> None:
 )
 def test_patterns(pattern: str, matches: bool) -> None:
     """As PEFT's get_pattern_key; the first that matches counts."""
-    assert LoraConfig(8, 16, (), rank_pattern={pattern: 3, ".*": 5}).rank_of(FOUND[0]) == (
-        3 if matches else 5
-    )
+    settings = LoraConfig(8, 16, (), rank_pattern={pattern: 3, ".*": 5})
+    assert settings.ranks(FOUND[:1]) == {FOUND[0]: 3 if matches else 5}
 
 
 @pytest.mark.parametrize(
@@ -134,8 +132,9 @@ def test_patterns(pattern: str, matches: bool) -> None:
     ],
 )
 def test_targets(targets: Any, chosen: bool) -> None:
-    assert LoraConfig(8, 16, targets).adapts(FOUND[0]) is chosen
-    assert not LoraConfig(8, 16, targets, modules_to_save=("q_proj",)).adapts(FOUND[0])
+    found = FOUND[:1]
+    assert LoraConfig(8, 16, targets).adapted(found) == (list(found) if chosen else [])
+    assert not LoraConfig(8, 16, targets, modules_to_save=("q_proj",)).adapted(found)
 
 
 def test_what_was_chosen_is_known() -> None:
@@ -170,15 +169,25 @@ def test_what_was_chosen_is_known() -> None:
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
         ({"lora_dropout": math.nan}, "lora_dropout is nan"),
         ({"use_rslora": "yes"}, "use_rslora is 'yes'"),
-        ({"target_modules": [1]}, r"target_modules is \[1\], expected a list of names"),
+        (
+            {"target_modules": [1]},
+            r"target_modules is \[1\], expected a list, each a text, or a text",
+        ),
         ({"modules_to_save": "wte"}, "modules_to_save is 'wte'"),
-        ({"rank_pattern": {"q": 1.5}}, "rank_pattern gives q the number 1.5"),
-        ({"rank_pattern": {"q": 0}}, "rank_pattern gives q the number 0"),
-        ({"alpha_pattern": {"q": True}}, "alpha_pattern gives q the number True"),
+        (
+            {"rank_pattern": {"q": 1.5}},
+            r"rank_pattern\[q\] is 1.5, expected a whole number above 0",
+        ),
+        ({"rank_pattern": {"q": 0}}, r"rank_pattern\[q\] is 0"),
+        ({"alpha_pattern": {"q": True}}, r"alpha_pattern\[q\] is True, expected a number above 0"),
         ({"alpha_pattern": [1]}, "alpha_pattern is"),
-        ({"rank_pattern": {"(": 1}}, "rank_pattern has '\\('.*no regular expression"),
+        ({"rank_pattern": {"(": 1}}, "rank_pattern cannot be used: .*no regular expression"),
         ({"rank_pattern": {"(?i)a": 1}}, "no regular expression"),
-        ({"rank_pattern": {"(a+)+": 1}}, "repeated groups"),
+        ({"alpha_pattern": {"a{99999999999}": 1}}, "alpha_pattern cannot be used: .* no regular"),
+        (
+            {"rank_pattern": {".*" * 13 + "!": 1}},
+            "rank_pattern cannot be used: it takes too",
+        ),
         ({"base_model_name_or_path": 7}, "base_model_name_or_path is 7, expected a text"),
     ],
 )
@@ -210,6 +219,6 @@ def test_any_values(changes: dict[str, Any]) -> None:
         settings = read(**changes)
     except ValueError:
         return
-    assert settings.rank_of(FOUND[0]) >= 1
-    assert math.isfinite(settings.scale_of(FOUND[0]))
+    assert settings.ranks(FOUND[:1])[FOUND[0]] >= 1
+    assert math.isfinite(settings.scales(FOUND[:1])[FOUND[0]])
     json.dumps(settings.to_json())

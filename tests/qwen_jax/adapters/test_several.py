@@ -6,20 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-import qwen_jax
-from qwen_jax import Sampling
 from qwen_jax.adapters import attach
 from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
 from qwen_jax.decoding import decode, prompts
-from qwen_jax.nn.lora import fuse
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, shardings
-from tests.adapters import MODERN, random_adapter
+from tests.adapters import MODERN, merged, random_adapter
 from tests.adapters import V1 as V1_NAMES
 from tests.qwen_jax.adapters.test_attach import IDS, NETWORKS, SETTINGS, case
 from tests.qwen_jax.networks import finish, prefill
-from tests.reference import random_checkpoint
+from tests.reference import greedy, random_checkpoint
 
 
 def several(name: str) -> tuple[Qwen, dict[str, Adapter]]:
@@ -37,11 +34,11 @@ def several(name: str) -> tuple[Qwen, dict[str, Adapter]]:
 
 @pytest.mark.parametrize(("name", "sizes"), [("v1", {"data": 2, "fsdp": 1}), ("qwen2", None)])
 def test_a_batch_of_several(name: str, sizes: dict[str, int] | None) -> None:
-    """Each slot answers as the network with its adapter alone, the bare one between them."""
+    """Each slot answers as the reference with its adapter alone, the bare one between them."""
     params, made = several(name)
-    alone = [params, *(fuse(attach.add(params, adapter)) for adapter in made.values())]
-    how: dict[str, Any] = {"sampling": Sampling(temperature=0), "max_new_tokens": 8}
-    wanted = [qwen_jax.generate(one, IDS, **how) for one in alone]
+    hf, tensors, *_ = case(name)
+    alone = [tensors, *(merged(tensors, adapter) for adapter in made.values())]
+    wanted = [greedy(hf, one, IDS, 8)[len(IDS) :] for one in alone]
     assert len({tuple(ids) for ids in wanted}) == len(wanted)
     if sizes:
         params = jax.device_put(params, shardings(params.config, make_mesh(**sizes)))
@@ -60,13 +57,7 @@ def test_judged_with_an_adapter() -> None:
     scores = []
     for network, number in [(together, 2), (attach.add(params, made["1"]), 0)]:
         state = decode.start(network, 1, 64)
-        how: dict[str, Any] = {
-            "start": 0,
-            "prompt_length": len(IDS),
-            "tile": 16,
-            "rows": 1,
-            "adapter": number,
-        }
+        how: dict[str, Any] = {"start": 0, "prompt_length": len(IDS), "adapter": number}
         _, found = prompts.score_chunk(network, state, 0, IDS[:-1], IDS[1:], tile=16, rows=1, **how)
         scores.append(found.logprobs)
     one, other = scores

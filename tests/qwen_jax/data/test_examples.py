@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from qwen_jax.data.examples import IGNORED, encode
-from qwen_jax.data.formats import Conversation, Document, parse
+from qwen_jax.data.examples import IGNORED, LossOn, answered, encode
+from qwen_jax.data.formats import Conversation, Document, Pair, parse
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.assets import read_vocabulary
 
@@ -83,3 +83,35 @@ def test_of_a_document_all_is_learnt(small: Tokenizer, loss_on: Any) -> None:
     text = "The fox <|im_end|> 世界"
     ids, labels = encode(Document(text), small, "unused", loss_on)
     assert ids.tolist() == labels.tolist() == [*small.encode(text), small.end_of_text]
+
+
+def test_an_answer_of_no_weight_is_not_learnt(small: Tokenizer, later: Tokenizer) -> None:
+    record = dataclasses.replace(CHAT, learnt=(False, True))
+    for tokenizer in (small, later):
+        assert learnt(tokenizer, record, loss_on="assistant") == "世界<|im_end|>\n"
+    turns = "<|im_start|><|im_end|>\n<|im_start|>"
+    assert learnt(later, record) == turns * 2 + "世界<|im_end|>\n"
+
+
+def test_of_a_prompt_nothing_is_learnt(small: Tokenizer, later: Tokenizer) -> None:
+    record = dataclasses.replace(CHAT, learnt=(False, True), prompt=True)
+    for tokenizer in (small, later):
+        for loss_on in get_args(LossOn):
+            assert learnt(tokenizer, record, loss_on=loss_on) == "世界<|im_end|>\n"
+
+
+def test_of_a_pair_the_completion_is_learnt(small: Tokenizer) -> None:
+    ids, labels = encode(Pair("The fox", " jumps"), small)
+    assert ids.tolist() == [*small.encode("The fox jumps"), small.end_of_text]
+    assert labels.tolist() == [IGNORED] * len(small.encode("The fox")) + [
+        *small.encode(" jumps"),
+        small.end_of_text,
+    ]
+
+
+def test_what_says_something(small: Tokenizer, later: Tokenizer) -> None:
+    """The marks of turns, learnt or not, do not."""
+    for tokenizer in (small, later):
+        for loss_on in get_args(LossOn):
+            ids, labels = encode(CHAT, tokenizer, loss_on=loss_on)
+            assert tokenizer.decode(ids[answered(ids, labels, tokenizer)]) == "a fox世界"

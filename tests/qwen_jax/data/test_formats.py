@@ -11,6 +11,7 @@ USER = {"from": "user", "value": "hi"}
 HI = {"role": "user", "content": "hi"}
 CALL = {"function": {"name": "f", "arguments": {"x": "1"}}}
 TYPED = {"type": "function", **CALL}
+WANTED = "wanted one of 'conversations', 'messages', 'instruction', 'prompt', 'text'"
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
@@ -79,12 +80,10 @@ def test_fields_that_say_nothing_are_named() -> None:
     [
         (3, ["got a number, wanted an object"]),
         (None, ["got null, wanted an object"]),
-        ({}, ["got no fields, wanted one of 'conversations', 'messages', 'text'"]),
-        ({"prompt": "a"}, ["got 'prompt', wanted one of 'conversations', 'messages', 'text'"]),
-        (
-            {"messages": [], "text": ""},
-            ["got 'messages', 'text', wanted one of 'conversations', 'messages', 'text'"],
-        ),
+        ({}, [f"got no fields, {WANTED}"]),
+        ({"text": None, "messages": None}, [f"got no fields, {WANTED}"]),
+        ({"input_ids": [1]}, [f"got 'input_ids', {WANTED}"]),
+        ({"messages": [], "text": ""}, [f"got 'messages', 'text', {WANTED}"]),
         (
             {"text": "x"},
             ["got 'text' in a file that begins with 'conversations'; wanted one format"],
@@ -122,7 +121,11 @@ def test_every_turn_with_a_fault_is_named() -> None:
         ([{"from": "gpt", "value": "x"}], "conversations: got no turn of a user's"),
         ([USER, {"from": "system", "value": "x"}], "conversations: got a system text behind"),
         ([{"from": "user", "value": ["x"]}], "conversations[0].value: got a list, wanted text"),
-        ([{**USER, "weight": 0}], "conversations[0].weight: unknown field, wanted from, value"),
+        ([{**USER, "loss": 0}], "conversations[0].loss: unknown field, wanted from, v"),
+        (
+            [{**USER, "weight": 1}],
+            "conversations[0].weight: got 1, wanted 0: only answers",
+        ),
         ([{"from": "user", "value": "a\0"}], "conversations[0].value: got a NUL character"),
         ([{"from": "user", "value": "\ud800"}], r"conversations[0].value: got \ud800, half of a"),
         ([{"from": "function_call", "value": "f()"}], "conversations[0].value: not JSON at char"),
@@ -141,11 +144,14 @@ def test_faults_of_conversations(turns: Any, line: str) -> None:
     ("message", "line"),
     [
         ("hi", "messages[0]: got text, wanted an object"),
-        ({"role": "function", "content": "x"}, "messages[0].role: got 'function', wanted one of"),
-        ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content: got a list"),
+        ({"role": "critic", "content": "x"}, "messages[0].role: got 'critic', wanted one of u"),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text: got null"),
+        ({"role": "user", "content": [{"type": "image"}]}, "messages[0].content[0].type: got 'ima"),
+        ({"role": "user", "content": ["x"]}, "messages[0].content[0]: got text, wanted an object"),
         ({"role": "user", "content": None}, "messages[0].content: got null, wanted text"),
         ({"role": "assistant"}, "messages[0].content: got null, wanted text"),
-        ({"role": "assistant", "content": "x", "weight": 0}, "messages[0].weight: unknown field"),
+        ({"role": "assistant", "content": "x", "weight": 2}, "messages[0].weight: got 2, wanted"),
+        ({"role": "assistant", "content": "x", "weight": True}, "messages[0].weight: got True"),
         ({"role": "user", "content": "x", "tool_calls": [CALL]}, "messages[0].tool_calls: unknown"),
         ({"role": "assistant", "tool_calls": CALL}, "messages[0].tool_calls: got an object, wan"),
         ({"role": "assistant", "tool_calls": [{}]}, "messages[0].tool_calls[0].function: got null"),
@@ -166,6 +172,7 @@ def test_faults_of_messages(message: Any, line: str) -> None:
 @pytest.mark.parametrize(
     ("tools", "line"),
     [
+        ([{"description": "x"}], "tools[0]: got no function with a name, wanted one"),
         ({"a": 1}, "tools: got an object, wanted a list"),
         (["f"], "tools[0]: got text, wanted an object"),
         ([TOOL, {"x": {"y": "\udc00"}}], r"tools[1]: got \udc00, half of a character"),
@@ -183,7 +190,7 @@ def test_deep_tools_are_a_fault() -> None:
     assert faults_of("messages", [HI], tools=[deep]) == ["nested too deeply"]
 
 
-@pytest.mark.parametrize("text", ["", " \n\t", None, ["x"], "a\0b"])
-def test_faults_of_documents(text: str | list[str] | None) -> None:
+@pytest.mark.parametrize("text", ["", " \n\t", ["x"], "a\0b"])
+def test_faults_of_documents(text: str | list[str]) -> None:
     with pytest.raises(Wrong, match=r"^text: got"):
         parse({"text": text}, "text")

@@ -80,6 +80,18 @@ def test_a_first_record_that_tells_nothing(data: Data, first: Any) -> None:
     ("name", "raw", "message"),
     [
         ("x.csv", b"a,b", "got a name in '.csv', wanted .json, .jsonl, .txt"),
+        (
+            "x.jsonl.gz",
+            b"a",
+            "got a name in '.gz', wanted .json, .jsonl, .txt; unpack it first: gunzip FILE",
+        ),
+        ("x.parquet", b"a", "Dataset.from_parquet(FILE), or from_file for .arrow, .to_json(NEW)"),
+        (
+            "x.json",
+            b'{\n  "a": {\n}\n}\n',
+            "the object of line 1 ends in line 4; wanted one object a line, or a list of them, "
+            "as in [{...}, {...}]",
+        ),
         ("x.json", b"", "the file is empty"),
         ("x.txt", b"", "the file is empty"),
         ("x.json", b"\xef\xbb\xbf \n", "the file is empty"),

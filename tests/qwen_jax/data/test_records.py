@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from qwen_jax.data.formats import Conversation, Document
+from qwen_jax.data.formats import Conversation, Document, Pair
 from qwen_jax.data.records import Records
 from tests.qwen_jax.conftest import Data
 
@@ -98,7 +98,7 @@ def test_whatever_a_file_holds_is_records_or_faults(tmp_path: Path, raw: bytes, 
     for number in range(len(records)):
         try:
             wrong = ""
-            assert isinstance(records[number], Document | Conversation)
+            assert isinstance(records[number], Document | Conversation | Pair)
         except ValueError as error:
             wrong = str(error)
         assert "\n" not in wrong

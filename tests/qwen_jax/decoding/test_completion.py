@@ -1,17 +1,20 @@
 """Why answers end, log probabilities, and answers that every process of a run agrees on."""
 
+import dataclasses
 import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 import convert
-from qwen_jax import Sampling, generate, load, logits
+from qwen_jax import Sampling, generate, load, logits, memory
+from qwen_jax.decoding import decode
 from qwen_jax.decoding.completion import complete, stream_completions
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
@@ -48,6 +51,41 @@ def test_why_an_answer_ended(talker: Qwen, small: Tokenizer) -> None:
         ("stop", ""),
     ]
     assert ask(loop, loop, ends=((0,) * 8,), max_new_tokens=NEW) == [("stop", "!" * 7)] * 2
+
+
+def test_stop_strings_count_after_min_tokens(talker: Qwen, small: Tokenizer) -> None:
+    """As in the server, and as other stops do; what came before is text."""
+    for least, text in ((0, ""), (3, "!" * 3), (NEW, "!" * NEW)):
+        sampling = dataclasses.replace(GREEDY, min_tokens=least)
+        (answer,) = complete(talker, [[0]], sampling, stop="!", max_new_tokens=NEW)
+        assert answer.text == text
+        assert answer.finish_reason == ("length" if least == NEW else "stop")
+
+
+def test_an_answer_without_a_limit_ends_at_max_length(talker: Qwen) -> None:
+    """Of prompt and answer together, where generation_config.json has that and no other limit."""
+    params = with_defaults(talker, max_new_tokens=None, max_length=NEW + 1, eos_ids=())
+    assert len(complete(params, [[0]], GREEDY)[0].tokens) == NEW
+    assert len(complete(params, [[0]], GREEDY, max_new_tokens=NEW + 2)[0].tokens) == NEW + 2
+    with pytest.raises(ValueError, match=r"the prompt has 33 tokens.* max_length 33; shorten it"):
+        complete(params, [[0] * (NEW + 1)], GREEDY)
+
+
+def test_the_checkpoint_chooses_the_type_of_the_cache(
+    talker: Qwen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, start = list[Any](), decode.start
+
+    def watched(weights: Any, slots: int, length: int, dtype: Any) -> Any:
+        asked.append(dtype)
+        return start(weights, slots, length, dtype)
+
+    monkeypatch.setattr(decode, "start", watched)
+    params = with_defaults(talker, cache_dtype="int8")
+    complete(params, [[0]], GREEDY)
+    complete(params, [[0]], GREEDY, cache_dtype="float32")
+    assert asked == ["int8", "float32"]
+    assert memory.dtype_of_cache(params) == "int8"
 
 
 def test_an_end_with_the_last_token_is_a_stop(talker: Qwen, small: Tokenizer) -> None:

@@ -72,5 +72,5 @@ def test_files_hold_one_object(tmp_path: Path, content: Any, message: str) -> No
 def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "x.json").open("wb") as file:
         file.truncate(LARGEST + 1)
-    with pytest.raises(ValueError, match=f"has {LARGEST + 1} bytes, expected JSON of at most"):
+    with pytest.raises(ValueError, match=f"has {LARGEST + 1} bytes, expected at most"):
         read(tmp_path / "x.json")

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
-from qwen_jax.decoding import aot, decode, prefix
+from qwen_jax.decoding import aot, decode, prompts
 from qwen_jax.decoding.flat_params import Program, flatten
 from qwen_jax.nn import quant
 from qwen_jax.nn.lora import Delta, LoraLinear, fuse
@@ -22,6 +23,7 @@ from qwen_jax.nn.model import Linear, Qwen, init
 from qwen_jax.nn.quant import QuantLinear, arrange, arrange_all, at_rest, dequantize, quantize
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import map_linears, named_leaves
+from qwen_jax.storage import native
 from tests.qwen_jax.networks import QWEN2, V1, distance
 
 BIG = V1 | {"hidden_size": 64, "kv_channels": 16, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -246,13 +248,15 @@ def test_load_keeps_what_is_quantised(tmp_path: Path) -> None:
 def test_a_manifest_of_other_groups(tmp_path: Path) -> None:
     save(network("v1")[0], tmp_path / "one")
     file = tmp_path / "one" / "manifest.json"
-    text = file.read_text()
-    name = '"blocks.0.mlp.down.scales": {\n   "shape": [\n    64,\n    '
-    assert name in text
-    file.write_text(text.replace(f"{name}4", f"{name}3"))
+    content = json.loads(file.read_text())
+    scales = content["leaves"]["blocks.0.mlp.down.scales"]
+    assert scales == {"shape": [64, 4], "dtype": "float16"}
+    scales["shape"] = [64, 3]
+    file.write_text(json.dumps(native.sealed(content)))
     with pytest.raises(ValueError, match=r"blocks.0.mlp.down has 64 inputs.*3 groups"):
         load(tmp_path / "one")
-    file.write_text(text.replace('"dtype": "float16"', '"dtype": "int8"'))
+    scales.update(shape=[64, 4], dtype="int8")
+    file.write_text(json.dumps(native.sealed(content)))
     with pytest.raises(ValueError, match=r"scales has dtype int8, expected float32 or bfloat16"):
         load(tmp_path / "one")
 
@@ -263,7 +267,7 @@ def test_programs_know_quantised_weights() -> None:
     params, twin = (flatten(x) for x in network("v1"))
     assert params.structure.quantised
     assert not twin.structure.quantised
-    for function in (*vars(decode).values(), *vars(prefix).values()):
+    for function in (*vars(decode).values(), *vars(prompts).values()):
         if isinstance(function, Program):
             assert function.of(params) is function.quantised
             assert function.of(twin) is function.plain

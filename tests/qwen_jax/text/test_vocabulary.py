@@ -136,6 +136,22 @@ def test_another_kind_of_tokenizer_json_is_refused(
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}},
+        {"post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}]}},
+        {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}},
+        {"post_processor": None, "truncation": {"max_length": 9}},
+    ],
+)
+def test_other_spellings_of_the_same(folder: Path, changes: dict[str, Any]) -> None:
+    """transformers 5 writes a post-processor that does nothing."""
+    whole = read_vocabulary(folder)
+    edit(folder, "tokenizer.json", **changes)
+    assert read(folder) == whole
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"type": "WordPiece"}, "model type: got"),

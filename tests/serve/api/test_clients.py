@@ -216,6 +216,9 @@ def test_several_names(scripted: Serve) -> None:
         assert [model.id for model in client.models.list()] == ["tiny", "gpt-4o", "other"]
         for name in ("tiny", "gpt-4o", "other"):
             assert client.chat.completions.create(**ASK | {"model": name}).model == name
+        for path, body in ((CHAT, {"messages": HI}), ("/v1/completions", {"prompt": "a"})):
+            answer = httpx.post(running.url + path, json={**body, "max_tokens": 4})
+            assert answer.json()["model"] == "tiny"  # where none is named
 
 
 def test_bodies_as_they_come(scripted: Serve) -> None:

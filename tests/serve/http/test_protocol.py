@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import h11
 import httpx
 import pytest
 
+from serve.http.request_reader import MAX_HEAD, RequestReader
+from tests.patience import until
 from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import (
     ASK,
@@ -19,6 +22,7 @@ from tests.serve.raw_http import (
     STREAM,
     connect,
     drained,
+    ended,
     head,
     request,
 )
@@ -40,10 +44,9 @@ def survives(quick: Running) -> Iterator[None]:
     assert httpx.get(quick.url + "/health").status_code == 200
 
 
-def closed(connection: socket.socket, seconds: float) -> float:
-    """How long the server takes to close; it is given so many seconds."""
+def closed(connection: socket.socket) -> float:
+    """How long the server takes to close."""
     began = time.monotonic()
-    connection.settimeout(seconds)
     drained(connection)
     return time.monotonic() - began
 
@@ -72,23 +75,12 @@ def status(answer: bytes) -> int:
 def test_a_body_that_nobody_reads(quick: Running, start: Any, trickle: Any) -> None:
     """The answer comes at once, says that the connection ends, and it does."""
     with connect(quick) as connection:
-        began = time.monotonic()
         connection.sendall(start)
         answer = connection.recv(65536)
         assert b"connection: close" in answer.lower()
-        assert time.monotonic() - began < 1
-        connection.settimeout(0.1)
-        while time.monotonic() - began < 10:
-            try:
-                if trickle:
-                    connection.sendall(b"1\r\nx\r\n" if b"chunked" in start else b"x")
-                if connection.recv(100) == b"":
-                    break
-            except TimeoutError:
-                continue
-            except OSError:
-                break
-        assert time.monotonic() - began < 5
+        assert b" 408 " not in answer.partition(b"\r\n")[0]  # it was not waited for
+        more = b"1\r\nx\r\n" if b"chunked" in start else b"x"
+        until(lambda: ended(connection, more if trickle else b""))
 
 
 def test_an_answer_is_not_lost_behind_a_body(quick: Running) -> None:
@@ -102,7 +94,7 @@ def test_kept_connections_end(quick: Running) -> None:
     with connect(quick) as connection:
         connection.sendall(request("/health"))
         assert b"200" in connection.recv(65536)
-        assert 0.5 < closed(connection, 5) < 4
+        assert closed(connection) > 0.5
 
 
 # --- clients that do not read, or end their side ---------------------------------------------
@@ -119,10 +111,7 @@ def test_a_stream_that_nobody_reads(scripted: Serve) -> None:
             connection.sendall(request(CHAT, content))
             running.settle()
             # the system reset it: nobody waits for the client to take what was left
-            deadline = time.monotonic() + 10
-            while running.server.server_state.connections:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            until(lambda: not running.server.server_state.connections)
 
 
 def test_half_an_end_is_answered(quick: Running) -> None:
@@ -183,6 +172,14 @@ LENGTH, CHUNKS = "Content-Length: 2", "Transfer-Encoding: chunked"
         (request("/" + "x" * 33_500), 431),
         (request("/health", b"", *["X: y"] * 101), 431),
         (request("/health", b"", *["X: y"] * 5000), 431),
+        (request("/health", b"", *["X: y"] * 40_000), 431),
+        (
+            head("1").replace(b"Content-Length: 1", b"Transfer-Encoding: chunked")
+            + b"1\r\nx\r\n0\r\n"
+            + b"X: y\r\n" * 40_000
+            + b"\r\n",
+            431,
+        ),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -191,6 +188,16 @@ def test_heads_that_are_refused(quick: Running, content: Any, wanted: Any) -> No
     with connect(quick) as connection:
         connection.sendall(content)
         assert status(drained(connection)) == wanted
+
+
+def test_what_is_too_large_is_not_taken_apart() -> None:
+    """40,000 headers that come in one piece take a third of a second."""
+    reader = RequestReader(h11.SERVER, MAX_HEAD)
+    reader.receive_data(request("/health", b"", *["X: y"] * 40_000))
+    began = time.thread_time()
+    with pytest.raises(h11.RemoteProtocolError, match="too large"):
+        reader.next_event()
+    assert time.thread_time() - began < 0.05
 
 
 def test_heads_within_the_limits(quick: Running) -> None:
@@ -230,7 +237,6 @@ def test_large_bodies_at_once(scripted: Serve) -> None:
         assert httpx.post(running.url + CHAT, json=ASK).status_code == 200
         for connection in connections:
             connection.close()
-        deadline = time.monotonic() + 10
         ask = json.dumps(ASK) + " " * 90_000
-        while httpx.post(running.url + CHAT, content=ask, headers=JSON).status_code != 200:
-            assert time.monotonic() < deadline
+        post = lambda: httpx.post(running.url + CHAT, content=ask, headers=JSON)
+        until(lambda: post().status_code == 200)

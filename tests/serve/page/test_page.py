@@ -1,13 +1,14 @@
-import json
+import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from tests.serve.page.browser import answers, ask, opened, press, questions
 from tests.serve.stub import BreaksOff, Piece, Refusal, Stub
+
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def endless(body: dict[str, Any]) -> Iterator[str]:
@@ -38,7 +39,7 @@ def test_an_answer_is_shown_while_it_streams(page: Any, stub: Stub) -> None:
     assert page.get_attribute(".assistant", "aria-busy") == "false"
     assert "first second" in page.inner_text("#status")
     messages = [{"role": "user", "content": "A question"}]
-    assert stub.requests == [{"model": "qwen-tiny", "messages": messages, "stream": True}]
+    assert stub.requests == [{"model": "qwen-tiny", "messages": messages, **STREAMED}]
 
 
 @pytest.mark.parametrize("how", ["button", "key"])
@@ -187,50 +188,45 @@ def test_settings_are_sent_and_kept(page: Any, stub: Stub) -> None:
         assert contents(request)[0] == ("system", "Be brief.")
         del request["messages"]
         sampling = {"temperature": 0.5, "top_k": 7, "seed": 12}
-        assert request == {"model": "qwen-tiny-adapter", "stream": True, **sampling}
+        assert request == {"model": "qwen-tiny-adapter", **STREAMED, **sampling}
 
 
-def test_conversations(page: Any, stub: Stub, tmp_path: Path) -> None:
-    for text in ("First", "Second"):
-        page.click("#new")
-        ask(page, text)
-        answers(page)
-    names = page.locator("#conversations .name")
-    assert names.all_inner_texts() == ["Second", "First"]
-    names.last.click()
-    assert questions(page) == ["First"]
-    with page.expect_download() as download:
-        page.locator("#conversations li:last-child").get_by_label("Export").click(force=True)
-    saved = json.loads(download.value.path().read_text("utf-8"))
-    assert download.value.suggested_filename == "First.json"
-    assert [message["content"] for message in saved["messages"]] == ["First", "Hi."]
-    page.locator("#conversations li:last-child").get_by_label("Delete").click(force=True)
-    assert (names.all_inner_texts(), questions(page)) == (["Second"], [])
-    page.click("#toast >> text=Undo")
-    assert names.all_inner_texts() == ["Second", "First"]
-    page.click("#open-settings")
-    page.click("#delete-all")
-    page.reload()
-    assert names.count() == 0
-
-
-def test_an_answer_grows_while_another_conversation_is_shown(page: Any, stub: Stub) -> None:
-    goes_on = threading.Event()
-
+def test_an_answer_says_what_it_took(page: Any, stub: Stub) -> None:
     def answer(body: dict[str, Any]) -> Iterator[str]:
-        yield "one "
-        goes_on.wait(10)
-        yield "two"
+        for _ in range(12):
+            yield "word "
+            threading.Event().wait(0.005)
 
     stub.answer = answer
-    ask(page, "Slow")
-    page.wait_for_selector("text=one")
-    page.click("#new")
-    assert answers(page) == []
-    page.click("#conversations .name")
-    goes_on.set()
-    page.wait_for_selector("#conversations .name:not(.growing)")
-    assert answers(page) == ["one two"]
+    ask(page, "A question of six words, this")
+    answers(page)
+    said = page.inner_text(".toolbar .note")
+    assert re.fullmatch(r"12 tokens, [\d,.]+ a second · 18 of 8,192 of the window", said)
+    page.reload()
+    assert page.inner_text(".toolbar .note") == said
+
+
+def test_empty_settings_show_what_is_in_force(page: Any, stub: Stub) -> None:
+    page.click("#open-settings")
+    shown = lambda name: page.get_attribute(f"[name={name}]", "placeholder")
+    assert [shown("temperature"), shown("top_k"), shown("top_p")] == ["0.7", "20", "default"]
+    assert [shown("max_tokens"), shown("seed")] == ["all that fit", "random"]
+    page.select_option("#language", "zh")
+    assert [shown("temperature"), shown("seed")] == ["0.7", "随机"]
+
+
+@pytest.mark.parametrize(("status", "help"), [(429, "try again in a moment"), (503, "Try again")])
+def test_errors_say_what_helps(browser: Any, stub: Stub, status: int, help: str) -> None:
+    def answer(body: dict[str, Any]) -> NoReturn:
+        raise Refusal(status, "the server's own words;")
+
+    stub.answer = answer
+    with opened(browser, stub.url, (str(status),)) as page:
+        ask(page, "A question")
+        page.wait_for_selector("[role=alert]")
+        said = page.inner_text("[role=alert]")
+        assert said.startswith("the server's own words; ")
+        assert help in said
 
 
 def test_languages_and_themes(browser: Any, stub: Stub) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from serve.engine.operations import Prefill
 from serve.schemas import fields, unasked
+from tests.patience import until
 from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import CHAT, fault
+from tests.serve.schemas.formats import FORMATS
 from tests.serve.text.test_grammar import CALL, NOW, ODD
 from tests.serve.text.test_tools import TIME, TOOLS, WEATHER
 
@@ -44,13 +46,14 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "named": (CHAT, WORDS | {"tools": TOOLS, "tool_choice": NAMED}),
     "turns": (CHAT, WORDS | {"messages": [*BEFORE, USED, *BEFORE]}),
     "calls": (CHAT, WORDS | {"messages": [*BEFORE, USED | {"tool_calls": [ASKED]}, ANSWERED]}),
+    "object": (CHAT, WORDS | {"response_format": {"type": "json_object"}}),
     "format": (CHAT, WORDS | {"response_format": {"type": "json_schema", "json_schema": SCHEMA}}),
 }  # fmt: skip
 
 # field -> which body, which place in it, what is put there; then the server has to do otherwise
 USED_FIELDS = {
     "SamplingFields.model": ("chat completion", "model", "other"),
-    "SamplingFields.stream": ("chat completion", "stream", True),
+    "Body.stream": ("chat completion", "stream", True),
     "SamplingFields.stream_options": ("chat", "stream_options", {"include_usage": True}),
     "SamplingFields.n": ("chat completion", "n", 2),
     "SamplingFields.max_tokens": ("chat completion", "max_tokens", 3),
@@ -67,6 +70,10 @@ USED_FIELDS = {
     "SamplingFields.stop": ("chat completion", "stop", "l"),
     "SamplingFields.stop_token_ids": ("chat completion", "stop_token_ids", [5]),
     "SamplingFields.ignore_eos": ("chat", "ignore_eos", True),
+    "SamplingFields.include_stop_str_in_output": (
+        "chat completion", "include_stop_str_in_output", True
+    ),
+    "SamplingFields.return_token_ids": ("chat completion", "return_token_ids", True),
     "StreamOptions.continuous_usage_stats": (
         "chat completion", "stream_options.continuous_usage_stats", True
     ),
@@ -80,7 +87,6 @@ USED_FIELDS = {
     "ChatRequest.parallel_tool_calls": ("tools", "parallel_tool_calls", False),
     "ChatRequest.functions": ("chat", "functions", [TIME]),
     "ChatRequest.function_call": ("functions", "function_call", "none"),
-    "ChatRequest.response_format": ("chat", "response_format", {"type": "json_object"}),
     "ConversationFields.enable_thinking": ("chat tokenize", "enable_thinking", False),
     "ConversationFields.chat_template_kwargs": (
         "chat tokenize", "chat_template_kwargs", {"enable_thinking": True}
@@ -112,17 +118,11 @@ USED_FIELDS = {
     "Message.function_call": ("turns", "messages.1.function_call", ASKED["function"]),
     "Message.tool_calls": ("turns", "messages.1.tool_calls", [ASKED]),
     "Message.tool_call_id": ("calls", "messages.2.tool_call_id", "b"),
-    "ResponseFormat.type": ("format", "response_format", {"type": "text"}),
-    "ResponseFormat.json_schema": ("format", "response_format.json_schema.schema.maxProperties", 0),
-    "ResponseFormat.pattern": ("chat", "response_format", {"type": "regex", "pattern": "a"}),
-    "ResponseFormat.grammar": ("chat", "response_format", GRAMMAR),
-    "JsonSchema.schema_": ("format", "response_format.json_schema.schema", {"type": "string"}),
-    "JsonSchema.strict": ("format", "response_format.json_schema.strict", True),
     "CompletionRequest.prompt": ("completion", "prompt", "bye"),
     "CompletionRequest.logprobs": ("completion", "logprobs", 1),
     "CompletionRequest.suffix": ("completion", "suffix", "x"),
     "CompletionRequest.echo": ("completion", "echo", True),
-    "CompletionRequest.response_format": ("completion", "response_format", {"type": "json_object"}),
+    **FORMATS,
     "TokenizeRequest.model": ("tokenize", "model", "other"),
     "TokenizeRequest.prompt": ("text", "prompt", "bye"),
     "TokenizeRequest.messages": ("tokenize", "messages.0.content", "bye"),
@@ -133,6 +133,7 @@ USED_FIELDS = {
 # What a field needs beside it, in both requests.
 BESIDE: dict[str, Any] = {
     "SamplingFields.stream_options": {"stream": True},
+    "SamplingFields.include_stop_str_in_output": {"stop": "l"},
     "StreamOptions.include_usage": {"stream": True, "stream_options": {}},
     "ChatRequest.top_logprobs": {"logprobs": True},
     "StreamOptions.continuous_usage_stats": {
@@ -161,13 +162,23 @@ def kinds(kind: Any = fields.Fields) -> Any:
     return {one for child in kind.__subclasses__() for one in {child} | kinds(child)}
 
 
-def test_every_field_is_in_a_table() -> None:
-    known = {
+def fields_of(*modules: str) -> set[str]:
+    """Every field that files of serve.schemas declare."""
+    return {
         f"{kind.__name__}.{name}"
         for kind in kinds()
         for name in kind.model_fields.keys() & kind.__annotations__.keys()
+        if kind.__module__.removeprefix("serve.schemas.") in modules
     }
-    assert known == USED_FIELDS.keys() | FIXED.keys() | LABELS.keys()
+
+
+ELSEWHERE = {"SamplingFields.priority", "SamplingFields.skip_special_tokens"}  # test_extensions
+
+
+def test_every_field_is_in_a_table() -> None:
+    known = fields_of("requests", "conversation", "formats")
+    tables = USED_FIELDS.keys() | FIXED.keys() | LABELS.keys()
+    assert known == tables | ELSEWHERE
 
 
 @pytest.fixture(scope="module")
@@ -194,29 +205,34 @@ def seen(running: Running, path: str, body: Any) -> Any:
     """All that a request makes happen: what it asks of the device, and the answer."""
     device = running.script
     device.log.clear()
-    answer = httpx.post(running.url + path, json=body, timeout=60)
-    running.settle()
+    answer = running.http.post(path, json=body)
+    until(lambda: not running.model.engine.busy)
     asked = [
         ([*piece.before, *piece.tokens], piece.max_new_tokens, piece.mask, leaves(piece.settings))
         for prefill in device.log
         if isinstance(prefill, Prefill)
         for piece in prefill.pieces
     ]
-    said = re.sub(r'(cmpl-|call_)\w+|"(created|cached_tokens)": ?\d+', "", answer.text)
+    said = re.sub(_CHANCE, "", answer.text)
     return answer.status_code, asked, said
+
+
+_CHANCE = r'(cmpl-|call_|toolu_|resp_|msg_|rs_|fc_)\w+|"\w*(created|_at|cached_tokens)": ?\d+'
 
 
 def leaves(settings: Any) -> Any:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(settings)]
 
 
-def both(servers: dict[str, Running], field: str, table: Any) -> Iterator[Any]:
+def both(
+    servers: dict[str, Running], field: str, table: Any, known: Any = BASES, beside: Any = BESIDE
+) -> Iterator[Any]:
     """What happens without the field's new value, and with it."""
     bases, where, value = table[field]
     form = "v1" if "v1" in bases else "modern"
     for base in bases.removeprefix("v1 ").split():
-        path, body = BASES[base]
-        body = body | copy.deepcopy(BESIDE.get(field, {}))
+        path, body = known[base]
+        body = body | copy.deepcopy(beside.get(field, {}))
         before = seen(servers[form], path, body)
         assert before[0] == 200, before
         yield before, seen(servers[form], path, put(body, where, value))
@@ -255,6 +271,7 @@ PLACES = {
     "calls": ("messages.1.tool_calls.0.", unasked.CALL_LABELS, {}),
     "tools": ("*function.", unasked.TOOL_LABELS, {}),
     "tokenize": ("", unasked.TOKENIZE_LABELS, unasked.TOKENIZE),
+    "detokenize": ("", frozenset(), unasked.DETOKENIZE),
 }
 
 

@@ -14,21 +14,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 import convert
 from qwen_jax import Sampling
-from qwen_jax import __main__ as command
 from qwen_jax.bundled import native_folder
 from qwen_jax.cli import run
+from qwen_jax.command import answering
+from qwen_jax.command.settings import GenerateConfig
 from qwen_jax.decoding.completion import Completion
 from qwen_jax.nn.model import Qwen
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.conftest import Golden
+from tests.processes import said
 from tests.qwen_jax.memorised_model import memorised_model
+from tests.qwen_jax.test_cli import here
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUERY = "What can I do with qwen_jax?"  # the demo's second, with seed 1
 
 
@@ -57,7 +59,7 @@ def demos(start: Callable[..., Any]) -> list[tuple[int, str, str]]:
 
 def finish(run: subprocess.Popen[bytes], text: str = "") -> tuple[int, str, str]:
     out, error = run.communicate(text.encode(), timeout=100)
-    return run.returncode, out.decode(), error.decode()
+    return run.returncode, out.decode(), said(error.decode())
 
 
 def test_two_demos_at_once(demos: list[tuple[int, str, str]]) -> None:
@@ -77,8 +79,9 @@ def test_an_answer(start: Callable[..., Any], demos: list[tuple[int, str, str]])
     code, out, error = finish(start("-m", "qwen_jax", "demo", QUERY, *how))
     assert code == 0, error
     assert out.startswith("You can convert Qwen checkpoints")
-    assert out == demos[0][1].partition(f"User: {QUERY}\nQwen: ")[2]
-    assert re.match(r"\[\d+ tokens, finished by stop: the first after ", error)
+    assert out == demos[0][1].partition(f"User: {QUERY}\nQwen: ")[2].partition("\nnext: ")[0]
+    told = r"\[\d+ tokens, finished by stop; the first after [\d.]+ s; then [\d.]+ tokens/s\]\n"
+    assert re.match(told, error)
     assert error.count("\n") == 2
     assert finish(start("-m", "qwen_jax", "demo", *how), f"{QUERY}\n")[:2] == (0, out)
 
@@ -95,7 +98,7 @@ def test_a_reader_who_has_enough(
 ) -> None:
     with start("-m", "qwen_jax", "demo", QUERY, "--max-new-tokens", "48") as run:
         run.stdout.close()
-        error = run.stderr.read().decode()
+        error = said(run.stderr.read().decode())
     assert (run.returncode, error) == (1, "")
 
 
@@ -107,7 +110,7 @@ def test_an_interrupted_answer(
     assert run.stdout.read(1)
     run.send_signal(signal.SIGINT)
     code, _, error = finish(run)
-    assert (code, error) == (130, "\ninterrupted\n")
+    assert (code, error) == (130, "interrupted\n")
 
 
 # --- in this process ---------------------------------------------------------------------------
@@ -116,12 +119,12 @@ def fault(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
     """fault(...): the one line with which the same call of `main` ends."""
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    here(monkeypatch)
 
     def end(*arguments: Any, **how: Any) -> str:
+        names = dict(zip(("folder", "prompt"), arguments, strict=False))
         with pytest.raises(SystemExit) as caught:
-            run(lambda: command.main(*arguments, **how))
+            run(lambda: answering.answer(GenerateConfig(**names, **how)))
         assert capsys.readouterr().out == ""
         assert isinstance(caught.value.code, str)
         assert "\n" not in caught.value.code
@@ -150,7 +153,10 @@ def test_faults(
     for complete in (True, False):  # what a base model does in any case
         assert "--system is for chat" in fault(str(base), "hi", system="x", complete=complete)
         assert "checkpoint has no tokenizer" in fault(str(base), "hi", complete=complete)
-    assert "temperature is -1" in fault(str(base), "hi", temperature=-1.0)
+    assert "temperature is -1" in fault("demo", "hi", temperature=-1.0)
+    assert "--top-k would change nothing at temperature 0" in fault(
+        "demo", "hi", temperature=0.0, top_k=5
+    )
 
 
 def test_options_reach_the_model(
@@ -165,7 +171,7 @@ def test_options_reach_the_model(
         small, "x", chat_format="chatml", do_sample=True, top_k=7, temperature=0.5
     )
 
-    def answer(*arguments: str | Qwen, **how: Any) -> Any:
+    def reply(*arguments: str | Qwen, **how: Any) -> Any:
         seen.append((arguments[1:], how))
         return iter([Completion([1], "yes", "stop")])
 
@@ -173,22 +179,29 @@ def test_options_reach_the_model(
         seen.append(((folder, dict(mesh.shape)), how))
         return params
 
-    monkeypatch.setattr(command, "load", read)
-    monkeypatch.setattr(command, "stream_chat", answer)
-    command.main("somewhere", "hi")
+    def answer(**how: Any) -> None:
+        answering.answer(GenerateConfig(folder=str(base), prompt="hi", **how))
+
+    monkeypatch.setattr(answering, "load", read)
+    monkeypatch.setattr(answering, "outline", lambda *of: params)
+    monkeypatch.setattr(answering, "stream_chat", reply)
+    answer()
     ((_, mesh), how), (given, samplings) = seen
     assert mesh == {"data": 1, "fsdp": 1, "tensor": 8}
     assert how == {"dtype": None, "adapter": None}
     assert given == ("hi",)
     checkpoint = Sampling(temperature=0.5, top_k=7)
     names = ("system", "max_new_tokens", "seed", "cache_dtype")
-    assert samplings == dict.fromkeys(names) | {"sampling": checkpoint}
+    assert samplings == dict.fromkeys(names) | {"sampling": checkpoint, "stop": ()}
     asked: dict[str, Any] = {"system": "x", "max_new_tokens": 3, "seed": 5, "cache_dtype": "int8"}
     sizes: dict[str, Any] = {"mesh_data": 2, "mesh_fsdp": 2}
-    command.main("somewhere", "hi", temperature=2, dtype="float16", **asked, **sizes)
+    asked["stop"] = ("a", "b")
+    changes: dict[str, Any] = {"temperature": 2, "top_p": 0.5, "top_k": 3}
+    changes["repetition_penalty"] = 1.5
+    answer(dtype="float16", **changes, **asked, **sizes)
     assert seen[2][0][1] == {"data": 2, "fsdp": 2, "tensor": 2}
     assert seen[2][1] == {"dtype": "float16", "adapter": None}
-    assert seen[3][1] == asked | {"sampling": replace(checkpoint, temperature=2)}
+    assert seen[3][1] == asked | {"sampling": replace(checkpoint, **changes)}
     assert capsys.readouterr().out == "yes\nyes\n"
 
 
@@ -239,8 +252,7 @@ def test_an_interrupt_lost_in_a_callback_comes_again(monkeypatch: pytest.MonkeyP
         time.sleep(10)
 
     lost: list[bool] = []
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    here(monkeypatch)
     gc.callbacks.append(callback)
     try:
         with pytest.raises(SystemExit) as caught:

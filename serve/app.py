@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from serve.api import chat, completions, status, tokenize
 from serve.api.sse import Gone
+from serve.dialects import generate, messages, responses
 from serve.http.errors import ApiError, on_api_error, on_http_error
 from serve.http.keys import Keys
 from serve.http.middleware import Middleware
@@ -27,12 +28,20 @@ _GETS: dict[str, Callable[..., Any]] = {
     "/version": status.version,
     "/openapi.json": status.description,
     "/tokenizer_info": tokenize.tokenizer_info,
+    "/info": generate.info,
     "/v1/models": status.models,
     "/v1/models/{name:path}": status.model,
 }
 _POSTS: dict[str, Callable[..., Any]] = {
     "/v1/chat/completions": chat.complete,
     "/v1/completions": completions.complete,
+    "/": generate.generate,
+    "/generate": generate.generate,
+    "/generate_stream": generate.generate_stream,
+    "/v1/messages": messages.create,
+    "/v1/messages/count_tokens": messages.count_tokens,
+    "/v1/responses": responses.create,
+    "/v1/responses/{id}/cancel": responses.cancel,
     "/tokenize": tokenize.tokenize,
     "/detokenize": tokenize.detokenize,
 }
@@ -45,12 +54,16 @@ def build(service: Service, keys: Keys) -> Starlette:
         allowed = Wrap(
             CORSMiddleware,
             allow_origins=service.settings.cors,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-api-key", "anthropic-version"],
         )
         middleware.insert(0, allowed)
-    routes = [Route(path, endpoint, methods=["GET"]) for path, endpoint in _GETS.items()]
-    routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in _POSTS.items()]
+    routes = [
+        Route(path, endpoint, methods=[method])
+        for method, endpoints in (("GET", _GETS), ("POST", _POSTS))
+        for path, endpoint in endpoints.items()
+    ]
+    routes.append(Route("/v1/responses/{id}", responses.kept, methods=["GET", "DELETE"]))
     app = Starlette(
         routes=routes,
         middleware=middleware,
@@ -60,6 +73,7 @@ def build(service: Service, keys: Keys) -> Starlette:
             Gone: _on_gone,
             Exception: _on_fault,
         },
+        lifespan=lambda app: service.lag.watching(),
     )
     app.state.service = service
     return app
@@ -71,4 +85,4 @@ async def _on_gone(request: Request, error: Exception) -> Response:
 
 async def _on_fault(request: Request, error: Exception) -> JSONResponse:
     """Ours to mend: the log has the trace, the client no part of it."""
-    return ApiError(500, "the server made a mistake; its log says which").response()
+    return ApiError(500, "the server made a mistake; its log says which").response(request.url.path)

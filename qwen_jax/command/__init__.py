@@ -1,0 +1,1 @@
+"""The command `generate`, and what the terminal chat shares with it."""

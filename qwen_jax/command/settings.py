@@ -1,0 +1,83 @@
+"""What `generate` is told, and how tokens are chosen there and in the terminal chat."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from qwen_jax.decoding.sampling import Sampling
+
+Number = Literal["float32", "bfloat16", "float16"]
+_EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT"))
+
+SAMPLING = "temperature top_p top_k repetition_penalty"
+GROUPS = {  # of --help
+    "answer": f"system complete max_new_tokens {SAMPLING} stop seed",
+    "model and memory": "adapter dtype cache_dtype",
+    "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are chosen; what is not given is the checkpoint's."""
+
+    temperature: float | None = None
+    """Temperature of sampling, 0 for the likeliest token; by default, the checkpoint's."""
+    top_p: float | None = None
+    """Share of probability that the likeliest tokens have together, which may be chosen."""
+    top_k: int | None = None
+    """Number of likeliest tokens that may be chosen; 0 for all."""
+    repetition_penalty: float | None = None
+    """Penalty on tokens that were there before, in the prompt too; 1 for none."""
+    stop: Annotated[tuple[str, ...], *_EACH] = ()
+    """Text that ends the answer and is cut from it; give one --stop for each."""
+    max_new_tokens: int | None = None
+    """Most tokens of an answer; by default, the checkpoint's own limit, or 512."""
+
+    def __post_init__(self) -> None:
+        given = self.given()
+        count = given.pop("max_new_tokens", 1)
+        if count < 1:
+            raise ValueError(f"--max-new-tokens is {count}, wanted 1 or more")
+        Sampling(**given)  # raises ValueError
+
+    def given(self) -> dict[str, Any]:
+        """What the command line says of it."""
+        values = {field.name: getattr(self, field.name) for field in fields(SamplingOptions)}
+        return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SamplingOptions):
+    """Stream a model's answer to a prompt."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Folder that `qwen-jax convert` wrote, or "demo"."""
+    prompt: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")] = None
+    """Question to answer; by default, standard input."""
+    adapter: str | None = None
+    """Folder of an adapter in PEFT's format, made for this model."""
+    system: str | None = None
+    """System prompt, where the model takes one."""
+    complete: bool = False
+    """Continuation of the prompt as plain text, as base models always do."""
+    seed: int | None = None
+    """Seed of the random numbers; the same seed gives the same answer."""
+    dtype: Number | None = None
+    """Type of the parameters; by default, as stored."""
+    cache_dtype: Literal[Number, "int8"] | None = None
+    """Type of cached keys and values; int8 halves their memory."""
+    mesh_data: int = 1
+    """Devices that hold copies of the model."""
+    mesh_fsdp: int = 1
+    """Devices that split the weights' width."""
+    mesh_tensor: int | None = None
+    """Devices that share each matrix product; by default, all that are left."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0 in a run of several, or "auto" to ask the machines; by default, what
+    the environment, Slurm or the TPU says."""
+    processes: int | None = None
+    """Number of processes in the run."""
+    process: int | None = None
+    """Number of this process, counted from 0."""

@@ -1,0 +1,240 @@
+"""Compiled programs in a folder of the user's: the next start neither traces nor compiles them.
+
+A file is one executable, named by a hash of all that it depends on: the function and what it is
+called with, this package's code, the versions of jax and what lies below it, the devices, flags
+and settings. An executable is code, so a file is used only where it and its folder belong to the
+user of this process and nobody else may write to them. What is damaged is made again; past LIMIT
+bytes those go that were not used for longest.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import platform
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import xxhash
+from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
+
+FOLDER = "QWEN_JAX_PROGRAMS"  # the environment's name for it; without one nothing is kept
+LIMIT = 4 << 30  # bytes of all files
+_FLAGS = ("XLA_", "JAX_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "TF_")  # of the environment
+_IDLE = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")  # that change no program
+
+log = logging.getLogger("qwen_jax.executables")
+
+
+def folder() -> Path | None:
+    """Where programs are kept; None: nowhere."""
+    name = os.environ.get(FOLDER)
+    return Path(name) if name and jax.process_count() == 1 else None
+
+
+def get(
+    name: str, what: Any, make: Callable[[], Any], arguments: Any, devices: Sequence[Any]
+) -> Any:
+    """An executable from the folder, or one that `make` gives, which is then kept.
+
+    what: all that a caller knows to matter, with a repr that tells it. arguments: what it will be
+    called with, (positional, named), arrays or their shapes. devices: that it runs on, in order.
+    """
+    place = folder()
+    assert place is not None
+    device = [(d.id, d.platform, d.device_kind) for d in devices]
+    circumstances = repr([name, what, device, _surroundings(), _settings()])
+    file = place / f"{name}-{_digest(circumstances.encode())}"
+    with _told(f"{file} is made again"):
+        if (found := _read(file, circumstances)) is not None:
+            content, out_tree = found
+            in_tree = jax.tree.structure(arguments)
+            return serialize_executable.deserialize_and_load(
+                content, in_tree, out_tree, devices[0].client, devices
+            )
+    with _FRESH:
+        made = make()
+    with _told(f"{file} is not kept"):
+        content, _, out_tree = serialize_executable.serialize(made)
+        _write(file, circumstances, content, out_tree)
+    return made
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Any:
+    """A cache that fails costs time, never the answer."""
+    try:
+        yield
+    except Exception as error:  # whatever unpickling or a backend may raise
+        log.warning("%s: %s", what, " ".join(str(error).split())[:300])
+
+
+class _Fresh:
+    """While anybody is in it, nothing comes from JAX's own cache.
+
+    What came from there can be run, but on a CPU not be written again: it lacks its functions.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = jax.config.values[_SWITCH]
+                self._set(False)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(self._before)
+
+    def _set(self, on: bool) -> None:
+        jax.config.update(_SWITCH, on)
+        compilation_cache.reset_cache()  # it remembers whether it was on
+
+
+_SWITCH = "jax_enable_compilation_cache"
+_FRESH = _Fresh()
+_CONTEXT = "default_matmul_precision enable_x64 default_prng_impl numpy_dtype_promotion".split()
+
+
+def context() -> tuple[Any, ...]:
+    """JAX's settings that a caller may change for a while; the others stay as they were first."""
+    return tuple(getattr(jax.config, f"jax_{name}") for name in _CONTEXT)
+
+
+# --- what a program depends on ----------------------------------------------------------------
+@functools.cache
+def _surroundings() -> list[Any]:
+    """Of every program of this process."""
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")}
+    code = _code(Path(__file__).parents[1])
+    return [code, versions, sys.version, platform.machine(), _processor(), _backend()]
+
+
+def _processor() -> list[str]:
+    """What programs for a CPU are compiled for; a folder may be shared by machines."""
+    file = Path("/proc/cpuinfo")
+    first = file.read_text().split("\n\n")[0] if file.exists() else platform.processor()
+    told = ("model", "flags", "Features", "CPU")
+    return [line for line in first.splitlines() if line.startswith(told) or not file.exists()]
+
+
+def _backend() -> list[Any]:
+    backend = jax.devices()[0].client
+    return [backend.platform, backend.platform_version, len(jax.devices())]
+
+
+def _code(package: Path) -> str:
+    """A hash of every file that a program may come from; a checkout's version says little."""
+    files = [
+        package / "config.py",
+        *(f for r in ("nn", "decoding") for f in (package / r).rglob("*.py")),
+    ]
+    return _digest(b"".join(file.read_bytes() for file in sorted(files)))
+
+
+def _settings() -> list[Any]:
+    """JAX's settings as they are here and now, and what the environment tells its compilers."""
+    values = {name: getattr(jax.config, name, value) for name, value in jax.config.values.items()}
+    flags = {name: value for name, value in os.environ.items() if name.startswith(_FLAGS)}
+    both = {**values, **flags}
+    return sorted((name, repr(value)) for name, value in both.items() if name.lower() not in _IDLE)
+
+
+def _digest(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+# --- files ------------------------------------------------------------------------------------
+def _read(file: Path, circumstances: str) -> tuple[bytes, Any] | None:
+    """What was kept and the tree of what it gives; None where there is nothing to trust."""
+    if not file.exists():
+        return None
+    with file.open("rb") as stream:
+        _expect_own(os.fstat(stream.fileno()), file)
+        _expect_own(file.parent.stat(), file.parent)
+        head, _, content = stream.read().partition(b"\n")
+    told = json.loads(head)
+    if told["circumstances"] != circumstances or told["hash"] != _digest(content):
+        raise ValueError("it is damaged")
+    os.utime(file)  # it is used: others go first
+    return content, jax.tree.structure(_restored(told["out_tree"]))
+
+
+def _expect_own(found: os.stat_result, path: Path) -> None:
+    ours = hasattr(os, "geteuid") and found.st_uid == os.geteuid()
+    if not ours or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError(f"{path} belongs to somebody else, or others may write to it")
+
+
+def _write(file: Path, circumstances: str, content: bytes, out_tree: Any) -> None:
+    told = {"circumstances": circumstances, "hash": _digest(content)}
+    head = json.dumps(told | {"out_tree": _described(out_tree)}).encode() + b"\n"
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _expect_own(file.parent.stat(), file.parent)
+    _trim(file.parent, LIMIT - len(head) - len(content))
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:  # mode 0600
+        try:
+            stream.write(head + content)
+            stream.close()
+            Path(stream.name).replace(file)
+        except BaseException:
+            Path(stream.name).unlink(missing_ok=True)
+            raise
+
+
+def _trim(place: Path, limit: int) -> None:
+    """Delete what was not used for longest until the rest takes no more than `limit` bytes."""
+    found = sorted(((f.stat(), f) for f in place.iterdir()), key=lambda pair: -pair[0].st_mtime)
+    for status, file in found:
+        limit -= status.st_size
+        if limit < 0:
+            file.unlink(missing_ok=True)
+
+
+# --- trees as JSON ----------------------------------------------------------------------------
+def _described(tree: Any) -> Any:
+    """A tree of tuples, lists, None and this package's dataclasses; a leaf is 0."""
+    kind, static = tree.node_data() or (int, None)
+    if kind in (int, type(None)):
+        return 0 if kind is int else None
+    if not all(isinstance(value, _PLAIN) for value in static or ()):
+        raise ValueError(f"a tree with {kind.__qualname__} of {static} cannot be described")
+    return [
+        kind.__module__,
+        kind.__qualname__,
+        [*(static or ())],
+        *map(_described, tree.children()),
+    ]
+
+
+def _restored(described: Any) -> Any:
+    """A thing of the tree that was described; its types must have been imported already."""
+    if not isinstance(described, list):
+        return described
+    module, name, static, *parts = described
+    children = [_restored(part) for part in parts]
+    if module == "builtins":
+        return {"tuple": tuple, "list": list}[name](children)
+    if not module.startswith("qwen_jax."):
+        raise ValueError(f"a tree with {module}.{name} is not of this package")
+    kind = getattr(sys.modules[module], name)
+    values = {True: iter(static), False: iter(children)}
+    return kind(**{f.name: next(values[bool(f.metadata.get("static"))]) for f in fields(kind)})
+
+
+_PLAIN = (int, float, str, type(None))

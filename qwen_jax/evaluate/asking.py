@@ -1,0 +1,121 @@
+"""A task's questions put to a model, and what comes back as samples."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qwen_jax.conversation import chat_prompt
+from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of, text_tokenizer
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.evaluate import scoring
+from qwen_jax.evaluate.answering import Asked, answers
+from qwen_jax.evaluate.tasks.task import Question, Task
+from qwen_jax.nn.model import Qwen
+from qwen_jax.text.tokenizer import Tokenizer
+
+_BLOCK = 256  # questions of a choice between two writes of what is known
+
+
+def ask(
+    params: Qwen,
+    task: Task,
+    questions: Sequence[Question],
+    known: Mapping[int, Any],
+    batch: int,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of a question, its sample) for those that are not known yet."""
+    todo = [index for index in range(len(questions)) if index not in known]
+    if task.kind == "choice":
+        for at in range(0, len(todo), _BLOCK):
+            part = todo[at : at + _BLOCK]
+            chosen = _choose(params, task, [questions[index] for index in part], batch)
+            yield from zip(part, chosen, strict=True)
+        return
+    judge, tokenizer = task.judge, text_tokenizer(params)
+    assert judge is not None
+    asked = [_ask(params, task, questions[index]) for index in todo]
+    for place, answer in answers(params, asked, batch):
+        question = questions[todo[place]]
+        completion = answer.text.strip() if task.kind == "chat" else answer.text
+        sample = {"id": question.id, "prompt": question.prompt, "completion": completion}
+        correct = judge(question, completion, tokenizer)
+        yield todo[place], sample | {"answer": question.answer, "correct": correct}
+
+
+def _ask(params: Qwen, task: Task, question: Question) -> Asked:
+    """Greedy, and without the checkpoint's repetition penalty but where the original left it."""
+    defaults, tokenizer = defaults_of(params), text_tokenizer(params)
+    most = task.max_new_tokens or defaults.max_new_tokens or MAX_NEW_TOKENS
+    if task.kind == "chat":
+        ids, ends = chat_prompt(params, question.prompt)
+    else:
+        ids = _ids(tokenizer, question.prompt)
+        ends = tuple(dict.fromkeys((*defaults.eos_ids, (tokenizer.end_of_text,))))
+    left = params.config.max_length - len(ids)
+    if left < 1:
+        raise ValueError(
+            f"question {question.id} of {task.name} takes {len(ids)} tokens, "
+            f"this checkpoint's window is {params.config.max_length}"
+        )
+    penalty = defaults.sampling.repetition_penalty if task.penalty else 1.0
+    sampling = Sampling(temperature=0.0, repetition_penalty=penalty, stop=task.stop)
+    return Asked(ids, sampling, ends, min(most, left))
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Control tokens count, as in the original's prompts."""
+    return tokenizer.encode_prompt(text)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    ids: list[int]
+    prefix: int
+
+
+def _choose(
+    params: Qwen, task: Task, questions: Sequence[Question], batch: int
+) -> list[dict[str, Any]]:
+    """The likeliest label after each prompt, and what all of them score."""
+    tokenizer = text_tokenizer(params)
+    labels = [tokenizer.encode(label) for label in task.labels]
+    prompts = []
+    shared: dict[str, list[int]] = {}
+    for question in questions:
+        ids = _ids(tokenizer, question.prompt)
+        head = shared.setdefault(question.shared, _ids(tokenizer, question.shared))
+        kept = ids[-task.most_prompt_tokens :] if task.most_prompt_tokens else ids
+        pairs = zip(head, kept, strict=False)
+        same = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(head), len(kept)))
+        prompts.append(_Prompt(kept, same if len(kept) == len(ids) else 0))
+    if all(len(label) == 1 for label in labels):
+        scores = scoring.choices(
+            params,
+            [prompt.ids for prompt in prompts],
+            [label[0] for label in labels],
+            [prompt.prefix for prompt in prompts],
+            batch,
+        )
+    else:  # a vocabulary that cuts them
+        texts = [
+            scoring.Text(prompt.ids, label, prompt.prefix) for prompt in prompts for label in labels
+        ]
+        found = scoring.likelihoods(params, texts, batch)
+        scores = np.asarray([one.total for one in found], np.float32).reshape(len(prompts), -1)
+    samples = []
+    for question, row in zip(questions, scores, strict=True):
+        picked = task.labels[int(np.argmax(row))].strip()
+        samples.append(
+            {
+                "id": question.id,
+                "prompt": question.prompt,
+                "scores": {
+                    label.strip(): float(s) for label, s in zip(task.labels, row, strict=True)
+                },
+                "answer": question.answer,
+                "correct": float(picked == question.answer.strip()),
+            }
+        )
+    return samples

@@ -1,0 +1,1 @@
+"""The rows of the published tables: a declaration and a judge for each."""

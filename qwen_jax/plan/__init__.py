@@ -1,0 +1,1 @@
+"""What a model takes on devices that need not be there: bytes, limits of speed, what fits."""

@@ -1,0 +1,238 @@
+"""Bytes that one device holds, from the shapes and places of the product's own arrays."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from qwen_jax import memory
+from qwen_jax.config import Config
+from qwen_jax.nn import quant, sharding
+from qwen_jax.plan.chips import CHIPS, SLICES, Remat, Work, parse
+from qwen_jax.storage.int4 import bits
+
+CHUNK = 2048  # tokens of a prompt that are computed at once
+_RANK = 64  # of an adapter's matrices, as the original trains
+PRECISIONS = {"bfloat16": None, "int8": (8, None, False), "int4": (4, 128, True)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is planned. context and batch: tokens of a row, rows of all devices together."""
+
+    config: Config
+    mesh: str
+    data: int
+    fsdp: int
+    tensor: int
+    precision: str
+    cache_dtype: str
+    context: int
+    batch: int
+    work: Work
+    remat: Remat
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+    @property
+    def places(self) -> AbstractMesh:
+        shape = (self.data, self.fsdp, self.tensor)
+        return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+    @property
+    def rows(self) -> int:
+        """Of the batch, on one device."""
+        ways = self.data * self.fsdp
+        return self.batch // ways if self.batch % ways == 0 else self.batch
+
+    def share(self, count: int) -> float:
+        """The part of something that tensor parallelism leaves on one device."""
+        return 1 / self.tensor if count % self.tensor == 0 else 1.0
+
+
+def split(mesh: str, data: int, fsdp: int, tensor: int | None) -> tuple[int, int, int]:
+    """Sizes of the axes on a slice; tensor takes what the others leave."""
+    _, count = parse(mesh)
+    tensor = max(1, count // (data * fsdp)) if tensor is None else tensor
+    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
+        raise ValueError(
+            f"data {data} x fsdp {fsdp} x tensor {tensor} makes {data * fsdp * tensor} devices, "
+            f"{mesh} has {count}; choose sizes whose product is {count}"
+        )
+    return data, fsdp, tensor
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """On each device."""
+
+    weights: int
+    cache: int
+    activations: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations + self.optimizer
+
+
+def count(job: Job) -> Bytes:
+    """What a device holds at its fullest."""
+    if job.work == "generate":
+        return Bytes(_weights(job), _cache(job), _prefill(job), 0)
+    trained, held = _parameters(job), 0
+    if job.work == "lora":
+        held, trained = _weights(job), _adapters(job)
+    state = 12 * trained  # float32 masters and Adam's two moments
+    return Bytes(held, 0, _training(job, trained), state)
+
+
+def _leaves(job: Job) -> Iterable[tuple[Any, int]]:
+    """Every array of the weights, and how many numbers of it one device holds."""
+    plan = PRECISIONS[job.precision]
+    formats = quant.plan(job.config, *plan) if plan else {}
+    kinds = {"int8": jnp.int8, "int4": jnp.int4, "int32": jnp.int32, "scales": jnp.float16}
+    leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, kinds.get(kind, jnp.bfloat16))
+    model = quant.build(job.config, formats, leaf)
+    places = sharding.shardings(job.config, job.places, formats)  # type: ignore[arg-type]
+    for array, place in zip(jax.tree.leaves(model), jax.tree.leaves(places), strict=True):
+        yield array, math.prod(place.shard_shape(array.shape))
+
+
+def _weights(job: Job) -> int:
+    return sum(size * bits(array.dtype) // 8 for array, size in _leaves(job))
+
+
+def _parameters(job: Job) -> int:
+    return sum(size for _, size in _leaves(job))
+
+
+def _adapters(job: Job) -> int:
+    """Numbers of adapters beside every linear layer of the blocks; they lie as its axes do."""
+    c = job.config
+    rows = (c.heads + 2 * c.kv_heads) * c.head_dim
+    heads, mlp = job.share(c.kv_heads), job.share(c.mlp)
+    width = 1 / job.fsdp if c.width % job.fsdp == 0 else 1.0
+    inner = c.heads * c.head_dim
+    each = (
+        (c.width * width + rows * heads)
+        + (inner * heads + c.width * width)
+        + 2 * (c.width * width + c.mlp * mlp)
+        + (c.mlp * mlp + c.width * width)
+    )
+    return int(_RANK * each * c.layers)
+
+
+def _cache(job: Job) -> int:
+    share = job.share(job.config.kv_heads)
+    return int(memory.cache(job.config, job.cache_dtype) * job.context * job.rows * share)
+
+
+def _prefill(job: Job) -> int:
+    """A chunk's hidden states and the float32 scores of its attention, 512 queries at a time."""
+    c, tokens = job.config, min(CHUNK, job.context)
+    scores = 8 * c.heads * job.share(c.kv_heads) * min(512, tokens) * job.context
+    wide = tokens * (4 * c.width + 2 * c.mlp * job.share(c.mlp)) * 2
+    logits = job.rows * 4 * 2 * c.vocab * job.share(c.vocab)
+    return int(max(scores, wide) + wide + logits)
+
+
+def _training(job: Job, trained: int) -> int:
+    """What a step keeps for its backward pass, one layer's work, and the gradients."""
+    c, tokens = job.config, job.rows * job.context
+    heads, mlp = job.share(c.kv_heads), job.share(c.mlp)
+    rows = (c.heads + 2 * c.kv_heads) * c.head_dim * heads
+    scores = job.rows * c.heads * heads * job.context**2
+    inputs = 2 * tokens * c.width
+    products = 2 * tokens * (rows + 2 * c.width + 2 * c.mlp * mlp)
+    rest = 2 * tokens * (2 * c.width + c.mlp * mlp + rows) + 2 * scores
+    kept = {"full": inputs, "dots": products, "none": products + rest}[job.remat]
+    gradients = 4 * trained * (2 if job.work == "lora" else 1)
+    layer = (rows * c.width + c.width**2 * heads + 3 * c.width * c.mlp * mlp) * 2
+    gathered = layer if job.fsdp > 1 else 0
+    cast = 2 * trained if job.work == "full" else 0
+    return int(c.layers * kept + 12 * scores + gradients + gathered + cast)
+
+
+# --- what follows from it -----------------------------------------------------------------------
+def limits(job: Job, held: Bytes) -> dict[str, float]:
+    """Speeds that no program can pass, by published peaks: tokens a second of all devices."""
+    chip = CHIPS[parse(job.mesh)[0]]
+    parameters = sum(math.prod(array.shape) for array, _ in _leaves(job))
+    dense = 2 * (parameters - job.config.vocab * job.config.width * (not job.config.tied))
+    compute = chip.flops * job.devices
+    if job.work != "generate":
+        passes = {"none": 3, "dots": 3, "full": 4}[job.remat] - (job.work == "lora")
+        return {"training_tokens_per_second": compute / (dense * passes)}
+    return {
+        "decode_tokens_per_second": job.batch * chip.bandwidth / (held.weights + held.cache),
+        "prefill_tokens_per_second": compute / dense,
+    }
+
+
+def most(job: Job, field: Literal["context", "batch"], step: int) -> int:
+    """The largest context, or batch, with which the rest still fits; 0 where none does."""
+
+    def fits(value: int) -> bool:
+        return fit(Job(**(vars(job) | {field: value})))
+
+    low, high = 0, step
+    while fits(high) and high < 1 << 24:
+        low, high = high, high * 2
+    while high - low > step:
+        middle = (low + high) // 2 // step * step
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def fit(job: Job) -> bool:
+    return count(job).total <= CHIPS[parse(job.mesh)[0]].memory
+
+
+def smallest(job: Job) -> str | None:
+    """The smallest slice of the same chip that holds the job with the weights split by tensor."""
+    chip, _ = parse(job.mesh)
+    for size in SLICES[chip]:
+        mesh = f"{chip}:{size}"
+        fsdp = job.fsdp > 1
+        axes = (1, parse(mesh)[1], 1) if fsdp else (1, 1, parse(mesh)[1])
+        changed = {"mesh": mesh, **dict(zip(("data", "fsdp", "tensor"), axes, strict=True))}
+        if fit(Job(**(vars(job) | changed))):
+            return mesh
+    return None
+
+
+def undivided(job: Job) -> list[str]:
+    """What does not divide by the tensor axis and so lies whole on every device."""
+    c, found = job.config, []
+    for name, size in (("key/value heads", c.kv_heads), ("mlp", c.mlp), ("vocabulary", c.vocab)):
+        if size % job.tensor:
+            works = [n for n in range(1, 257) if size % n == 0]
+            found.append(
+                f"{size} {name} do not divide by tensor {job.tensor}: whole on every device; "
+                f"these do: {', '.join(map(str, works[:12]))}"
+            )
+    return found
+
+
+def as_json(job: Job) -> dict[str, Any]:
+    held = count(job)
+    memory_bytes = CHIPS[parse(job.mesh)[0]].memory
+    return asdict(held) | {
+        "total": held.total,
+        "memory": int(memory_bytes),
+        "devices": job.devices,
+        "mesh": {"data": job.data, "fsdp": job.fsdp, "tensor": job.tensor},
+        "fits": held.total <= memory_bytes,
+        "limits": {name: round(value, 1) for name, value in limits(job, held).items()},
+        "undivided": undivided(job),
+        "most_context": most(job, "context", 256),
+        "most_batch": most(job, "batch", max(1, job.data * job.fsdp)),
+        "smallest": smallest(job),
+    }

@@ -1,0 +1,1 @@
+"""Speed and memory of generation, beside the published tables."""

@@ -1,0 +1,1 @@
+"""What every program shares: its arguments, its progress, Ctrl-C, what is kept, its processes."""

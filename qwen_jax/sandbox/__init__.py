@@ -1,0 +1,1 @@
+"""What strangers would have us compute, where it takes neither time nor memory without end."""

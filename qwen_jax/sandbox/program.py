@@ -1,0 +1,105 @@
+"""Run a program that a model wrote, so that what it does hurts nobody.
+
+A child of its own, which inherits no environment and no open file, works in a folder that is
+thrown away, within limits on time, memory, files and processes. On Linux the kernel keeps the
+rest from it: Landlock every write outside its folder, seccomp every other process, socket,
+signal and change of the system. Elsewhere only the limits hold, and `missing` says so.
+
+This is for the mistakes of a model and plain malice. It does not hide what the user can read,
+and it trusts the kernel and the machine: code of an adversary wants a virtual machine.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MEMORY = 2 << 30  # bytes of address space
+OUTPUT = 1 << 20  # bytes of each file, and of what is printed
+FOLDER = 16 << 20  # bytes of all files
+_START = 20.0  # seconds that a busy machine may take to start the child
+_LOOK = 0.02  # seconds between two looks at the child
+_GUARD = Path(__file__).with_name("program_guard.py")
+
+
+def missing() -> str:
+    """Which walls this system does not give; empty where it gives all."""
+    return _run("", 5)[2]
+
+
+def passes(program: str, seconds: float) -> bool:
+    """Whether a program comes to its end without an error in so many seconds."""
+    return run(program, seconds)[0]
+
+
+def run(program: str, seconds: float) -> tuple[bool, str]:
+    """(whether it came to its end without an error, what it printed, at most OUTPUT bytes)."""
+    passed, printed, _ = _run(program, seconds)
+    return passed, printed
+
+
+def _run(program: str, seconds: float) -> tuple[bool, str, str]:
+    with tempfile.TemporaryDirectory(prefix="qwen-jax-code-", ignore_cleanup_errors=True) as root:
+        folder, word = Path(root), secrets.token_hex()
+        (folder / "program.py").write_text(program, "utf-8", errors="replace")
+        with (folder / "printed").open("wb") as printed:
+            limits = (MEMORY, OUTPUT, int(seconds) + 1)
+            child = subprocess.Popen(
+                [sys.executable, "-I", "-B", str(_GUARD), *map(str, limits)],
+                cwd=folder,
+                env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                with contextlib.suppress(BrokenPipeError), child.stdin or printed as pipe:
+                    pipe.write(word.encode())
+                _wait(child, folder, seconds)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        passed = _read(folder / "passed") == word
+        return passed, _read(folder / "printed"), _read(folder / "unkept")
+
+
+def _wait(child: subprocess.Popen[bytes], folder: Path, seconds: float) -> None:
+    """Until it ends, its time is over or its folder too large."""
+    started, begun = time.monotonic(), None
+    while child.poll() is None:
+        now = time.monotonic()
+        if begun is None and (folder / "passed").exists():  # its Python is there
+            begun = now
+        if now - started > _START + seconds or (begun and now - begun > seconds):
+            return
+        if sum(entry.stat(follow_symlinks=False).st_size for entry in _entries(folder)) > FOLDER:
+            return
+        time.sleep(_LOOK)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """The files of a folder that somebody else may be deleting, and of those in it."""
+    found: list[os.DirEntry[str]] = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found.append(entry)
+            if entry.is_dir(follow_symlinks=False):
+                found += _entries(Path(entry.path))
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.is_symlink():
+            return ""
+        with path.open("rb") as file:
+            return file.read(OUTPUT).decode("utf-8", "replace")
+    except OSError:
+        return ""

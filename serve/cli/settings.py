@@ -1,0 +1,26 @@
+"""What the terminal chat is started with."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qwen_jax.command.settings import SAMPLING, Number, SamplingOptions
+
+GROUPS = {"answer": f"system seed {SAMPLING} stop max_new_tokens"}  # of --help
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(SamplingOptions):
+    """Chat in the terminal."""
+
+    model: str | None = None
+    """Native folder, or "demo"; with --url, one of the server's models."""
+    url: str | None = None
+    """Address of a server, http://localhost:8000; its key is read from QWEN_API_KEY."""
+    system: str | None = None
+    """System prompt; by default, the model's own."""
+    seed: int = 1234
+    """Seed of every answer, as in the original."""
+    dtype: Number | None = None
+    """Type of the parameters; by default, as stored."""
+    cache_dtype: Literal[Number, "int8"] | None = None
+    """Type of cached keys and values; int8 halves their memory."""

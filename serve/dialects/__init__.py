@@ -1,0 +1,1 @@
+"""Other dialects: each translates its requests to a conversation, and the answer back."""

@@ -1,0 +1,179 @@
+"""/v1/responses: OpenAI's newer API, a translation to the body of a chat and of its answer."""
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve.api import endpoint
+from serve.api.choices import Choice
+from serve.dialects.asking import asked, asked_truncated
+from serve.dialects.output import Reply, new_id
+from serve.http.errors import ApiError
+from serve.memory import Kept
+from serve.schemas.responses import (
+    ITEM,
+    AllowedTools,
+    CalledFunction,
+    CallOutput,
+    InputMessage,
+    ItemReference,
+    NamedFunction,
+    ResponsesRequest,
+    Thought,
+)
+from serve.service import Model, Service
+
+# of the chat that is asked -> what the client called it
+_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+
+
+async def create(request: Request) -> Response:
+    """Answer what is said, in the conversation that it goes on with."""
+    exchange = _Exchange(request.app.state.service, request.state.tenant)
+    return await endpoint.answered(request, ResponsesRequest, exchange.prepared, exchange.reply)
+
+
+async def kept(request: Request) -> Response:
+    """A response that is kept; DELETE forgets it."""
+    answer = _kept(request).answer
+    if request.method == "DELETE":
+        request.app.state.service.memory.remove(request.state.tenant, answer["id"])
+        return JSONResponse({"id": answer["id"], "object": "response", "deleted": True})
+    if request.query_params.get("stream", "false").lower() != "false":
+        raise ApiError(400, "stream is not supported here; a response is given whole", "stream")
+    return JSONResponse(answer)
+
+
+async def cancel(request: Request) -> Response:
+    """End one that is being written, where it is."""
+    service: Service = request.app.state.service
+    id = request.path_params["id"]
+    end = service.underway.get((request.state.tenant, id))
+    if end is not None:
+        return JSONResponse(end())
+    status = _kept(request).answer["status"]
+    raise ApiError(400, f"response {id!r} is {status}; only one in progress can be cancelled")
+
+
+def _kept(request: Request) -> Kept:
+    service: Service = request.app.state.service
+    id = request.path_params["id"]
+    found = service.memory.find(request.state.tenant, id)
+    if found is None or not found.answer:  # not yet
+        raise _unknown(404, "response", id, "response_id")
+    return found
+
+
+def _unknown(status: int, what: str, id: str, param: str) -> ApiError:
+    return ApiError(
+        status,
+        f"there is no {what} {id[:80]!r}: it was not stored, is too old, or the server was started "
+        "again",
+        param,
+        f"{param.removesuffix('_id')}_not_found",
+    )
+
+
+class _Exchange:
+    """One request and the response to it."""
+
+    def __init__(self, service: Service, tenant: str):
+        self.service, self.tenant, self.id = service, tenant, new_id("resp")
+
+    def prepared(
+        self, model: Model, tenant: str, fields: ResponsesRequest, most: int
+    ) -> list[Choice]:
+        """What the engine is asked for; off the event loop."""
+        items = [*self._before(fields.previous_response_id), *map(self._resolved, fields.input)]
+        ask = asked_truncated if fields.truncation == "auto" else asked
+        choices = ask(model, tenant, _chat(fields, items), most, _NAMES)
+        if fields.store and self.service.memory.most:
+            said = [item.model_dump(by_alias=True, exclude_none=True) for item in items]
+            kept = Kept({}, said, len(json.dumps(said)))
+            self.service.memory.keep(tenant, self.id, kept)
+        return choices
+
+    def _before(self, id: str | None) -> list[Any]:
+        if id is None:
+            return []
+        kept = self.service.memory.find(self.tenant, id)
+        if kept is None or kept.answer.get("status") in (None, "in_progress"):
+            raise _unknown(400, "previous response", id, "previous_response_id")
+        return [ITEM.validate_python(item) for item in kept.items]
+
+    def _resolved(self, item: Any) -> Any:
+        if not isinstance(item, ItemReference):
+            return item
+        found = self.service.memory.item(self.tenant, item.id)
+        if found is None:
+            raise _unknown(400, "item", item.id, "input")
+        return ITEM.validate_python(found)
+
+    def reply(self, model: Model, fields: ResponsesRequest, choices: list[Choice]) -> Reply:
+        return Reply(self.service, self.tenant, self.id, model, fields.without_texts(), choices[0])
+
+
+def _chat(fields: ResponsesRequest, items: list[Any]) -> dict[str, Any]:
+    """The body of the same chat."""
+    body = fields.sampling()
+    messages = messages_of(items)
+    if fields.instructions:
+        messages.insert(0, {"role": "system", "content": fields.instructions})
+    body |= {"messages": messages, "parallel_tool_calls": fields.parallel_tool_calls}
+    choice, tools = fields.tool_choice, fields.tools or []
+    if isinstance(choice, AllowedTools):
+        allowed = {tool.name for tool in choice.tools}
+        choice, tools = choice.mode, [tool for tool in tools if tool.name in allowed]
+    if isinstance(choice, NamedFunction):
+        body["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+    else:
+        body["tool_choice"] = choice
+    if tools:
+        body["tools"] = [tool.chat() for tool in tools]
+    if fields.text and fields.text.format:
+        body["response_format"] = fields.text.format.chat()
+    if fields.reasoning and fields.reasoning.effort == "none":
+        body["reasoning_effort"] = "none"
+    if fields.logged is not None:
+        body |= {"logprobs": True, "top_logprobs": fields.logged}
+    return body
+
+
+def messages_of(items: Iterable[Any]) -> list[dict[str, Any]]:
+    """What an assistant thought, said and called in a row is one message."""
+    made: list[dict[str, Any]] = []
+    for item in items:
+        match item:
+            case CallOutput():
+                made.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
+            case InputMessage(role="assistant"):
+                message = _assistant(made, lambda m: "content" not in m or "tool_calls" in m)
+                message["content"] = message.get("content", "") + item.content
+            case InputMessage():
+                made.append({"role": item.role, "content": item.content})
+            case Thought():
+                message = _assistant(made, lambda m: m.keys() == {"role", "reasoning_content"})
+                message["reasoning_content"] = message.get("reasoning_content", "") + item.text
+            case CalledFunction():
+                message = _assistant(made, lambda m: True)
+                function = {"name": item.name, "arguments": item.arguments}
+                call = {"id": item.call_id, "type": "function", "function": function}
+                message.setdefault("tool_calls", []).append(call)
+    return made
+
+
+def _assistant(
+    made: list[dict[str, Any]], goes_on: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The message that goes on, or a new one."""
+    if not made or made[-1]["role"] != "assistant" or not goes_on(made[-1]):
+        made.append({"role": "assistant"})
+    return made[-1]

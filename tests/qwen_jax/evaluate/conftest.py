@@ -1,0 +1,99 @@
+"""A folder of data in the layout of each task's authors, a few questions each."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SUBJECTS = {
+    "mmlu": ("anatomy", "formal_logic"),
+    "ceval": ("law", "logic"),
+    "cmmlu": ("arts", "law"),
+}
+
+
+def _csv(path: Path, rows: list[list[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def _text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+
+
+def _lines(path: Path, *rows: Any) -> None:
+    _text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _choices(root: Path) -> None:
+    items = lambda word, count: [
+        [f"{word}, {i}?", "one", "None", 'a "2"', "more", "ABCD"[i % 4]] for i in range(count)
+    ]
+    for subject in SUBJECTS["mmlu"]:
+        _csv(root / f"mmlu/dev/{subject}_dev.csv", items("Which", 5))
+        _csv(root / f"mmlu/test/{subject}_test.csv", items("What", 4))
+    numbered = lambda rows: [[i, *row] for i, row in enumerate(rows)]
+    for subject in SUBJECTS["ceval"]:
+        header = ["id", "question", *"ABCD", "answer"]
+        _csv(root / f"ceval/dev/{subject}_dev.csv", [header, *numbered(items("什么", 5))])
+        _csv(root / f"ceval/val/{subject}_val.csv", [header, *numbered(items("哪个", 4))])
+    for subject in SUBJECTS["cmmlu"]:
+        header = ["", "Question", *"ABCD", "Answer"]
+        _csv(root / f"cmmlu/dev/{subject}.csv", [header, *numbered(items("什么", 5))])
+        _csv(root / f"cmmlu/test/{subject}.csv", [header, *numbered(items("哪个", 3))])
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    _choices(root)
+    _lines(
+        root / "gsm8k/test.jsonl",
+        {"question": "What is 2 + 3?", "answer": "2 + 3 = 5\n#### 5"},
+        {"question": "And 20,000 + 800?", "answer": "So many.\n#### 20,800"},
+        {"question": "And 1 - 4?", "answer": "Less.\n#### -3"},
+    )
+    _text(root / "gsm8k/gsm8k_prompt.txt", "Question: 1 + 1?\nIt is 2.\nThe answer is 2\n")
+    for task, target in (("date_understanding", "(B)"), ("navigate", "Yes")):
+        examples = [{"input": f"Where, {i}?", "target": target} for i in range(2)]
+        _text(root / f"bbh/bbh/{task}.json", json.dumps({"canary": "x", "examples": examples}))
+        hint = f"do not train on this\n-----\nTell.\n\nQ: Where?\nA: So the answer is {target}."
+        _text(root / f"bbh/cot-prompts/{task}.txt", hint)
+    exemplars = (
+        "Find the domain of the expression $x$.",
+        r"If $\det \mathbf{A} = 2$, find it.",
+        "Terrell usually lifts two 20-pound weights.",
+        "If the system of equations holds, find it.",
+    )
+    solved = lambda problem, answer: json.dumps(
+        {"problem": problem, "level": "1", "type": "A", "solution": rf"It is $\boxed{{{answer}}}$."}
+    )
+    for number, problem in enumerate(exemplars):
+        _text(root / f"math/train/algebra/{number}.json", solved(problem, number))
+    _text(root / "math/test/algebra/10.json", solved("Half of one?", r"\frac{1}{2}"))
+    _text(root / "math/test/algebra/9.json", solved("A thousand?", "1,000"))
+    mbpp = [
+        {"task_id": i, "text": f"Give {i}.", "code": f"def f():\n    return {i}"}
+        | {"test_list": [f"assert f() == {i}"]}
+        for i in (1, 2, 3, 4, 11, 12, 600)
+    ]
+    _lines(root / "mbpp/mbpp.jsonl", *mbpp)
+    _lines(
+        root / "humaneval/HumanEval.jsonl",
+        {"task_id": "HumanEval/0", "prompt": 'def one(x: int) -> int:\n    """Give\n    x."""\n'}
+        | {"entry_point": "one", "canonical_solution": "    return x\n"}
+        | {"test": "def check(candidate):\n    assert candidate(3) == 3\n"},
+    )
+    call = 'Thought: I look.\nAction: search\nAction Input: {"b": 1, "a": "x y"}\nObservation: '
+    _lines(
+        root / "plugin/exam_plugin_v20231206_react_positive.jsonl",
+        {"prompt": "?", "response": call},
+    )
+    _lines(
+        root / "plugin/exam_plugin_v20231206_react_negative.jsonl", {"prompt": "!", "response": ""}
+    )
+    return root

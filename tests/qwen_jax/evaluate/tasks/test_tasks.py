@@ -1,0 +1,192 @@
+"""Every task on a few questions: what a model is asked, and that the right answer is right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_jax.bundled import CHECKPOINT
+from qwen_jax.evaluate.run import TASKS
+from qwen_jax.evaluate.tasks import latex, tools, worked
+from qwen_jax.evaluate.tasks.code import body
+from qwen_jax.evaluate.tasks.data import Data, NoData
+from qwen_jax.evaluate.tasks.task import Question
+from qwen_jax.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    found = Tokenizer.load(CHECKPOINT)
+    assert found is not None
+    return found
+
+
+def questions(task: str, data: Path) -> list[Question]:
+    return list(TASKS[task].read(Data(data)))
+
+
+def test_mmlu_prompt(data: Path) -> None:
+    asked = questions("mmlu", data)
+    assert [question.id for question in asked[:2]] == ["anatomy/0", "anatomy/1"]
+    assert asked[-1].prompt.startswith(
+        "The following are multiple choice questions (with answers) about formal logic.\n\n"
+        'Question: Which, 0?\nA. one\nB. None\nC. a "2"\nD. more\nAnswer: A\n\nQuestion: Which, 1?'
+    )
+    assert asked[-1].prompt.endswith(
+        'Question: What, 3?\nA. one\nB. None\nC. a "2"\nD. more\nAnswer:'
+    )
+    assert asked[-1].prompt.count("Answer:") == 6
+    assert asked[-1].prompt.startswith(asked[-1].shared)
+
+
+def test_ceval_prompt(data: Path) -> None:
+    first = questions("ceval", data)[0]
+    assert first.prompt.startswith("问题：什么, 0?\nA. one\n")
+    assert "\nD. more\n答案：A\n\n问题：" in first.prompt
+    assert first.prompt.endswith("\nD. more\n答案：")
+    assert TASKS["ceval"].labels == ("A", "B", "C", "D")
+    assert TASKS["mmlu"].labels == (" A", " B", " C", " D")
+
+
+def test_chat_prompts(data: Path) -> None:
+    assert (
+        questions("ceval_chat", data)[0].prompt
+        == '哪个, 0?\n\nA. one\nB. None\nC. a "2"\nD. more\n'
+    )
+    assert questions("mmlu_chat", data)[0].prompt.endswith(
+        'the answer to this question.\n\nWhat, 0?\nA. one\nB. None\nC. a "2"\nD. more\n'
+    )
+    assert questions("humaneval_chat", data)[0].prompt == (
+        "Write a Python function `one(x: int) -> int` to solve the following problem:\n"
+        'Give\nx.\ndef one(x: int) -> int:\n    """Give\n    x."""\n'
+    )
+
+
+def test_gsm8k_and_bbh_prompts(data: Path) -> None:
+    assert questions("gsm8k", data)[0].prompt == (
+        "Question: 1 + 1?\nIt is 2.\nThe answer is 2\n"
+        "\nQuestion: What is 2 + 3?\nLet's think step by step\n"
+    )
+    assert questions("bbh", data)[0].prompt == (
+        "Follow the given examples and answer the question.\nTell.\n\n"
+        "Q: Where?\nA: So the answer is (B).\n\nQ: Where, 0?\nA: "
+    )
+    assert [question.id for question in questions("math", data)] == ["algebra/9", "algebra/10"]
+
+
+RIGHT: dict[str, Any] = {
+    "mmlu_chat": lambda q: f"The answer is {q.answer}.",
+    "ceval_chat": lambda q: f"答案是{q.answer}。",
+    "gsm8k": lambda q: q.answer.split("#### ")[1].replace(",", ""),
+    "gsm8k_chat": lambda q: "So it is " + q.answer.split("#### ")[1],
+    "math": lambda q: f"Hm.\nFinal Answer: The final answer is ${q.answer}$. I hope it is correct.",
+    "bbh": lambda q: f"Thinking. So the answer is {q.answer}.",
+    "humaneval": lambda q: "    return x\n",
+    "humaneval_chat": lambda q: "Here:\n```python\ndef one(x):\n    return x\n```",
+    "mbpp": lambda q: f"def f():\n    return {q.id}\n[DONE]",
+    "tool_selection": lambda q: q.answer,
+    "tool_input": lambda q: q.answer,
+    "tool_false_positive": lambda q: "Thought: I look.\nAction: search\nAction Input: {}",
+}
+
+
+@pytest.mark.parametrize("task", RIGHT)
+def test_recited_answers_are_right_and_others_are_not(
+    task: str, data: Path, tokenizer: Tokenizer
+) -> None:
+    judge = TASKS[task].judge
+    assert judge is not None
+    for question in questions(task, data):
+        recited = RIGHT[task](question)
+        if task == "gsm8k" and question.answer.endswith("-3"):
+            recited, wanted = "-3", 0.0  # the original reads no sign
+        else:
+            wanted = 1.0
+        assert judge(question, recited, tokenizer) == wanted, question.id
+        assert judge(question, "Sorry, 7 times no: F.", tokenizer) == 0.0 or "chat" in task
+
+
+def test_every_judge_is_tried() -> None:
+    assert RIGHT.keys() == {name for name, task in TASKS.items() if task.judge is not None}
+
+
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [("the answer is 20,800", False), ("20800", True), ("020800", False), ("20800.0", False)],
+)
+def test_the_last_digits(completion: str, right: bool, tokenizer: Tokenizer) -> None:
+    question = Question("", "", "#### 20,800")
+    assert worked.judge_last_digits(question, completion, tokenizer) == right
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [
+        ("so 20,800.", True),
+        ("$20,800.00", True),
+        ("20800 of 1", False),
+        ("none", False),
+        ("-20,800", False),
+        ("+20800", True),
+    ],
+)
+def test_the_last_number(reply: str, right: bool, tokenizer: Tokenizer) -> None:
+    question = Question("", "", "#### 20,800")
+    assert worked.judge_last_number(question, reply, tokenizer) == right
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"\dfrac12", r"\frac{1}{2}"),
+        ("1/2", r"\frac{1}{2}"),
+        ("1,000", "1000"),
+        (r"\left( 3, 4 \right)", "(3,4)"),
+        (r"\text{even}", "even"),
+        ("x = 5", "5"),
+        (".5", "0.5"),
+        (r"90^\circ", "90"),
+        (r"\sqrt2", r"\sqrt{2}"),
+        (r"10\text{ cents}", "10"),
+    ],
+)
+def test_equal_answers_in_latex(one: str, other: str) -> None:
+    assert latex.same(one, other)
+
+
+def test_boxed() -> None:
+    assert latex.boxed(r"\boxed{1} and \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
+    assert latex.boxed(r"\boxed{open") is None
+    assert latex.boxed("none") is None
+    assert latex.final(r"The final answer is $\pi$. Yes.") == r"\pi"
+
+
+def test_bodies_of_functions() -> None:
+    fenced = (
+        "Sure:\n```python\nimport re\ndef other():\n    pass\n\ndef f(x):\n    return x\n```\nDone"
+    )
+    assert body(fenced, "f") == "    return x"
+    assert (
+        body("def f(x):\n    y = x\n\n    return y\nand more", "f") == "    y = x\n\n    return y"
+    )
+    assert body("return x", "f") == "    return x"
+
+
+def test_rouge() -> None:
+    assert tools.rouge_l("a b c".split(), "a c".split()) == pytest.approx(0.8)
+    assert tools.rouge_l([], ["a"]) == 0.0
+    assert tools.call("Thought\nAction: F\nAction Input: {'a': 1,}\n").input == '{"a": 1}'
+    assert tools.call("no call").input == ""
+
+
+def test_what_is_missing_is_named(data: Path, tmp_path: Path) -> None:
+    for name, task in TASKS.items():
+        if name.startswith("humaneval"):  # an installed package may bring it
+            continue
+        with pytest.raises(NoData, match=r"there is no .*get it from http"):
+            list(task.read(Data(tmp_path)))
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(json.dumps({"question": 1}) + "\n{")
+    with pytest.raises(ValueError, match="'answer' is None"):
+        list(TASKS["gsm8k_chat"].read(Data(tmp_path)))

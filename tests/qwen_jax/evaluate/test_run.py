@@ -1,0 +1,150 @@
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from qwen_jax import load
+from qwen_jax.evaluate import asking, scoring
+from qwen_jax.evaluate.published import SUITES, suite_of
+from qwen_jax.evaluate.run import TASKS, check, evaluate
+from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.sharding import make_mesh
+
+CHOSEN = ["mmlu", "gsm8k_chat", "tool_selection"]
+
+
+@pytest.fixture(scope="module")
+def params() -> Qwen:
+    return load("demo", make_mesh(devices=jax.devices()[:1]), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def whole(params: Qwen, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an evaluation that nothing interrupted."""
+    output = tmp_path_factory.mktemp("whole")
+    evaluate(params, "demo", CHOSEN, data, output)
+    return output
+
+
+def content(folder: Path) -> dict[str, str]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_text("utf-8") for file in files}
+
+
+def lines(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def test_report_and_samples(whole: Path, data: Path) -> None:
+    report = json.loads((whole / "report.json").read_text())
+    assert [row["task"] for row in report["results"]] == CHOSEN
+    assert [row["count"] for row in report["results"]] == [8, 3, 1]
+    samples = lines(whole / "samples/mmlu.jsonl")
+    assert [sample["id"] for sample in samples[:2]] == ["anatomy/0", "anatomy/1"]
+    assert samples[0].keys() == {"id", "prompt", "scores", "answer", "correct"}
+    chat = lines(whole / "samples/gsm8k_chat.jsonl")[0]
+    assert chat.keys() == {"id", "prompt", "completion", "answer", "correct"}
+    row = report["results"][0]
+    share = np.mean([sample["correct"] for sample in samples])
+    assert row["score"] == pytest.approx(100 * share, abs=1e-3)
+    assert row["stderr"] == pytest.approx(100 * (share * (1 - share) / 8) ** 0.5, abs=1e-3)
+    assert "| MMLU | accuracy | 5 |" in (whole / "report.md").read_text()
+    assert not list((whole / "progress").iterdir())
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_ten_times_it_ends_with_the_same_report(
+    params: Qwen, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    rng, output = random.Random(0), tmp_path / "out"
+    for _ in range(10):
+        left = rng.randint(1, 9)
+
+        def tell(task: str, done: int, count: int) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                for file in (output / "progress").iterdir():  # the last line was being written
+                    with file.open("a") as opened:
+                        opened.write('[7, {"id": "tor')
+                raise Killed
+
+        try:
+            evaluate(params, "demo", CHOSEN, data, output, batch=rng.choice([2, 4, 16]), tell=tell)
+        except Killed:
+            continue
+        break
+    evaluate(params, "demo", CHOSEN, data, output)
+    assert content(output) == content(whole)
+
+
+def test_a_model_that_knows_scores_everything(
+    params: Qwen, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = {q.prompt: q.answer for name in ("cmmlu", "ceval") for q in _questions(name, data)}
+    asked: list[str] = []
+
+    def ids(tokenizer: Any, text: str) -> list[int]:
+        asked.append(text)
+        return [1]
+
+    monkeypatch.setattr(asking, "_ids", ids)
+
+    def know(params: Any, prompts: Any, ids: Any, *_: Any) -> np.ndarray:
+        texts = [text for text in asked if text in right]
+        asked.clear()
+        return np.asarray([[float(letter == right[text]) for letter in "ABCD"] for text in texts])
+
+    monkeypatch.setattr(scoring, "choices", know)
+    report = evaluate(params, "demo", ["cmmlu", "ceval"], data, tmp_path / "out", suite="qwen-7b")
+    assert [row["score"] for row in report["results"]] == [100.0, 100.0]
+    assert [row["difference"] for row in report["results"]] == [37.8, 36.5]
+    assert report["results"][1]["classes"] == {"Humanities": 100.0}
+
+
+def _questions(name: str, data: Path) -> Any:
+    from qwen_jax.evaluate.tasks.data import Data
+
+    return TASKS[name].read(Data(data))
+
+
+def test_another_evaluation_is_not_mixed_in(params: Qwen, data: Path, whole: Path) -> None:
+    with pytest.raises(ValueError, match="another evaluation, with another limit"):
+        evaluate(params, "demo", CHOSEN, data, whole, limit=1)
+
+
+def test_a_suite_without_all_its_data(params: Qwen, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/gsm8k").symlink_to(data / "gsm8k")
+    report = evaluate(
+        params, "demo", [], tmp_path / "data", tmp_path / "out", suite="qwen-7b-chat", limit=1
+    )
+    assert [row["task"] for row in report["results"]] == ["gsm8k_chat"]
+    assert report["results"][0]["published"] == 50.3
+    assert "mmlu_chat" in [row["task"] for row in report["skipped"]]
+
+
+def test_what_is_refused_before_any_work(params: Qwen, tmp_path: Path) -> None:
+    for tasks, suite, message in (
+        (["nonsense"], None, "there is no task 'nonsense'"),
+        ([], "qwen-3b", "there is no suite 'qwen-3b'"),
+        ([], None, "nothing to evaluate"),
+        (["humaneval"], None, "give --run-generated-code"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(tasks, suite, run_generated_code=False)
+    with pytest.raises(ValueError, match=r"mmlu: there is no .*hendrycks"):
+        evaluate(params, "demo", ["mmlu"], tmp_path, tmp_path / "out")
+
+
+def test_published_rows_name_tasks() -> None:
+    assert {task for row in SUITES.values() for task in row} <= TASKS.keys()
+    assert suite_of("some/Qwen-1_8B-Chat/") == "qwen-1.8b-chat"
+    assert suite_of("demo") is None

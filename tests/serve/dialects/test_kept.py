@@ -1,0 +1,56 @@
+"""Responses that are kept: read, gone on from and forgotten by whom they belong to."""
+
+from typing import Any
+
+import openai
+import pytest
+
+from serve.http.keys import Keys
+from tests.serve.conftest import Serve
+from tests.serve.dialects.test_responses import ASK
+
+
+def test_what_is_kept(scripted: Serve) -> None:
+    with scripted() as running:
+        client = running.client()
+        made = client.responses.create(**ASK)
+        assert client.responses.retrieve(made.id).output_text == made.output_text
+        assert made.to_dict()["store"] is True
+        client.responses.delete(made.id)
+        forgotten = client.responses.create(**ASK, store=False)
+        assert forgotten.to_dict()["store"] is False
+        for id in (made.id, forgotten.id, "resp_unheard"):
+            with pytest.raises(openai.NotFoundError, match="not stored"):
+                client.responses.retrieve(id)
+            with pytest.raises(openai.NotFoundError):
+                client.responses.delete(id)
+            with pytest.raises(openai.NotFoundError):
+                client.responses.cancel(id)
+            with pytest.raises(openai.BadRequestError, match="not stored") as caught:
+                client.responses.create(**ASK, previous_response_id=id)
+            assert caught.value.code == "previous_response_not_found"
+        with pytest.raises(openai.BadRequestError, match="completed"):
+            client.responses.cancel(client.responses.create(**ASK).id)
+
+
+def test_responses_belong_to_a_key(scripted: Serve) -> None:
+    keys = Keys({"a" * 16: "ann", "b" * 16: "bob"})
+    with scripted(keys=keys) as running:
+        ann, bob = running.client("a" * 16), running.client("b" * 16)
+        made = ann.responses.create(**ASK)
+        assert ann.responses.retrieve(made.id).id == made.id
+        for ask in (bob.responses.retrieve, bob.responses.delete, bob.responses.cancel):
+            with pytest.raises(openai.NotFoundError):
+                ask(made.id)
+        reference: Any = [{"type": "item_reference", "id": made.output[0].id}]
+        for how in ({"previous_response_id": made.id}, {"input": reference}):
+            with pytest.raises(openai.BadRequestError):
+                bob.responses.create(**ASK | how)
+
+
+def test_a_server_without_memory(scripted: Serve) -> None:
+    with scripted(memory_bytes=0) as running:
+        made = running.client().responses.create(**ASK, store=True)
+        assert made.to_dict()["store"] is False
+        with pytest.raises(openai.NotFoundError):
+            running.client().responses.retrieve(made.id)
