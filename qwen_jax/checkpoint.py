@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def load(
     dtype: DTypeLike | None = None,
     adapter: str | Path | None = None,
     extra_vocab_file: str | Path | None = None,
+    before_reading: Callable[[Qwen], object] | None = None,
 ) -> Qwen:
     """The parameters in a native checkpoint, each array restored straight to its shards.
 
@@ -55,6 +57,8 @@ def load(
     dtype: of every parameter that is not quantised; default, as stored.
     adapter: a folder in PEFT's format, whose matrices are kept beside the layers they adapt.
     extra_vocab_file: more tokens for an original Qwen, where none were given at its conversion.
+    before_reading: called with parameters that are ShapeDtypeStructs, once all else is known, to
+        start what needs no numbers; not where there is an adapter.
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
     compiled.keep()
@@ -73,17 +77,23 @@ def load(
         name: jax.ShapeDtypeStruct(leaf.shape, kept(name, leaf), sharding=where[name])
         for name, leaf in manifest.leaves.items()
     }
+    (first, *_) = where["embed"].device_set
+    made = lambda leaves: dataclasses.replace(
+        jax.tree.unflatten(jax.tree.structure(places), [leaves.pop(name) for name in where]),
+        assets=assets,
+    )
+    if before_reading is not None and added is None:
+        shapes: dict[str, Any] = dict(wanted)
+        arrange_leaves(shapes, first.platform)
+        before_reading(made(shapes))
     arrays: dict[str, jax.Array] = {}
     for piece, leaves in native.by_piece(wanted).items():
         read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
-        (first, *_) = next(iter(read.values())).devices()
         arrange_leaves(read, first.platform)  # before there is more to hold
         jax.block_until_ready(arrays)  # while the next ones are read the last ones travel
         arrays |= read
         progress.advance(native.size(leaves))
-    params = jax.tree.unflatten(jax.tree.structure(places), [arrays.pop(name) for name in where])
-    params = dataclasses.replace(params, assets=assets)
-    return params if added is None else attach.add(params, added)
+    return made(arrays) if added is None else attach.add(made(arrays), added)
 
 
 def examine(

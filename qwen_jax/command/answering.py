@@ -12,7 +12,8 @@ from qwen_jax import distributed, memory
 from qwen_jax.checkpoint import examine, load, outline
 from qwen_jax.command.settings import SAMPLING, GenerateConfig
 from qwen_jax.conversation import chat_prompt, stream_chat
-from qwen_jax.decoding import window
+from qwen_jax.decoding import executables, window
+from qwen_jax.decoding.ahead import prepare
 from qwen_jax.decoding.completion import (
     Completion,
     defaults_of,
@@ -22,12 +23,15 @@ from qwen_jax.decoding.completion import (
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
-from qwen_jax.program import progress
+from qwen_jax.program import BEGAN, progress
+from qwen_jax.program.timings import Timings
 from qwen_jax.storage import native
 
 
 def answer(settings: GenerateConfig) -> None:
     """Stream the answer to stdout; what is wrong is said before an array is read."""
+    laps = Timings(BEGAN)
+    laps.lap("imports")
     distributed.join(settings.coordinator, settings.processes, settings.process)
     prompt = _prompt(settings)
     manifest, config, assets = examine(settings.folder)
@@ -44,13 +48,21 @@ def answer(settings: GenerateConfig) -> None:
     sizes = (settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
     split = jax.device_count() > 1 or sizes != (1, 1, None)
     mesh = make_mesh(*sizes) if split else None
+    begin = lambda shapes: prepare(shapes, ids, settings.max_new_tokens, settings.cache_dtype)
+    how: dict[str, Any] = {"dtype": settings.dtype, "adapter": settings.adapter}
+    laps.lap("files, tokenizer, prompt")
     with progress.working(f"loading {settings.folder}", native.size(manifest.leaves), "B"):
-        params = load(settings.folder, mesh, dtype=settings.dtype, adapter=settings.adapter)
+        params = load(settings.folder, mesh, before_reading=begin, **how)
+    laps.lap("weights")
+    growing: Iterator[Completion]
     if raw:
-        show((answer for (answer,) in stream_completions(params, [ids], **asked)), len(ids))
+        growing = (answer for (answer,) in stream_completions(params, [ids], **asked))
     else:
-        show(stream_chat(params, prompt, system=settings.system, **asked), len(ids))
+        growing = stream_chat(params, prompt, system=settings.system, **asked)
+    show(laps.around(growing, "first token", "more tokens"), len(ids))
     _say(f"[{memory.of(params, settings.cache_dtype)}]")
+    if settings.timings:
+        _say(laps.table(executables.spent()))
 
 
 def sampling(settings: GenerateConfig, default: Sampling) -> Sampling:

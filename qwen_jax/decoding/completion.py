@@ -133,8 +133,7 @@ def answers(
     state = decode.start(weights, len(prompts), length, cache_dtype)
     state = read_prompts(weights, state, dict(enumerate(rows)), settings)
     watch = watch or any(row.sampling.stop for row in rows)
-    count = 1 << (budget - 1).bit_length()  # one of few sizes, so few compilations
-    count = min(count, _PER_LOOK if watch else _PER_CALL)
+    count = per_call(budget, watch)
     while True:
         yield [row.answer for row in rows]
         if all(row.answer.finish_reason for row in rows):
@@ -143,6 +142,11 @@ def answers(
         output = jax.device_get(output)
         for slot, row in enumerate(rows):
             row.push(output, slot)
+
+
+def per_call(budget: int, watch: bool) -> int:
+    """Tokens of a step: one of few sizes, so few compilations."""
+    return min(1 << (budget - 1).bit_length(), _PER_LOOK if watch else _PER_CALL)
 
 
 def read_prompts(

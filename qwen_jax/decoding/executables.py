@@ -17,7 +17,8 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -45,7 +46,7 @@ def folder() -> Path | None:
 def get(
     name: str, what: Any, make: Callable[[], Any], arguments: Any, devices: Sequence[Any]
 ) -> Any:
-    """An executable from the folder, or one that `make` gives, which is then kept.
+    """An executable from the folder, or one of what `make` lowers, which is then kept.
 
     what: all that a caller knows to matter, with a repr that tells it. arguments: what it will be
     called with, (positional, named), arrays or their shapes. devices: that it runs on, in order.
@@ -55,23 +56,42 @@ def get(
     device = [(d.id, d.platform, d.device_kind) for d in devices]
     circumstances = repr([name, what, device, _surroundings(), _settings()])
     file = place / f"{name}-{_digest(circumstances.encode())}"
-    with _told(f"{file} is made again"):
+    with _told(f"{file} is made again"), _timed("reading"):
         if (found := _read(file, circumstances)) is not None:
             content, out_tree = found
             in_tree = jax.tree.structure(arguments)
             return serialize_executable.deserialize_and_load(
                 content, in_tree, out_tree, devices[0].client, devices
             )
-    with _FRESH:
-        made = make()
-    with _told(f"{file} is not kept"):
+    with _timed("tracing"):
+        lowered = make()
+    with _FRESH, _timed("compiling"):
+        made = lowered.compile()
+    with _told(f"{file} is not kept"), _timed("writing"):
         content, _, out_tree = serialize_executable.serialize(made)
         _write(file, circumstances, content, out_tree)
     return made
 
 
+_SPENT: dict[str, float] = {}
+
+
+def spent() -> dict[str, float]:
+    """Seconds of each kind of work on programs so far; threads that work at once count alone."""
+    return {name: seconds for name, seconds in _SPENT.items() if seconds >= 0.005}
+
+
 @contextlib.contextmanager
-def _told(what: str) -> Any:
+def _timed(name: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        _SPENT[name] = _SPENT.get(name, 0.0) + time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
     """A cache that fails costs time, never the answer."""
     try:
         yield

@@ -135,7 +135,7 @@ class Program:
                     *key[1:5],
                 ]
                 what.append(COMPILER_OPTIONS if weights.structure.quantised else None)
-                lower = lambda: jitted.trace(*positional, **named).lower().compile()
+                lower = lambda: jitted.trace(*positional, **named).lower()
                 name = jitted.__name__.strip("_")
                 devices = [*mesh.devices.flat] if mesh else [*weights.leaves[0].sharding.device_set]
                 made.set_result(executables.get(name, what, lower, dynamic, devices))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from qwen_jax.cli import run
+from qwen_jax.evaluate.published import SUITES, suite_of
 
 GROUPS = {  # of --help
     "questions": "tasks suite data limit run_generated_code",
@@ -63,7 +64,6 @@ def main(
     from qwen_jax import distributed
     from qwen_jax.checkpoint import load
     from qwen_jax.evaluate.progress import Bar
-    from qwen_jax.evaluate.published import suite_of
     from qwen_jax.evaluate.report import markdown
     from qwen_jax.evaluate.run import check, evaluate
     from qwen_jax.nn.sharding import make_mesh
@@ -99,7 +99,8 @@ def command(
 ) -> None:
     from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
 
-    reading.read(main, prog, arguments, GROUPS, extra="evaluate")
+    tasks = ", ".join(dict.fromkeys(task for row in SUITES.values() for task in row))
+    reading.read(main, prog, arguments, GROUPS, extra="evaluate", note=f"Tasks: {tasks}.")
 
 
 if __name__ == "__main__":

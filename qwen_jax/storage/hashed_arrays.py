@@ -4,6 +4,7 @@ The hashes are metadata in its header, and the manifest has the header's own. No
 was not checked, and who wants a part of an array reads no more than the stretches it lies in.
 """
 
+import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from qwen_jax.storage.safetensors_file import Shard, read_shard, write_header
 STRETCH = 1 << 20  # bytes of an array that share a hash
 _TASK = 4  # stretches that a thread reads at a time
 _DIGITS = 32  # of a hash
+_LARGE = 1 << 20  # bytes
 _LINE = 64  # bytes: what lies at a multiple of these JAX takes on a CPU as it is
 
 
@@ -144,7 +146,14 @@ def _plan(shard: Shard, part: Rows) -> tuple[np.ndarray, Iterable[_Task]]:
 
 
 def _memory(size: int) -> np.ndarray:
-    """Bytes that begin where JAX wants them."""
+    """Bytes that begin where JAX wants them.
+
+    Large ones in pages of the usual size: NumPy asks for huge ones, which a virtual machine may
+    have to get from its host first, at half a gigabyte a second.
+    """
+    if size > _LARGE and hasattr(mmap, "MAP_PRIVATE"):
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return np.frombuffer(pages, np.uint8)
     raw = np.empty(size + _LINE, np.uint8)
     return raw[-raw.ctypes.data % _LINE :][:size]
 

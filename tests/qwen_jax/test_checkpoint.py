@@ -102,12 +102,22 @@ def test_assets(folder: Path) -> None:
     assert structure(params) == structure(jax.tree.map(jnp.negative, params))
 
 
+def test_shapes_are_known_before_arrays_are(folder: Path) -> None:
+    seen: list[Any] = []
+    params = load(folder, dtype="bfloat16", before_reading=seen.append)
+    (shapes,) = seen
+    assert shapes.assets is params.assets
+    assert structure(shapes) == structure(params)
+    told = lambda x: (x.shape, x.dtype, x.sharding)
+    assert [*map(told, jax.tree.leaves(shapes))] == [*map(told, jax.tree.leaves(params))]
+
+
 # --- refusals ---------------------------------------------------------------------------------
 def test_not_native(golden: Golden, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*python -m convert --hf"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*qwen-jax convert --hf"):
         load(tmp_path / "nothing")
     with pytest.raises(
-        ValueError, match="Hugging Face checkpoint; convert it first: python -m conv"
+        ValueError, match="Hugging Face checkpoint; convert it first: qwen-jax conv"
     ):
         load(golden("v1/base"))
     with pytest.raises(ValueError, match=r"is no checkpoint: it has no manifest\.json"):

@@ -175,7 +175,7 @@ def test_options_reach_the_model(
         seen.append((arguments[1:], how))
         return iter([Completion([1], "yes", "stop")])
 
-    def read(folder: str, mesh: Any, **how: str | None) -> Qwen:
+    def read(folder: str, mesh: Any, before_reading: Any, **how: str | None) -> Qwen:
         seen.append(((folder, dict(mesh.shape)), how))
         return params
 
@@ -198,11 +198,15 @@ def test_options_reach_the_model(
     asked["stop"] = ("a", "b")
     changes: dict[str, Any] = {"temperature": 2, "top_p": 0.5, "top_k": 3}
     changes["repetition_penalty"] = 1.5
-    answer(dtype="float16", **changes, **asked, **sizes)
+    answer(dtype="float16", timings=True, **changes, **asked, **sizes)
     assert seen[2][0][1] == {"data": 2, "fsdp": 2, "tensor": 2}
     assert seen[2][1] == {"dtype": "float16", "adapter": None}
     assert seen[3][1] == asked | {"sampling": replace(checkpoint, **changes)}
-    assert capsys.readouterr().out == "yes\nyes\n"
+    shown = capsys.readouterr()
+    assert shown.out == "yes\nyes\n"
+    laps = re.findall(r"^(\w[\w, ]+?) +\d+\.\d\d s$", shown.err, re.MULTILINE)
+    prompt, *others = ["files, tokenizer, prompt", "weights", "first token", "more tokens"]
+    assert laps == ["imports", prompt, *others, "all"]
 
 
 def test_another_process_converts_the_demo_faster(
