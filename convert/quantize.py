@@ -26,6 +26,7 @@ from qwen_jax.nn.kv_cache import NoCache
 from qwen_jax.nn.model import Block, Linear
 from qwen_jax.nn.quant import Format, QuantLinear, abstract_leaves, dequantize, quantize
 from qwen_jax.nn.rope import Where
+from qwen_jax.nn.sums import matmul
 from qwen_jax.nn.tree import INTEGERS
 from qwen_jax.text.tokenizer import Tokenizer
 
@@ -282,7 +283,7 @@ def _loss(norm: model.RMSNorm, head: Array, x: Array, ids: Array, judged: Array)
 
     def row(one: tuple[Array, Array, Array]) -> Array:
         x, ids, judged = one
-        scores = jax.nn.log_softmax(model.matmul(norm(x), head)[:-1])
+        scores = jax.nn.log_softmax(matmul(norm(x), head)[:-1])
         found = jnp.take_along_axis(scores, ids[1:, None], axis=1)[:, 0]
         return -jnp.sum(jnp.where(judged[1:], found, 0))
 

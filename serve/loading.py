@@ -19,11 +19,14 @@ from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.text import chatml
-from serve import cache_length
+from serve import cache_memory
+from serve.cache_memory import Room
+from serve.engine.dashboards import Dashboards
 from serve.engine.engine import Engine
 from serve.engine.model_runner import Compilations, ModelRunner
 from serve.engine.multihost import Leader
 from serve.engine.scheduler import Scheduler
+from serve.engine.turn import Limits
 from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
@@ -45,7 +48,7 @@ def check(settings: ServeConfig) -> None:
         except ValueError as error:
             raise ValueError(f"adapter {name!r}: {error}") from None
     _mesh(settings)
-    cache_length.check(settings, config)
+    cache_memory.check(settings, config)
 
 
 def _mesh(settings: ServeConfig) -> Mesh | None:
@@ -67,16 +70,20 @@ def parameters(settings: ServeConfig) -> Qwen:
 
 
 def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
-    """Slots as long as `cache_length` says; every process of a run has as many tokens."""
-    length = cache_length.choose(params, settings)
+    """With as many pages as `cache_memory` says; every process of a run has as many."""
+    room = cache_memory.choose(params, settings, ModelRunner.page)
     if jax.process_count() > 1:
-        length = int(multihost_utils.process_allgather(np.array(length)).min())
-    why = cache_length.reason(settings, params.config, length)
-    log.info("%d slots of %d tokens: %s", settings.slots, length, why)
+        sizes = multihost_utils.process_allgather(np.array([room.pages, room.length]))
+        pages, length = sizes.min(axis=0).tolist()
+        room = dataclasses.replace(room, pages=pages, length=length)
+    log.info("a cache of %d tokens: %s", room.tokens, room.reason(settings, params.config))
+    why = room.length_reason(settings, params.config)
+    log.info("%d slots, texts of at most %d tokens: %s", settings.slots, room.length, why)
     return ModelRunner(
         params,
         settings.slots,
-        length,
+        room.length,
+        room.pages,
         settings.chunk,
         settings.step_tokens,
         memory.dtype_of_cache(params, settings.cache_dtype),
@@ -115,8 +122,19 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     ends = [end[0] for end in defaults.eos_ids if len(end) == 1]
     if chatml.IM_END in tokenizer.specials:
         ends.append(tokenizer.specials[chatml.IM_END])
-    schedule = Scheduler(
-        settings.slots, settings.chunk, settings.queue, settings.step_tokens, settings.prefix_reuse
+    limits = Limits(
+        slots=device.slots,
+        pages=device.pages,
+        page=device.page,
+        chunk=settings.chunk,
+        step_tokens=settings.step_tokens,
+        queue=settings.queue,
+        tile=device.tile,
+        share=settings.prefix_reuse,
+    )
+    schedule = Scheduler(limits)
+    service.metrics.dashboards = Dashboards(
+        service.metrics.registry, settings.served_name, device.pages, device.page
     )
     engine = Engine(device, schedule, service.metrics)
     grammars = Grammars(tokenizer, params.config.vocab, ends or [tokenizer.end_of_text])
@@ -127,7 +145,7 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         config=params.config,
         tokenizer=tokenizer,
         defaults=defaults,
-        length=device.length,
+        room=Room(device.pages, device.page, device.length),
         engine=engine,
         grammars=grammars,
         prefix_scope=device.prefix_scope,

@@ -8,6 +8,7 @@ from typing import Any
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.text.tokenizer import Tokenizer
+from serve.cache_memory import Room
 from serve.engine.engine import Engine
 from serve.engine.metrics import Metrics
 from serve.lag import Lag
@@ -26,12 +27,17 @@ class Model:
     config: Config
     tokenizer: Tokenizer
     defaults: Defaults
-    length: int  # tokens of prompt and answer that a slot holds
+    room: Room  # of the cache
     engine: Engine
     grammars: Grammars
     prefix_scope: Callable[
         [int], int
     ]  # prompt length -> what decides, beside the tokens, on keys and values
+
+    @property
+    def length(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.room.length
 
 
 class Service:

@@ -13,6 +13,8 @@ from qwen_jax.program import rendezvous
 Number = Literal["float32", "bfloat16", "float16"]
 _HOST = re.compile(r"\*|[\w.-]+|\[?[0-9A-Fa-f:.]+\]?")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/A-Z]+")
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?) ?([kKMGT]?i?)B?")
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _NAMES = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME"))
 _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 
@@ -43,9 +45,11 @@ class ServeConfig:
     """Port to listen on; 0 takes a free one."""
 
     slots: int = 16
-    """Requests that are answered at once."""
+    """Most answers in a step; memory is taken by the tokens there are, not by slots."""
+    cache_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """Memory for keys and values on each device, such as 2GiB; by default, what is left."""
     max_length: int | None = None
-    """Tokens of prompt and answer together; by default the checkpoint's, as far as memory goes."""
+    """Most tokens of a prompt and its answer; by default the checkpoint's, if they fit."""
     chunk: int = 128
     """Most tokens of a prompt between two steps of the answers under way; a power of two."""
     step_tokens: int = 4
@@ -121,6 +125,8 @@ class ServeConfig:
         if not all(self.name) or len(set(self.name)) < len(self.name):
             problems.append(f"name is {self.name}, wanted names that differ, none empty")
         problems += self._adapter_problems()
+        if self.cache_memory is not None and not _SIZE.fullmatch(self.cache_memory):
+            problems.append(f"cache_memory is {self.cache_memory!r}, wanted a size such as 2GiB")
         if self.max_length is not None and not 16 <= self.max_length <= 2**24:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -155,6 +161,15 @@ class ServeConfig:
     def aliases(self) -> tuple[str, ...]:
         """Its other names."""
         return self.name[1:]
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The memory for keys and values that was asked for."""
+        if self.cache_memory is None:
+            return None
+        number, unit = _SIZE.fullmatch(self.cache_memory).groups()  # type: ignore[union-attr]
+        base = 1024 if unit.endswith("i") else 1000
+        return int(float(number) * base ** _POWERS[unit.removesuffix("i").lower()])
 
     @property
     def adapters(self) -> dict[str, Path]:

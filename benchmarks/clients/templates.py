@@ -20,6 +20,7 @@ from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.api import chat, prompting
+from serve.cache_memory import Room
 from serve.schemas.requests import ChatRequest
 from serve.service import Model
 
@@ -158,7 +159,15 @@ def compare(*folders: Path) -> bool:
         ours = Tokenizer.load(folder)
         assert ours is not None
         model = Model(
-            "qwen", 0, config, ours, Defaults(), 2**20, nothing, nothing, lambda length: 0
+            "qwen",
+            0,
+            config,
+            ours,
+            Defaults(),
+            Room(2**14, 64, 2**20),
+            nothing,
+            nothing,
+            lambda length: 0,
         )
         differ, tokens, make = [], 0, Maker(len(found))
         for _ in range(LISTS):

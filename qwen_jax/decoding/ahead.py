@@ -33,5 +33,5 @@ def prepare(
     if cache_dtype is None and {device.platform for device in devices} == {"cpu"}:
         cache_dtype = np.float32  # as decode.start has it
     length = decode.cache_length(len(prompt), budget)
-    chunk, count = min(len(prompt), decode.CHUNK), per_call(budget, watch=True)
-    aot.prepare(shapes, 1, length, cache_dtype, prompt=chunk, count=count)
+    count = per_call(budget, watch=True)
+    aot.prepare(shapes, 1, length, cache_dtype, prompt=len(prompt), count=count)

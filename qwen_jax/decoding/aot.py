@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from qwen_jax.config import Config
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.flat_params import Weights, flatten
-from qwen_jax.decoding.logits import SamplingArrays, every_id
+from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.decoding.pieces import Piece, pack, rows_of
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import State, state_shardings
 from qwen_jax.nn import quant, sharding
@@ -70,13 +71,14 @@ def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = No
 def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
     """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
     weights = flatten(params)
-    return decode._step.of(weights).trace(weights, state, count, None)
+    program = decode._step.of(weights)
+    return program.trace(weights, state, np.int32(count), None, None, None, width=count)
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
-    """The program of decode.prefill for `size` tokens at the start of a prompt."""
-    arguments, named = _prefill(flatten(params), state, size)
-    return decode._prefill.of(arguments[0]).trace(*arguments, **named)
+    """The program of prompts.prefill for `size` tokens at the start of a prompt."""
+    arguments = _prefill(flatten(params), state, size, prompts.tile_of("accelerator"))
+    return prompts._prefill.of(arguments[0]).trace(*arguments)
 
 
 def prepare(
@@ -88,25 +90,18 @@ def prepare(
     """
     weights = flatten(params)
     made = state(weights, slots, length, cache_dtype)
-    arguments, named = _prefill(weights, made, decode.bucket(prompt))
-    decode._prefill.prepare(*arguments, **named)
-    decode._step.prepare(weights, made, count, None)
+    tile = prompts.tile_of(weights.platform)
+    prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
+    decode._step.prepare(weights, made, np.int32(count), None, None, None, width=count)
 
 
-def _prefill(weights: Weights, state: State, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What decode._prefill is called with."""
-    number = np.int32(0)
-    arguments = (
-        weights,
-        state,
-        number,
-        np.zeros(size, np.int32),
-        *(number, number, number),
-        SamplingArrays.of(Sampling(), (), 0),
-        *(number, number),
-        every_id(weights.structure.config.vocab),
-    )
-    return arguments, {"window": min(state.cache.length, size)}
+def _prefill(weights: Weights, state: State, size: int, tile: int) -> tuple[Any, ...]:
+    """What prompts._prefill is called with."""
+    tile = min(tile, decode.bucket(size))
+    piece = Piece(0, [0] * size, 0, size, SamplingArrays.of(Sampling(), (), 0), 1, last=True)
+    slots, vocab = len(state.rows.active), weights.structure.config.vocab
+    rows = decode.power(rows_of(size, tile))
+    return weights, state, pack([piece], slots, vocab, tile, rows, 1), None
 
 
 def _put(tree: Any, where: Any) -> Any:

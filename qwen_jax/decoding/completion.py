@@ -1,7 +1,7 @@
 """Answers while they grow: the host's loop around the jitted decode functions."""
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
@@ -15,6 +15,8 @@ from qwen_jax.decoding import decode, window
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.decoding.pieces import Piece, share
+from qwen_jax.decoding.prompts import CHUNK, prefill, tile_of
 from qwen_jax.decoding.sampling import Sampling, finish_reason, stop_sequences
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
@@ -129,9 +131,7 @@ def answers(
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
     state = decode.start(weights, len(prompts), length, cache_dtype)
-    for slot, row in enumerate(rows):
-        state, output = prefill(weights, state, slot, row.prompt, settings[slot], budget)
-        row.push(output, 0)
+    state = read_prompts(weights, state, dict(enumerate(rows)), settings)
     watch = watch or any(row.sampling.stop for row in rows)
     count = per_call(budget, watch)
     while True:
@@ -149,29 +149,32 @@ def per_call(budget: int, watch: bool) -> int:
     return min(1 << (budget - 1).bit_length(), _PER_LOOK if watch else _PER_CALL)
 
 
-def prefill(
-    weights: Weights,
-    state: State,
-    slot: int,
-    ids: Sequence[int],
-    settings: SamplingArrays,
-    budget: int,
-) -> tuple[State, Output]:
-    """A whole prompt, chunk by chunk."""
-    for at in range(0, len(ids), decode.CHUNK):
-        state, output = decode.prefill(
-            weights,
-            state,
-            slot,
-            ids[at : at + decode.CHUNK],
-            start=at,
-            prompt_length=len(ids),
-            settings=settings,
-            max_new_tokens=budget,
-        )
-        jax.block_until_ready(output)
-        progress.advance(len(ids[at : at + decode.CHUNK]))
-    return state, jax.device_get(output)
+def read_prompts(
+    weights: Weights, state: State, rows: Mapping[int, "Row"], settings: Sequence[SamplingArrays]
+) -> State:
+    """Prefill the prompts of rows in these slots, as many at once as a call takes."""
+    slots, texts = list(rows), [row.prompt for row in rows.values()]
+    tile = min(tile_of(weights.platform), decode.bucket(max(map(len, texts))))
+    for call in share(list(map(len, texts)), tile, CHUNK // tile):
+        pieces = [
+            Piece(
+                slots[number],
+                texts[number][start:end],
+                start,
+                len(texts[number]),
+                settings[number],
+                rows[slots[number]].budget,
+                last=end == len(texts[number]),
+            )
+            for number, start, end in call
+        ]
+        state, output = prefill(weights, state, pieces, tile=tile)
+        output = jax.device_get(output)
+        progress.advance(sum(len(piece.tokens) for piece in pieces))
+        for at, piece in enumerate(pieces):
+            if piece.last:
+                rows[piece.slot].push(output, at)
+    return state
 
 
 class Row:

@@ -1,20 +1,22 @@
-"""The only jitted inference functions: start, prefill, step, release, and score.
+"""The jitted inference functions: start, step, release, copy_page, score; prompts has the others.
 
 A State holds all slots. The functions take it and give the next one; its memory is donated and
 updated in place. `generate` uses them for one call's prompts, a server for its stream of
 requests:
 
     state = start(params, slots=8, length=4096)
-    state, first = prefill(params, state, slot, tokens, start=0, ...)  # one chunk of a prompt
-    state, out = step(params, state, 16)                               # 16 tokens, all active slots
+    state, first = prompts.prefill(params, state, pieces)  # several prompts, or part of a long one
+    state, out = step(params, state, 16)                   # 16 tokens, all active slots
     state = release(params, state, slot)
+
+A server's slots share pages, `start(..., pages=5000)`; it keeps the table from slots to pages and
+passes it to each call.
 
 Every function also takes the Weights that `flatten(params)` gives, which saves flattening the
 model's tree again on each call.
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,86 +26,64 @@ import numpy as np
 from jax import Array
 
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
-from qwen_jax.decoding.logits import History, SamplingArrays, best, every_id, sample, stopped
-from qwen_jax.decoding.state import Output, State, constrain, gather_logits, replicated
+from qwen_jax.decoding.logits import History, SamplingArrays, best, sample, stopped
+from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
 from qwen_jax.nn.kv_cache import Cache, NoCache
 from qwen_jax.nn.lora import select_adapters
 from qwen_jax.nn.model import Qwen
 
-CHUNK = 2048  # most tokens one prefill call takes
-_SMALLEST = 16  # tokens of the smallest prefill
+_SMALLEST = 16  # tokens of a padded text
 
 
-def start(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = None) -> State:
+def start(
+    params: Qwen | Weights,
+    slots: int,
+    length: int,
+    cache_dtype: Any = None,
+    pages: int | None = None,
+) -> State:
     """Empty slots of `length` tokens each.
 
     cache_dtype: a float type or int8; default the model's, but float32 on a CPU, which widens
-    shorter floats again at every step.
+    shorter floats again at every step. pages: of kv_cache.PAGE tokens, which slots share as the
+    tables say that each call is given; default, a slot has memory of its own.
     """
     weights = flatten(params)
     default = jnp.float32 if weights.platform == "cpu" else weights.dtype
-    return _start(weights.structure, slots, length, jnp.dtype(cache_dtype or default))
-
-
-def prefill(
-    params: Qwen | Weights,
-    state: State,
-    slot: int,
-    tokens: Sequence[int],
-    *,
-    start: int,
-    prompt_length: int,
-    settings: SamplingArrays,
-    max_new_tokens: int,
-    allowed: np.ndarray | None = None,
-    size: int | None = None,
-    adapter: int = 0,
-) -> tuple[State, Output]:
-    """Put a chunk of a prompt into a slot: its tokens from position `start` on.
-
-    The chunk that reaches prompt_length activates the slot and gives the first new token as
-    Output [1 1]; for earlier ones that token is -1. settings: of this request, B = 1.
-    allowed: [1 W], the ids that the first new token may be, default all; see `step`. size: what
-    the chunk is padded to, default its bucket. adapter: by number, of those that
-    `adapters.add_all` put into params.
-    """
-    size = bucket(len(tokens)) if size is None else size
-    needed = max(start + size, prompt_length + max_new_tokens)
-    assert needed <= state.cache.length, "prompt and answer must fit: see cache_length"
-    padded = np.zeros(size, np.int32)
-    padded[: len(tokens)] = tokens
-    weights = flatten(params)
-    return _prefill(
-        weights,
-        state,
-        np.int32(slot),
-        padded,
-        np.int32(start),
-        np.int32(len(tokens)),
-        np.int32(prompt_length),
-        settings,
-        np.int32(max_new_tokens),
-        np.int32(adapter),
-        every_id(weights.structure.config.vocab) if allowed is None else allowed,
-        window=min(state.cache.length, _power(start + size)),
-    )
+    return _start(weights.structure, slots, length, jnp.dtype(cache_dtype or default), pages)
 
 
 def step(
-    params: Qwen | Weights, state: State, count: int, allowed: np.ndarray | None = None
+    params: Qwen | Weights,
+    state: State,
+    count: int,
+    allowed: np.ndarray | None = None,
+    *,
+    slots: np.ndarray | None = None,
+    table: np.ndarray | None = None,
+    width: int | None = None,
 ) -> tuple[State, Output]:
     """Up to `count` more tokens for every active slot; ends early when none is active.
 
-    allowed: [B W] uint32, a bit for every id that the next token may be, lowest bits first; then
-    count is 1. A slot without any bit waits: it stays as it is.
+    allowed: [B W] uint32, a bit for every id that the next token may be, lowest bits first; where
+    it is not all of them, count is 1. slots: [B], those that go on, in the order of the Output;
+    numbers past the last slot are padding; default, all. table: [b blocks], the pages of the texts
+    of the first b of them, which are the ones that go on, where slots share pages. width: the most
+    that `count` may be in this program.
     """
-    assert allowed is None or count == 1, "each token needs a mask of its own"
-    return _step(flatten(params), state, count, allowed)
+    width = count if width is None else width
+    assert count <= width
+    return _step(flatten(params), state, np.int32(count), allowed, slots, table, width=width)
 
 
 def release(params: Qwen | Weights, state: State, slot: int) -> State:
     """Stop a slot; its memory is free for the next prefill."""
     return _release(flatten(params).structure, state, np.int32(slot))
+
+
+def copy_page(params: Qwen | Weights, state: State, source: int, target: int) -> State:
+    """Give a page what another holds, so that one slot may write on where another does too."""
+    return _copy_page(flatten(params).structure, state, np.int32(source), np.int32(target))
 
 
 def score(params: Qwen | Weights, tokens: Array | np.ndarray) -> Array:
@@ -114,112 +94,93 @@ def score(params: Qwen | Weights, tokens: Array | np.ndarray) -> Array:
 
 
 def bucket(length: int) -> int:
-    """The padded size a chunk of a prompt is computed at: few sizes, so few compilations."""
-    return max(_SMALLEST, _power(length))
+    """A padded number of tokens: few sizes, so few compilations."""
+    return max(_SMALLEST, power(length))
 
 
 def cache_length(prompt_length: int, new_tokens: int) -> int:
-    """Cache length for a request: one of few sizes, with space for the last chunk's padding."""
-    whole, rest = divmod(prompt_length, CHUNK)
-    padded = whole * CHUNK + (bucket(rest) if rest else 0)
-    length = max(prompt_length + new_tokens, padded)
-    unit = max(64, _power(length) // 8)
+    """Cache length for a request: one of few sizes."""
+    length = prompt_length + new_tokens
+    unit = max(64, power(length) // 8)
     return -(-length // unit) * unit
 
 
-def _power(length: int) -> int:
+def power(length: int) -> int:
+    """The next power of two."""
     return 1 << max(0, length - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _start(structure: Structure, slots: int, length: int, cache_dtype: Any) -> State:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _start(
+    structure: Structure, slots: int, length: int, cache_dtype: Any, pages: int | None = None
+) -> State:
+    config = structure.config
+    if pages is None:
+        cache = Cache.empty(config, slots, length, cache_dtype)
+    else:
+        cache = Cache.paged(config, pages, cache_dtype)
     zeros = functools.partial(jnp.zeros, slots, jnp.int32)
-    state = State(
-        cache=Cache.empty(structure.config, slots, length, cache_dtype),
+    rows = Rows(
         tokens=zeros(),
         positions=zeros(),
         prompt_lengths=zeros(),
         remaining=zeros(),
         active=jnp.zeros(slots, bool),
         adapters=zeros(),
-        history=History.empty(slots, structure.config.vocab),
+        history=History.empty(slots, config.vocab),
         settings=SamplingArrays.empty(slots),
     )
-    return constrain(state, structure.mesh)
+    return constrain(State(cache, rows), structure.mesh)
 
 
-@functools.partial(Program, donate_argnums=1, static_argnames="window")
-def _prefill(
+@functools.partial(Program, donate_argnums=1, static_argnames="width")
+def _step(
     weights: Weights,
     state: State,
-    slot: Array,
-    tokens: Array,  # [T], of which the first `length` are real
-    start: Array,
-    length: Array,
-    prompt_length: Array,
-    settings: SamplingArrays,
-    max_new_tokens: Array,
-    adapter: Array,
-    allowed: Array,
+    count: Array,
+    allowed: Array | None,
+    slots: Array | None,
+    table: Array | None,
     *,
-    window: int,
+    width: int,
 ) -> tuple[State, Output]:
-    model, mesh = select_adapters(weights.model(), adapter[None]), weights.structure.mesh
-    offsets = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    cache = state.cache.select(slot, window)
-    x, cache = model(tokens[None], (start + offsets)[None], prompt_length[None], cache)
-    last = jax.lax.dynamic_index_in_dim(x, length - 1, axis=1, keepdims=False)
-    logits = gather_logits(model.logits(last), mesh)
+    rows, mesh = state.rows.take(slots), weights.structure.mesh
+    live = len(rows.active) if table is None else len(table)  # rows that the network computes
+    model = select_adapters(weights.model(), rows.adapters[:live])
+    Carry = tuple[Array, Cache, Rows, Output]
 
-    row = state.read_slot(slot)
-    fresh = History.empty(1, model.config.vocab)
-    history = jax.tree.map(lambda old, new: jnp.where(start > 0, old, new), row.history, fresh)
-    end = (start + length)[None]
-    row = replace(
-        row,
-        cache=cache.select(None, None),
-        positions=end,
-        prompt_lengths=prompt_length[None],
-        remaining=max_new_tokens[None],
-        active=(end == prompt_length) & (max_new_tokens > 0),
-        adapters=adapter[None],
-        history=history.prompt(tokens, length),
-        settings=settings,
-    )
-    row, output = sample_next(row, logits, allowed)
-    return constrain(state.write_slot(slot, row), mesh), replicated(output, mesh)
+    def more(carry: Carry) -> Array:
+        done, _, rows, _ = carry
+        return (done < count) & jnp.any(rows.active)
 
+    def one(carry: Carry) -> Carry:
+        done, cache, rows, output = carry
+        ends = jnp.where(rows.active, rows.positions + 1, 0)
+        tokens, positions = rows.tokens[:live, None], rows.positions[:live, None]
+        cache = cache.select(table, ends[:live])
+        x, cache = model(tokens, positions, rows.prompt_lengths[:live], cache)
+        x = jnp.pad(x[:, 0], ((0, len(rows.active) - live), (0, 0)))
+        rows = replace(rows, positions=rows.positions + rows.active)
+        logits = gather_logits(model.logits(x), mesh)
+        rows, new = sample_next(rows, logits, allowed)
+        return done + 1, cache.select(None, None), rows, output.write_column(done, new)
 
-@functools.partial(Program, donate_argnums=1, static_argnums=2)
-def _step(
-    weights: Weights, state: State, count: int, allowed: Array | None
-) -> tuple[State, Output]:
-    model, mesh = select_adapters(weights.model(), state.adapters), weights.structure.mesh
-
-    def more(carry: tuple[Array, State, Output]) -> Array:
-        done, state, _ = carry
-        return (done < count) & jnp.any(state.active)
-
-    def one(carry: tuple[Array, State, Output]) -> tuple[Array, State, Output]:
-        done, state, output = carry
-        tokens, positions = state.tokens[:, None], state.positions[:, None]
-        moving = _moving(state, allowed)
-        longest = jnp.max(jnp.where(moving, state.positions, 0)) + 1
-        cache = state.cache.select(None, None, longest)
-        x, cache = model(tokens, positions, state.prompt_lengths, cache)
-        cache = cache.select(None, None)
-        state = replace(state, cache=cache, positions=state.positions + moving)
-        state, new = sample_next(state, gather_logits(model.logits(x[:, 0]), mesh), allowed)
-        return done + 1, state, output.write_column(done, new)
-
-    output = Output.empty(state.tokens.shape[0], count, state.active)
-    _, state, output = jax.lax.while_loop(more, one, (jnp.int32(0), state, output))
+    output = Output.empty(len(rows.active), width, rows.active)
+    carry = (jnp.int32(0), state.cache, rows, output)
+    _, cache, rows, output = jax.lax.while_loop(more, one, carry)
+    state = State(cache, state.rows.put(slots, rows))
     return constrain(state, mesh), replicated(output, mesh)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnums=0)
 def _release(structure: Structure, state: State, slot: Array) -> State:
-    return constrain(replace(state, active=state.active.at[slot].set(False)), structure.mesh)
+    rows = replace(state.rows, active=state.rows.active.at[slot].set(False))
+    return constrain(replace(state, rows=rows), structure.mesh)
+
+
+@functools.partial(jax.jit, donate_argnums=1, static_argnums=0)
+def _copy_page(structure: Structure, state: State, source: Array, target: Array) -> State:
+    return constrain(replace(state, cache=state.cache.copy(source, target)), structure.mesh)
 
 
 @Program
@@ -230,20 +191,15 @@ def _score(weights: Weights, tokens: Array, lengths: Array) -> Array:
     return gather_logits(model.logits(x), weights.structure.mesh)
 
 
-def _moving(state: State, allowed: Array | None) -> Array:
-    """Which slots [B] get a token: the active ones whose mask has any id."""
-    return state.active if allowed is None else state.active & jnp.any(allowed != 0, axis=-1)
-
-
 @jax.named_scope("sampling")
-def sample_next(state: State, logits: Array, allowed: Array | None) -> tuple[State, Output]:
-    """The next token of every slot that moves, from logits [B V], and the state that follows."""
-    active, settings = _moving(state, allowed), state.settings
-    tokens = sample(logits, settings, state.history, state.positions, allowed)
-    tokens = jnp.where(active, tokens, state.tokens)
-    history = state.history.append(tokens, active)
-    remaining = state.remaining - active
-    going = state.active & (remaining > 0) & ~stopped(settings, history)
+def sample_next(rows: Rows, logits: Array, allowed: Array | None) -> tuple[Rows, Output]:
+    """The next token of every active row, from logits [B V], and the rows that follow."""
+    active, settings = rows.active, rows.settings
+    tokens = sample(logits, settings, rows.history, rows.positions, allowed)
+    tokens = jnp.where(active, tokens, rows.tokens)
+    history = rows.history.append(tokens, active)
+    remaining = rows.remaining - active
+    going = active & (remaining > 0) & ~stopped(settings, history)
 
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     top_tokens, top_logprobs = best(logprobs, jnp.any(settings.logprobs & active))
@@ -254,5 +210,5 @@ def sample_next(state: State, logits: Array, allowed: Array | None) -> tuple[Sta
         top_logprobs=top_logprobs[:, None],
         active=going,
     )
-    state = replace(state, tokens=tokens, history=history, remaining=remaining, active=going)
-    return state, output
+    rows = replace(rows, tokens=tokens, history=history, remaining=remaining, active=going)
+    return rows, output

@@ -65,8 +65,8 @@ class Weights:
     @property
     def platform(self) -> str:
         """Where the arrays are: "cpu", "gpu", "tpu"."""
-        (device, *_) = self.leaves[0].devices()
-        return str(device.platform)
+        devices: set[jax.Device] = self.leaves[0].sharding.device_set
+        return str(next(iter(devices)).platform)
 
 
 class Program:

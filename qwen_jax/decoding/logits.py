@@ -5,7 +5,7 @@ never compiles anything; `History` what those requests have seen and written.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -101,15 +101,25 @@ class History:
             generated=jnp.zeros(slots, jnp.int32),
         )
 
-    def prompt(self, tokens: Array, length: Array) -> "History":
-        """Add a chunk of a prompt, tokens [T] of which `length` are real; for B = 1."""
-        vocab = self.prompted.shape[1]
-        real = jnp.where(jnp.arange(tokens.shape[0]) < length, tokens, vocab)
-        ids = jnp.concatenate([self.recent[0], tokens])  # the last real ones end at `length`
-        return replace(
-            self,
-            prompted=self.prompted.at[0, real].set(True, mode="drop"),
-            recent=jax.lax.dynamic_slice_in_dim(ids, length, MAX_STOP_LENGTH)[None],
+    def extend(
+        self, tokens: Array, owner: Array, real: Array, answered: Array, first: Array, length: Array
+    ) -> "History":
+        """Add texts that others computed: tokens [C T], of which some are real and some an answer.
+
+        owner [C]: whose a line is. A row's tokens begin at first [B] of all and are length [B].
+        """
+        vocab, flat = self.prompted.shape[1], tokens.reshape(-1)
+        only = lambda wanted: jnp.where(real & wanted, tokens, vocab)
+        place = length[:, None] + jnp.arange(-MAX_STOP_LENGTH, 0)  # of the last ones, among them
+        new = flat.at[first[:, None] + place].get(mode="clip")
+        before = jnp.clip(place + MAX_STOP_LENGTH, 0, MAX_STOP_LENGTH - 1)
+        old = jnp.take_along_axis(self.recent, before, axis=1)
+        added = jnp.zeros_like(self.generated).at[owner].add(jnp.sum(real & answered, axis=1))
+        return History(
+            prompted=self.prompted.at[owner[:, None], only(~answered)].set(True, mode="drop"),
+            counts=self.counts.at[owner[:, None], only(answered)].add(1, mode="drop"),
+            recent=jnp.where(place >= 0, new, old),
+            generated=self.generated + added,
         )
 
     def append(self, tokens: Array, active: Array) -> "History":
@@ -143,9 +153,8 @@ def sample(
     """
     logits = penalize(logits, settings, history)
     if allowed is not None:
-        bits = allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
-        bits = bits.reshape(logits.shape[0], -1)[:, : logits.shape[1]]
-        logits = jnp.where(bits == 1, logits, -jnp.inf)
+        every = jnp.all(allowed == jnp.uint32(0xFFFFFFFF))
+        logits = jax.lax.cond(every, lambda: logits, lambda: _masked(logits, allowed))
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw() -> Array:
@@ -154,6 +163,12 @@ def sample(
         return jnp.where(settings.temperature > 0, drawn, best)
 
     return jax.lax.cond(jnp.any(settings.temperature > 0), draw, lambda: best)
+
+
+def _masked(logits: Array, allowed: Array) -> Array:
+    bits = allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
+    bits = bits.reshape(logits.shape[0], -1)[:, : logits.shape[1]]
+    return jnp.where(bits == 1, logits, -jnp.inf)
 
 
 def pick(weights: Array, point: Array) -> Array:

@@ -17,10 +17,9 @@ from qwen_jax.nn.kv_cache import Cache, Store
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class State:
-    """All slots between two calls. B slots."""
+class Rows:
+    """The requests in some slots, B of them, but for their keys and values."""
 
-    cache: Cache
     tokens: Array  # [B] int32: the newest token, not yet in the cache
     positions: Array  # [B] int32: where it goes
     prompt_lengths: Array  # [B] int32: fixes dynamic NTK's alpha while a request lasts
@@ -30,18 +29,27 @@ class State:
     history: History
     settings: SamplingArrays
 
-    def read_slot(self, slot: Array) -> "State":
-        """One slot's row of everything; the cache, which `select` narrows, stays whole."""
-        row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), self._bare())
-        return replace(row, cache=self.cache)
+    def take(self, slots: Array | None) -> "Rows":
+        """The rows of these slots [R], all for None; one for a slot that is not there is idle."""
+        if slots is None:
+            return self
+        rows = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), self)
+        return replace(rows, active=rows.active & (slots < len(self.active)))
 
-    def write_slot(self, slot: Array, row: "State") -> "State":
-        """This state with a slot's row and the row's cache in place."""
-        write = lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, slot, 0)
-        return replace(jax.tree.map(write, self._bare(), row._bare()), cache=row.cache)
+    def put(self, slots: Array | None, rows: "Rows") -> "Rows":
+        """These with the rows of some slots, of those that are there, in place."""
+        if slots is None:
+            return rows
+        return jax.tree.map(lambda x, part: x.at[slots].set(part, mode="drop"), self, rows)
 
-    def _bare(self) -> "State":
-        return replace(self, cache=Cache((), ()))
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """All slots between two calls."""
+
+    cache: Cache
+    rows: Rows
 
 
 @jax.tree_util.register_dataclass
@@ -78,16 +86,20 @@ class Output:
 
 
 def state_shardings(state: State, mesh: Mesh) -> State:
-    """A sharding for every array of a state: slots over data, heads over tensor."""
+    """A sharding for every array of a state: slots over data, heads over tensor.
+
+    Pages that any slot may have are whole on every part of data.
+    """
 
     def sharding_of(array: Any, *axes: str | None) -> NamedSharding:
         axes += (None,) * (array.ndim - len(axes))
         return NamedSharding(mesh, sharding.spec(mesh, axes, array.shape))
 
     stores = lambda node: isinstance(node, Store)
+    pages = None if state.cache.shared else "slot"
     return jax.tree.map(
         lambda node: (
-            jax.tree.map(lambda x: sharding_of(x, "slot", "heads"), node)
+            jax.tree.map(lambda x: sharding_of(x, pages, "heads"), node)
             if stores(node)
             else sharding_of(node, "slot")
         ),

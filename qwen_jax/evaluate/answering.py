@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from qwen_jax.decoding import decode
-from qwen_jax.decoding.completion import Completion, Row, prefill, tokenizer_of
+from qwen_jax.decoding.completion import Completion, Row, read_prompts, tokenizer_of
 from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling, stop_sequences
@@ -47,8 +47,7 @@ def answers(
                 ends, most = stop_sequences(one.sampling, one.ends), one.max_new_tokens
                 row = Row(one.ids, one.sampling, ends, tokenizer_of(params), most)
                 settings = SamplingArrays.of(one.sampling, one.ends, seed=0)
-                state, output = prefill(weights, state, slot, one.ids, settings, most)
-                row.push(output, 0)
+                state = read_prompts(weights, state, {slot: row}, [settings])
                 if row.answer.finish_reason:
                     yield index, row.answer
                 else:

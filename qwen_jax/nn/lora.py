@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from qwen_jax.nn.model import Linear, LinearLayer, Qwen, matmul
+from qwen_jax.nn.model import Linear, LinearLayer, Qwen
+from qwen_jax.nn.sums import matmul
 from qwen_jax.nn.tree import map_layers, named_layers
 
 

@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax.config import Config
 from qwen_jax.nn import rope
 from qwen_jax.nn.rope import Where
+from qwen_jax.nn.sums import matmul, mean_square
 
 LINEAR = "linear"  # marks what linear layers give: a training may keep that and nothing else
 Attended = tuple[Array, Any]  # what comes out, and the cache it leaves
@@ -74,7 +75,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = x.astype(jnp.float32)  # the mean of squares loses bf16's few digits
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        y = y * jax.lax.rsqrt(mean_square(y) + self.eps)
         return y.astype(x.dtype) * self.scale
 
 
@@ -176,59 +177,6 @@ class Qwen(nnx.Module):
     def logits(self, x: Array) -> Array:
         """Hidden states [... D] -> float32 [... V]."""
         return matmul(x, self.embed) if self.head is None else self.head.float32(x)
-
-
-@jax.custom_vjp
-def matmul(x: Array, kernel: Array) -> Array:
-    """x [... in] with kernel [out in] -> float32 [... out].
-
-    Few rows are padded to as many as XLA's fast path takes: one row of bf16 is 12 times slower
-    than two on a CPU, where float32 has a path for one; on a TPU eight rows fill a register.
-    Gradients are products in the inputs' types too, which the float32 result would not give.
-    """
-    return _matmul(x, kernel)
-
-
-def _matmul(x: Array, kernel: Array) -> Array:
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.shape[0] >= 8:
-        y = _product(rows, kernel)
-    else:
-        cpu = _padded(1 if x.dtype == jnp.float32 else 2)
-        y = jax.lax.platform_dependent(rows, kernel, cpu=cpu, tpu=_padded(8), default=_product)
-    return y.reshape(*x.shape[:-1], kernel.shape[0])
-
-
-def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _matmul(x, kernel), (x, kernel)
-
-
-def _matmul_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = inputs
-    g = gradient.reshape(-1, kernel.shape[0]).astype(x.dtype)
-    exact = {"preferred_element_type": jnp.float32}
-    dx = jax.lax.dot_general(g, kernel, (((1,), (0,)), ((), ())), **exact)
-    rows = x.reshape(-1, x.shape[-1])
-    dkernel = jax.lax.dot_general(g, rows, (((0,), (0,)), ((), ())), **exact)
-    return dx.reshape(x.shape).astype(x.dtype), dkernel.astype(kernel.dtype)
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-def _product(x: Array, kernel: Array) -> Array:
-    over_in = (((1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, kernel, over_in, preferred_element_type=jnp.float32)
-
-
-def _padded(least: int) -> Callable[[Array, Array], Array]:
-    """The product of at least so many rows."""
-
-    def product(x: Array, kernel: Array) -> Array:
-        missing = max(0, least - x.shape[0])
-        return _product(jnp.pad(x, ((0, missing), (0, 0))), kernel)[: x.shape[0]]
-
-    return product
 
 
 @jax.named_scope("embedding")

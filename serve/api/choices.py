@@ -11,7 +11,7 @@ from qwen_jax.decoding.sampling import Sampling, stop_sequences
 from qwen_jax.text.tokenizer import Tokenizer
 from serve.api.prompting import Prompt
 from serve.api.window import too_long
-from serve.engine.scheduler import Request
+from serve.engine.request import Request
 from serve.http.errors import ApiError, shown
 from serve.schemas.requests import SamplingFields
 from serve.service import Model

@@ -3,11 +3,10 @@
 import asyncio
 from importlib.metadata import version as installed
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve import cache_length
 from serve.api import endpoint, openapi
 from serve.http.errors import ApiError
 from serve.http.pages import FILES, POLICY
@@ -48,7 +47,7 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     service: Service = request.app.state.service
-    text = await asyncio.to_thread(generate_latest, service.metrics.registry)
+    text = await asyncio.to_thread(service.metrics.text)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -79,7 +78,9 @@ def _described(service: Service, found: Model) -> dict[str, object]:
         "created": service.created,
         "owned_by": "qwen_jax",
         "max_model_len": found.length,
-        "max_model_len_reason": cache_length.reason(service.settings, found.config, found.length),
+        "max_model_len_reason": found.room.length_reason(service.settings, found.config),
+        "cache_tokens": found.room.tokens,
+        "cache_tokens_reason": found.room.reason(service.settings, found.config),
         "sampling": {name: getattr(found.defaults.sampling, name) for name in _SAMPLING},
         "parent": endpoint.model(service, None).name if found.adapter else None,
     }

@@ -25,7 +25,7 @@ def too_long(model: Model, size: str, wanted: int, param: str) -> ApiError:
     """size: of the prompt. wanted: tokens asked for."""
     most = model.config.max_length
     remedy = (
-        f"start the server with a larger --max-length (the checkpoint's is {most})"
+        f"start the server with more --cache-memory or --max-length (the checkpoint's is {most})"
         if model.length < most
         else "the server's --max-length is all that the checkpoint reads"
     )

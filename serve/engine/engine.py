@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 from serve.engine.metrics import Metrics
 from serve.engine.operations import Operation, Result, Update
-from serve.engine.scheduler import Request, Scheduler, Turn
+from serve.engine.request import Request
+from serve.engine.scheduler import Scheduler
+from serve.engine.turn import Turn
 
 _PAUSE = 0.001  # seconds, so that others get the lock
 _FAILURES = 3  # in a row, after which the device is given up
@@ -39,11 +41,16 @@ class Engine:
         self._failures = 0  # since the last turn that went well
         self.alive = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        metrics.watch("requests_running", "Requests in a slot", lambda: schedule.occupied)
-        metrics.watch("requests_waiting", "Requests in the queue", lambda: len(schedule.queue))
-        metrics.watch(
-            "shared_prompt_tokens", "Prompt tokens found in a slot", lambda: schedule.shared_tokens
-        )
+        pages = lambda: schedule.tables.pages
+        for name, text, read in (
+            ("requests_running", "Requests in a slot", lambda: schedule.occupied),
+            ("requests_waiting", "Requests in the queue", lambda: schedule.waiting),
+            ("cache_usage", "Part of the pages that requests hold", lambda: pages().usage),
+            ("preemptions", "Answers that gave their pages up", lambda: schedule.preemptions),
+            ("read_prompt_tokens", "Prompt tokens read", lambda: schedule.read_tokens),
+            ("shared_prompt_tokens", "Of them, found in pages", lambda: schedule.shared_tokens),
+        ):
+            metrics.watch(name, text, read)
 
     def start(self) -> None:
         self.alive = True

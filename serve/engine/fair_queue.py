@@ -2,7 +2,7 @@
 
 from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -29,11 +29,20 @@ class FairQueue(Generic[Item]):
             raise QueueFull(f"{self._limit} requests wait already")
         insort(self._tenants.setdefault(tenant, deque()), item, key=self._order)
 
-    def take(self) -> Item:
-        """The next item; its tenant goes to the end of the line."""
-        tenant, items = next(iter(self._tenants.items()))
+    def put_first(self, tenant: str, item: Item) -> None:
+        """Back to the head of its tenant's line, however many wait."""
+        self._tenants.setdefault(tenant, deque()).appendleft(item)
+
+    def heads(self) -> Iterator[tuple[str, Item]]:
+        """Each tenant's first item, in the order of their turns."""
+        for tenant, items in list(self._tenants.items()):
+            yield tenant, items[0]
+
+    def take(self, tenant: str | None = None) -> Item:
+        """The next item, or this tenant's next; its tenant goes to the end of the line."""
+        tenant = next(iter(self._tenants)) if tenant is None else tenant
+        items = self._tenants.pop(tenant)
         item = items.popleft()
-        del self._tenants[tenant]
         if items:
             self._tenants[tenant] = items
         return item

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serve.engine.dashboards import Dashboards
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
@@ -29,6 +31,15 @@ class Metrics:
         self.per_token = histogram("time_per_output_token", "Between tokens, mean of a request")
         self.whole = histogram("request_duration", "From request to last token")
         self.loop_lag = histogram("event_loop_lag", "By which the event loop is late", _LAGS)
+
+        self.dashboards: Dashboards | None = None  # once there is a model
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' format."""
+        found = [generate_latest(self.registry)]
+        if self.dashboards is not None:
+            found.append(generate_latest(self.dashboards))
+        return b"".join(found)
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A gauge that is read when somebody looks."""

@@ -1,7 +1,7 @@
 """The device side of serving: operations in, results out; compiles everything beforehand."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,19 +9,23 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from qwen_jax import memory
-from qwen_jax.decoding import decode, prefix
+from qwen_jax.decoding import decode, prompts
+from qwen_jax.decoding import pieces as pieces_
 from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.decoding.logits import SamplingArrays, every_id
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import Output
+from qwen_jax.nn.attention import PAGE
 from qwen_jax.nn.model import Qwen
 from serve.engine.operations import (
-    CopyPrefix,
+    CopyPage,
     Operation,
+    Piece,
     Prefill,
     Release,
     Result,
     ScoreChunk,
+    SetPages,
     Step,
 )
 
@@ -44,34 +48,45 @@ class Compilations:
 
 
 class ModelRunner:
-    """All slots of one model on one device or mesh.
+    """All slots of one model on one device or mesh, and the pages that they share.
 
-    chunk: most tokens of one prefill, a power of two. length: tokens a slot holds, a multiple of
-    it. In a run of several processes each has a Runner and all run the same operations.
+    length: most tokens of a slot. pages: how many, of `page` tokens each. chunk: most tokens of
+    one prefill, a power of two, in rows of `tile` that belong to one text each. In a run of
+    several processes each has a Runner and all run the same operations.
     """
+
+    page = PAGE
 
     def __init__(
         self,
         params: Qwen,
         slots: int,
         length: int,
+        pages: int,
         chunk: int,
         step_tokens: int,
         cache_dtype: DTypeLike | None = None,
     ):
         self.weights = flatten(params)
         self.config = params.config
-        self.slots, self.length, self.chunk = slots, length, chunk
-        self._counts = (1, step_tokens)
-        self._sizes = sorted({max(chunk // 4, decode.bucket(1)), chunk})  # of padded chunks
-        self._cache_dtype = cache_dtype
+        self.slots, self.length, self.pages, self.chunk = slots, length, pages, chunk
+        self.tile = max(16, chunk // 16)
+        self._step_tokens, self._cache_dtype = step_tokens, cache_dtype
+        self._chunk_rows = sorted({max(1, chunk // 4 // self.tile), chunk // self.tile})
+        self._rows = _powers(slots)
         self._every_id = every_id(self.config.vocab)
+        # XLA's CPU sums few numbers in another order, and an answer's bits must not depend on how
+        # many there are: so many rows are sampled at least.
+        self._least = max(4, -(-4096 // self.config.vocab))
         self.reset()
 
     def reset(self) -> None:
         """Empty slots, whatever became of those there were."""
         self._state: Any = None  # first, so that there is room for the new ones
-        state = decode.start(self.weights, self.slots, self.length, self._cache_dtype)
+        self._table = np.zeros((self.slots, -(-self.length // PAGE)), np.int32)
+        state = decode.start(
+            self.weights, self.slots, self.length, self._cache_dtype, pages=self.pages
+        )
         # Parameters that were loaded are bound to their devices and bind what is computed from
         # them. A state that is not would be another kind of argument, and compile everything again.
         bind = lambda x: x if x.committed else jax.device_put(x, x.sharding)
@@ -94,47 +109,86 @@ class ModelRunner:
         match operation:
             case Release(slot):
                 self._state = decode.release(self.weights, self._state, slot)
-            case CopyPrefix(source, slot, tokens):
-                self._state = prefix.copy_prefix(self.weights, self._state, source, slot, tokens)
-            case Prefill():
-                self._state, output = self._prefill(operation)
-            case ScoreChunk(slot, tokens, following, start, prompt_length, adapter):
-                self._state, output = prefix.score_chunk(
-                    self.weights,
-                    self._state,
-                    slot,
-                    tokens,
-                    following,
-                    start=start,
-                    prompt_length=prompt_length,
-                    size=self.chunk,
-                    adapter=adapter,
-                )
-            case Step(count, masks):
-                allowed = None if masks is None else self._allowed(masks)
-                self._state, output = decode.step(self.weights, self._state, count, allowed)
+            case SetPages(slot, first, pages):
+                self._table[slot, first : first + len(pages)] = pages
+            case CopyPage(source, target):
+                self._state = decode.copy_page(self.weights, self._state, source, target)
+            case Prefill(pieces):
+                output = self._prefill(pieces)
+            case ScoreChunk():
+                output = self._score(operation)
+            case Step(slots, count, masks):
+                output = self._step(slots, count, masks)
         return output
 
-    def _prefill(self, wanted: Prefill) -> tuple[Any, Output]:
-        return decode.prefill(
+    def _prefill(self, wanted: Sequence[Piece]) -> Output:
+        pieces = []
+        for one in wanted:
+            if one.before:
+                at = one.start - len(one.before)
+                self._state = prompts.recall(
+                    self.weights, self._state, one.slot, one.before, at, one.prompt_length
+                )
+            pieces.append(
+                pieces_.Piece(
+                    slot=one.slot,
+                    tokens=one.tokens,
+                    start=one.start,
+                    prompt_length=one.prompt_length,
+                    settings=one.settings,
+                    max_new_tokens=one.max_new_tokens,
+                    last=one.last,
+                    allowed=None if one.mask is None else self._words(one.mask)[None],
+                    adapter=one.adapter,
+                )
+            )
+        needed = sum(pieces_.rows_of(len(piece.tokens), self.tile) for piece in pieces)
+        rows = next(rows for rows in self._chunk_rows if rows >= needed)
+        self._state, output = prompts.prefill(
+            self.weights,
+            self._state,
+            pieces,
+            self._table,
+            tile=self.tile,
+            rows=rows,
+            count=max(rows, self._least),
+        )
+        return output
+
+    def _score(self, wanted: ScoreChunk) -> prompts.Scores:
+        self._state, scores = prompts.score_chunk(
             self.weights,
             self._state,
             wanted.slot,
             wanted.tokens,
+            wanted.following,
             start=wanted.start,
             prompt_length=wanted.prompt_length,
-            settings=wanted.settings,
-            max_new_tokens=wanted.max_new_tokens,
-            allowed=None if wanted.mask is None else self._words(wanted.mask)[None],
-            size=next(size for size in self._sizes if size >= len(wanted.tokens)),
+            tile=self.tile,
+            rows=self._chunk_rows[-1],
             adapter=wanted.adapter,
+            table=self._table,
         )
+        return scores
 
-    def _allowed(self, masks: Any) -> np.ndarray:
-        rows = np.repeat(self._every_id, self.slots, axis=0)
-        for slot, mask in masks.items():
-            rows[slot] = self._words(mask)
-        return rows
+    def _step(self, slots: Sequence[int], count: int, masks: Mapping[int, bytes] | None) -> Output:
+        rows = next(rows for rows in self._rows if rows >= len(slots))
+        chosen = np.full(max(rows, self._least), self.slots, np.int32)
+        chosen[: len(slots)] = slots
+        allowed = np.repeat(self._every_id, len(chosen), axis=0)
+        for row, slot in enumerate(slots):
+            if masks is not None and slot in masks:
+                allowed[row] = self._words(masks[slot])
+        self._state, output = decode.step(
+            self.weights,
+            self._state,
+            count,
+            allowed,
+            slots=chosen,
+            table=self._table[np.minimum(chosen[:rows], self.slots - 1)],
+            width=self._step_tokens,
+        )
+        return output
 
     def _words(self, mask: bytes) -> np.ndarray:
         """A mask as 32 bit words; ids past its end are not allowed."""
@@ -163,44 +217,54 @@ class ModelRunner:
         self.reset()
 
     def programs(self) -> Iterator[Operation]:
-        """An operation for each program: sizes of chunks times the windows they may look at."""
+        """An operation for each program: sizes of prefills, and numbers of answers in a step."""
         settings = SamplingArrays.of(Sampling(), (), 0)
-        starts = [0, self.chunk]
-        while starts[-1] * 2 < self.length:
-            starts.append(starts[-1] * 2)
-        starts = [start for start in starts if start + self.chunk <= self.length]
-        for start in starts:
-            for size in self._sizes:
-                yield Prefill(0, [0] * size, start, self.length, settings, 0)
-            yield ScoreChunk(0, [0] * self.chunk, [0] * self.chunk, start, self.length)
-            if start:
-                yield CopyPrefix(0, 0, [0] * start)
-        yield CopyPrefix(0, 0, [0] * (self.length - self.chunk or 1))
+        for rows in self._chunk_rows:
+            tokens = [0] * (rows * self.tile)
+            yield Prefill([Piece(0, tokens, 0, len(tokens), settings, 0)])
+        yield Prefill([Piece(0, [0], 1, 2, settings, 0, before=[0])])
+        yield ScoreChunk(0, [0], [0], 0, 1)
+        yield CopyPage(0, 0)
         yield Release(0)
-        for count in self._counts:
-            yield Step(count)
-        yield Step(1, {0: b""})
+        for rows in self._rows:
+            yield Step(range(min(rows, self.slots)), 1)
+
+
+def _powers(slots: int) -> list[int]:
+    """2, 4, 8, ... up to as many rows as there are slots, or one slot and its shadow.
+
+    XLA's CPU has another path for products of one row, whose sums differ in the last bit.
+    """
+    powers = [2]
+    while powers[-1] < slots:
+        powers.append(2 * powers[-1])
+    return powers
 
 
 def _result(operation: Operation, output: Any) -> Result:
-    if isinstance(operation, ScoreChunk):
-        count = len(operation.following)
-        return Result(
-            tokens=[list(operation.following)],
-            logprobs=[output.logprobs[:count].tolist()],
-            active=[True],
-            best=lambda row, index, most: _pairs(
-                output.top_tokens[index, :most], output.top_logprobs[index, :most]
-            ),
-        )
-    return Result(
-        tokens=[[token for token in row if token >= 0] for row in output.tokens.tolist()],
-        logprobs=output.logprobs.tolist(),
-        active=output.active.tolist(),
-        best=lambda row, index, most: _pairs(
-            output.top_tokens[row, index, :most], output.top_logprobs[row, index, :most]
-        ),
-    )
+    match operation:
+        case ScoreChunk(following=following):
+            return Result(
+                tokens=[list(following)],
+                logprobs=[output.logprobs[: len(following)].tolist()],
+                active=[True],
+                best=lambda row, index, most: _pairs(
+                    output.top_tokens[index, :most], output.top_logprobs[index, :most]
+                ),
+            )
+        case Step(slots=rows) | Prefill(pieces=rows):
+            return Result(
+                tokens=[
+                    [token for token in row if token >= 0]
+                    for row in output.tokens[: len(rows)].tolist()
+                ],
+                logprobs=output.logprobs[: len(rows)].tolist(),
+                active=output.active[: len(rows)].tolist(),
+                best=lambda row, index, most: _pairs(
+                    output.top_tokens[row, index, :most], output.top_logprobs[row, index, :most]
+                ),
+            )
+    raise AssertionError(operation)
 
 
 def _pairs(ids: np.ndarray, values: np.ndarray) -> list[tuple[int, float]]:

@@ -22,7 +22,7 @@ from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.program import rendezvous
 from serve.engine import operations
 from serve.engine.model_runner import ModelRunner
-from serve.engine.operations import Operation, Prefill, Result, Step
+from serve.engine.operations import Operation, Piece, Prefill, Result, Step
 from serve.settings import ServeConfig
 
 _SECRET = 16  # bytes, which every process learns over the devices' network
@@ -34,11 +34,8 @@ class Leader:
 
     def __init__(self, runner: ModelRunner, settings: ServeConfig):
         self._runner = runner
-        self.slots, self.length, self.prefix_scope = (
-            runner.slots,
-            runner.length,
-            runner.prefix_scope,
-        )
+        self.slots, self.length, self.pages = runner.slots, runner.length, runner.pages
+        self.page, self.tile, self.prefix_scope = runner.page, runner.tile, runner.prefix_scope
         with socket.create_server(("", 0), family=socket.AF_INET) as listener:
             listener.settimeout(_SECONDS)
             secret = secrets.token_bytes(_SECRET)
@@ -116,29 +113,41 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 # --- operations as JSON ------------------------------------------------------------------------
 def encode(operation: Operation) -> dict[str, Any]:
-    fields = {field.name: getattr(operation, field.name) for field in dataclasses.fields(operation)}
+    fields = _fields(operation)
     if isinstance(operation, Prefill):
-        fields["settings"] = {
-            field.name: _array(getattr(operation.settings, field.name))
-            for field in dataclasses.fields(operation.settings)
-        }
-        fields["mask"] = None if operation.mask is None else _text(operation.mask)
+        fields["pieces"] = [_encode_piece(piece) for piece in operation.pieces]
     if isinstance(operation, Step) and operation.masks is not None:
         fields["masks"] = [[slot, _text(mask)] for slot, mask in operation.masks.items()]
     return {"kind": type(operation).__name__, **fields}
+
+
+def _encode_piece(piece: Piece) -> dict[str, Any]:
+    fields = _fields(piece)
+    settings = _fields(piece.settings)
+    fields["settings"] = {name: _array(value) for name, value in settings.items()}
+    fields["mask"] = None if piece.mask is None else _text(piece.mask)
+    return fields
+
+
+def _fields(made: Any) -> dict[str, Any]:
+    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
 
 
 def decode(content: dict[str, Any]) -> Operation:
     fields = dict(content)
     kind = getattr(operations, fields.pop("kind"))
     if kind is Prefill:
-        arrays = {name: _parsed(*parts) for name, parts in fields["settings"].items()}
-        fields["settings"] = SamplingArrays(**arrays)
-        fields["mask"] = None if fields["mask"] is None else base64.b64decode(fields["mask"])
+        fields["pieces"] = [_decode_piece(piece) for piece in fields["pieces"]]
     if kind is Step and fields["masks"] is not None:
         fields["masks"] = {slot: base64.b64decode(mask) for slot, mask in fields["masks"]}
     made: Operation = kind(**fields)
     return made
+
+
+def _decode_piece(fields: dict[str, Any]) -> Piece:
+    arrays = {name: _parsed(*parts) for name, parts in fields["settings"].items()}
+    mask = None if fields["mask"] is None else base64.b64decode(fields["mask"])
+    return Piece(**fields | {"settings": SamplingArrays(**arrays), "mask": mask})
 
 
 def _array(array: np.ndarray) -> list[Any]:

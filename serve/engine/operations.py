@@ -1,4 +1,8 @@
-"""What the schedule asks of the device, and what comes back; no array code."""
+"""What the schedule asks of the device, and what comes back; no array code.
+
+Keys and values lie in pages, of which every slot has a table; the schedule says which page stands
+where. Operations run in order, so a page may be given to another slot as soon as it is released.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,26 +17,44 @@ class Release:
 
 
 @dataclass(frozen=True)
-class CopyPrefix:
-    """Give a slot the first tokens of what another holds."""
+class SetPages:
+    """From block `first` on, the slot's table holds these pages."""
 
-    source: int
     slot: int
-    tokens: Sequence[int]
+    first: int
+    pages: Sequence[int]
 
 
 @dataclass(frozen=True)
-class Prefill:
-    """A chunk of a prompt; the last one starts the slot."""
+class CopyPage:
+    """Give a page the content of another."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some tokens of a text, which is a prompt and what has been answered to it so far."""
 
     slot: int
     tokens: Sequence[int]
     start: int
-    prompt_length: int
+    prompt_length: int  # ids from there on are the answer's
     settings: Any
-    max_new_tokens: int
-    mask: bytes | None = None  # a bit for every id the first new token may be; None: all
+    max_new_tokens: int  # of the whole answer
+    mask: bytes | None = None  # a bit for every id the next token may be; None: all
     adapter: int = 0  # its number; 0 is the bare model
+    last: bool = False  # the text ends here: the next token is sampled
+    before: Sequence[int] = ()  # ids before `start` that the slot found in pages; a text's first
+    # piece has `start` of them
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Pieces of texts of different slots, computed in one call."""
+
+    pieces: Sequence[Piece]
 
 
 @dataclass(frozen=True)
@@ -49,24 +71,25 @@ class ScoreChunk:
 
 @dataclass(frozen=True)
 class Step:
-    """Up to `count` tokens for every running slot.
+    """`count` tokens, or more where drafts hold, for each of these slots, until its answer ends.
 
-    masks: None, or for slots that follow a grammar a bit for every id that may come next, no bits
-    at all where the slot has to wait; the other slots are free.
+    masks: None, or with count 1 for slots that follow a grammar a bit for every id that may come
+    next; the others are free.
     """
 
+    slots: Sequence[int]
     count: int
     masks: Mapping[int, bytes] | None = None
 
 
-Operation = Release | CopyPrefix | Prefill | ScoreChunk | Step
+Operation = Release | SetPages | CopyPage | Prefill | ScoreChunk | Step
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an operation gave, by slot; a Prefill or a Judge has one row, of its own slot.
+    """What an operation gave, by row: a piece of a Prefill, a slot of a Step, or the one there is.
 
-    best: the likeliest ids and their log probabilities at a slot and index, so many of them.
+    best: the likeliest ids and their log probabilities at a row and index, so many of them.
     """
 
     tokens: Sequence[Sequence[int]]

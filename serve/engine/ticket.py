@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from serve.engine.engine import Engine
 from serve.engine.operations import Update
-from serve.engine.scheduler import Request
+from serve.engine.request import Request
 
 
 class Ticket:

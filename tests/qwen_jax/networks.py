@@ -12,8 +12,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from qwen_jax.config import Config
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.decoding.pieces import Piece
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen, build
@@ -106,6 +107,21 @@ def settings(
     return SamplingArrays.of(sampling, eos, seed)
 
 
+def piece(
+    slot: int,
+    ids: list[int] | np.ndarray,
+    start: int,
+    end: int,
+    sampling: SamplingArrays | None = None,
+    new: int = 1,
+    **how: Any,
+) -> Piece:
+    """A part of a prompt."""
+    wanted = settings() if sampling is None else sampling
+    part = [int(id) for id in ids[start:end]]
+    return Piece(slot, part, start, len(ids), wanted, new, last=end >= len(ids), **how)
+
+
 def prefill(
     params: Qwen,
     state: State,
@@ -113,22 +129,15 @@ def prefill(
     ids: list[int] | np.ndarray,
     sampling: SamplingArrays | None = None,
     new: int = 1,
-    chunk: int = decode.CHUNK,
+    chunk: int = prompts.CHUNK,
+    start: int = 0,
+    **how: Any,
 ) -> tuple[State, Output]:
-    """A whole prompt, chunk by chunk -> state and the Output of the last one."""
-    ids = list(map(int, ids))
-    for at in range(0, len(ids), chunk):
-        state, output = decode.prefill(
-            params,
-            state,
-            slot,
-            ids[at : at + chunk],
-            start=at,
-            prompt_length=len(ids),
-            settings=settings() if sampling is None else sampling,
-            max_new_tokens=new,
-        )
-        assert int(output.tokens[0, 0]) >= 0 if at + chunk >= len(ids) else output.tokens == -1
+    """A whole prompt from `start` on, chunk by chunk -> state and the Output of the last one."""
+    for at in range(start, len(ids), chunk):
+        part = piece(slot, ids, at, at + chunk, sampling, new, **how)
+        state, output = prompts.prefill(params, state, [part])
+        assert int(output.tokens[0, 0]) >= 0 if part.last else output.tokens == -1
         assert output.active.shape == (1,)
     return state, output
 
@@ -138,9 +147,9 @@ def finish(
 ) -> tuple[State, dict[int, list[Any]]]:
     """Step until no slot is active -> state, {slot: tokens} with those of `first` in front."""
     tokens = {slot: list(ids) for slot, ids in first.items()}
-    while bool(state.active.any()):
+    while bool(state.rows.active.any()):
         state, output = decode.step(params, state, count)
-        np.testing.assert_array_equal(output.active, state.active)
+        np.testing.assert_array_equal(output.active, state.rows.active)
         for slot in tokens:
             tokens[slot] += [t for t in output.tokens[slot].tolist() if t >= 0]
     return state, tokens
@@ -153,7 +162,7 @@ def answer(
     ids: list[int] | np.ndarray,
     sampling: SamplingArrays | None = None,
     new: int = 8,
-    chunk: int = decode.CHUNK,
+    chunk: int = prompts.CHUNK,
 ) -> tuple[State, list[int]]:
     """One request alone -> state, its new tokens."""
     state, output = prefill(params, state, slot, ids, sampling, new, chunk)

@@ -114,10 +114,10 @@ def test_shapes_are_known_before_arrays_are(folder: Path) -> None:
 
 # --- refusals ---------------------------------------------------------------------------------
 def test_not_native(golden: Golden, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*python -m convert --hf"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*qwen-jax convert --hf"):
         load(tmp_path / "nothing")
     with pytest.raises(
-        ValueError, match="Hugging Face checkpoint; convert it first: python -m conv"
+        ValueError, match="Hugging Face checkpoint; convert it first: qwen-jax conv"
     ):
         load(golden("v1/base"))
     with pytest.raises(ValueError, match=r"is no checkpoint: it has no manifest\.json"):

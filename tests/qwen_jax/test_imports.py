@@ -5,24 +5,31 @@ import subprocess
 import sys
 from pathlib import Path
 
-# what each may load beside what those before it may: first the commands before they know what is
-# asked, --help included, then what they call; flax brings optax and rich
+# what each may load beside what those before it may; flax brings optax and rich, orbax uvloop
 LOADS = {
     "qwen_jax": "",
     "qwen_jax.cli": "",
     "qwen_jax.__main__": "",
-    "convert.__main__": "",
-    "train.__main__": "",
-    "serve.__main__": "",
-    "qwen_jax.command.answering": "flax jax jinja2 numpy optax rich tiktoken tyro",
     "qwen_jax.demo": "",
-    "convert": "",
-    "serve.bench": "httpx",
-    "serve.chat": "markdown_it prompt_toolkit",
-    "serve.server": "h11 llguidance prometheus_client pydantic starlette uvicorn uvloop",
-    "train.run": "grain orbax tensorstore",
+    "convert.__main__": "",
+    "serve.__main__": "",
+    "serve.bench": "",
+    "serve.chat": "",
+    "train.__main__": "",
+    "qwen_jax.evaluate.__main__": "tyro",
+    "qwen_jax.plan.__main__": "",
+    "qwen_jax.profile.__main__": "",
+    "qwen_jax.command.answering": "flax jax numpy optax rich tiktoken",
+    "convert.native": "",
+    "qwen_jax.evaluate.run": "",
+    "qwen_jax.plan.estimate": "",
+    "serve.server": "h11 llguidance prometheus_client pydantic starlette uvicorn",
+    "train.run": "grain orbax tensorstore uvloop",
 }
-LATE = {"huggingface_hub", "matplotlib", "modelscope", "safetensors", "tensorboardX"}
+LATE = {
+    *("httpx", "huggingface_hub", "jinja2", "json5", "markdown_it", "matplotlib", "modelscope"),
+    *("prompt_toolkit", "rapidfuzz", "safetensors", "tensorboardX"),
+}
 CODE = """
 import importlib, json, sys
 for name in sys.argv[1:]:

@@ -1,5 +1,6 @@
 """Who may ask; a device that fails; a server that ends."""
 
+import concurrent.futures
 import json
 import signal
 import time
@@ -13,6 +14,7 @@ from tests.patience import until
 from tests.serve.conftest import Running, Serve
 from tests.serve.raw_http import ASK, CHAT, STREAM, connect, drained, fault, head, request
 
+WAITING = "qwen_requests_waiting"
 KEYS = Keys({"a-secret-of-sixteen": "ann", "b-secret-of-sixteen": "bob"})
 # --- keys --------------------------------------------------------------------------------------
 PATHS = ["/v1/models", "/metrics", "/version", "/openapi.json", "/tokenizer_info", "/nothing"]
@@ -101,6 +103,28 @@ def test_sigterm_lets_answers_end(scripted: Serve) -> None:
         assert rest[-1] == "data: [DONE]"
         with pytest.raises(httpx.ConnectError):
             httpx.get(running.url + "/health")
+
+
+def test_two_hundred_under_way_come_to_their_end(scripted: Serve) -> None:
+    """Those that write and those that wait for a slot; nobody new is taken."""
+    ask = STREAM | {"max_tokens": 40}
+    with (
+        scripted("la " * 60, seconds=0.5, slots=32, step_tokens=1) as running,
+        concurrent.futures.ThreadPoolExecutor(200) as pool,
+    ):
+        stream = lambda: httpx.post(running.url + CHAT, json=ask, timeout=60).text
+        asked = [pool.submit(stream) for _ in range(200)]
+        count = lambda: sum(map(running.metric, ("qwen_requests_running", WAITING)))
+        while count() < 200:
+            time.sleep(0.1)
+        running.server.handle_exit(signal.SIGTERM, None)
+        running.script.seconds = 0.0
+        with pytest.raises(httpx.HTTPError):  # it listens no more
+            httpx.post(running.url + CHAT, json=ASK).raise_for_status()
+        texts = [one.result() for one in asked]
+    assert all(text.endswith("data: [DONE]\n\n") for text in texts)
+    assert {text.count("data: ") for text in texts} == {texts[0].count("data: ")}
+    assert '"finish_reason":"length"' in texts[0].replace(" ", "")
 
 
 def test_draining_ends_in_time(scripted: Serve) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from serve.engine.fair_queue import QueueFull
 from serve.engine.scheduler import Scheduler
+from serve.engine.turn import Limits
 from serve.http.keys import Keys
 from serve.lanes import Lane
 from serve.text import grammar, guard
@@ -20,7 +21,7 @@ from serve.text.grammar import Constraint
 from serve.threads import Threads
 from tests.patience import PATIENCE
 from tests.serve.conftest import Running, Serve
-from tests.serve.fake import Client, Fake, drive
+from tests.serve.fake import Client, Fake, Loop
 from tests.serve.raw_http import ASK, CHAT, fault
 
 KEYS = Keys({"a-secret-of-sixteen": "ann", "b-secret-of-sixteen": "bob"})
@@ -170,16 +171,18 @@ def test_a_slow_grammar_holds_up_only_itself(
     """Its neighbour's turns go on; an answer whose next token is unknown for long ends."""
     monkeypatch.setattr(grammar, "_SECONDS", 0.5)
     threads = Threads("masks", 1)
-    schedule, device = Scheduler(2, 16, 9, 4, share=False), Fake(2, 16)
+    limits = Limits(slots=2, pages=64, page=16, chunk=16, step_tokens=4, queue=9)
+    schedule, device = Scheduler(limits), Fake(limits)
+    loop = Loop(schedule, device)
     matcher: Any = Matcher(seconds)
     slow = Client([1, 2], 3, constraint=Constraint(matcher, threads, b"\xff" * 4))
     plain = Client([3], 200)
     for client in (slow, plain):
         schedule.submit(client.request)
     while not plain.finish:
-        drive(schedule, device, turns=1)
+        loop.turn()
     assert seconds < 1 or not matcher.answered
-    drive(schedule, device, turns=2000, ahead=False)
+    loop.run(2000)
     assert slow.finish == finish
     assert slow.tokens == (slow.wanted if seconds < 1 else slow.wanted[:1])
     threads.close()

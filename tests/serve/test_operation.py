@@ -87,6 +87,38 @@ def test_metrics_count(scripted: Serve) -> None:
         assert running.metric("qwen_time_to_first_token_seconds_count") == 1
         assert running.metric("qwen_time_per_output_token_seconds_count") == 1
         assert running.metric("qwen_ready") == 1
+        assert running.metric("qwen_cache_usage") == 0
+
+
+def test_metrics_have_the_names_that_others_look_for(scripted: Serve) -> None:
+    """vLLM's dashboards, and the protocol of the Gateway API's inference extension."""
+    ask = ASK | {"max_tokens": 20}
+    with scripted("la " * 50, seconds=0.5, step_tokens=1, pages=100) as running:
+        with httpx.stream("POST", running.url + CHAT, json=ask | {"stream": True}) as answer:
+            lines = (line for line in answer.iter_lines() if '"content": "l"' in line)
+            next(lines)
+            text = httpx.get(running.url + "/metrics").text
+            running.script.seconds = 0.0
+            list(lines)
+        usage = httpx.post(running.url + CHAT, json=ask).json()["usage"]
+        after = httpx.get(running.url + "/metrics").text
+    number = lambda text, name: [
+        float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)
+    ]
+    label = '{model_name="tiny"}'
+    assert number(text, f"vllm:num_requests_running{label}") == [1]
+    assert number(text, f"vllm:num_requests_waiting{label}") == [0]
+    assert 0 < number(text, f"vllm:kv_cache_usage_perc{label}")[0] < 1
+    assert number(after, f"vllm:prefix_cache_queries_total{label}") == [2 * usage["prompt_tokens"]]
+    found = usage["prompt_tokens_details"]["cached_tokens"]
+    assert number(after, f"vllm:prefix_cache_hits_total{label}") == [found]
+    assert found > 0
+    ended = 'vllm:request_success_total{finished_reason="length",model_name="tiny"}'
+    assert (number(text, ended), number(after, ended)) == ([], [2])
+    assert "# TYPE vllm:time_to_first_token_seconds histogram" in after
+    assert number(after, f"vllm:e2e_request_latency_seconds_count{label}") == [2]
+    assert 'vllm:cache_config_info{block_size="16",' in after
+    assert 'num_gpu_blocks="100"' in after
 
 
 def test_before_the_model_is_there() -> None:

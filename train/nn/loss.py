@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from qwen_jax.data.examples import IGNORED
-from qwen_jax.nn.model import matmul
+from qwen_jax.nn.sums import matmul
 
 CHUNK = 512  # tokens a device scores at once
 Pair = tuple[Array, Array]

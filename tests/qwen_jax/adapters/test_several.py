@@ -1,5 +1,7 @@
 """Several adapters beside one network: each row of a batch follows its own, or none."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -7,13 +9,13 @@ import pytest
 from qwen_jax.adapters import attach
 from qwen_jax.adapters.peft import Adapter
 from qwen_jax.adapters.peft_config import LoraConfig
-from qwen_jax.decoding import decode, prefix
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh, shardings
 from tests.adapters import MODERN, merged, random_adapter
 from tests.adapters import V1 as V1_NAMES
 from tests.qwen_jax.adapters.test_attach import IDS, NETWORKS, SETTINGS, case
-from tests.qwen_jax.networks import finish, settings
+from tests.qwen_jax.networks import finish, prefill
 from tests.reference import greedy, random_checkpoint
 
 
@@ -43,17 +45,7 @@ def test_a_batch_of_several(name: str, sizes: dict[str, int] | None) -> None:
     params = attach.add_all(params, made)
     state, first = decode.start(params, 4, 64), {}
     for slot, number in enumerate([2, 0, 3, 1]):
-        state, output = decode.prefill(
-            params,
-            state,
-            slot,
-            IDS,
-            start=0,
-            prompt_length=len(IDS),
-            settings=settings(),
-            max_new_tokens=8,
-            adapter=number,
-        )
+        state, output = prefill(params, state, slot, IDS, new=8, adapter=number)
         first[slot] = output.tokens[0].tolist()
     state, tokens = finish(params, state, first)
     assert [tokens[slot] for slot in (1, 3, 0, 2)] == wanted
@@ -65,8 +57,8 @@ def test_judged_with_an_adapter() -> None:
     scores = []
     for network, number in [(together, 2), (attach.add(params, made["1"]), 0)]:
         state = decode.start(network, 1, 64)
-        how = {"start": 0, "prompt_length": len(IDS), "size": 16, "adapter": number}
-        _, found = prefix.score_chunk(network, state, 0, IDS[:-1], IDS[1:], **how)
+        how: dict[str, Any] = {"start": 0, "prompt_length": len(IDS), "adapter": number}
+        _, found = prompts.score_chunk(network, state, 0, IDS[:-1], IDS[1:], tile=16, rows=1, **how)
         scores.append(found.logprobs)
     one, other = scores
     np.testing.assert_allclose(one, other, rtol=1e-5)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import State
@@ -22,6 +22,7 @@ from tests.qwen_jax.networks import (
     cache_sizes,
     finish,
     golden_network,
+    piece,
     prefill,
     settings,
 )
@@ -138,10 +139,10 @@ def test_a_prompt_in_chunks(long: Network, alone: list[list[int]], chunk: int) -
     state, _ = answer(long.params, start(long.params), 1, longer, new=6)
     state, _ = prefill(long.params, state, 0, PROMPTS[1], new=40)
     ids = PROMPTS[0]
-    how: Any = {"prompt_length": len(ids), "settings": settings(SAMPLINGS[0]), "max_new_tokens": 10}
     for at in range(0, len(ids), chunk):
         state, _ = decode.step(long.params, state, 2)
-        state, output = decode.prefill(long.params, state, 1, ids[at : at + chunk], start=at, **how)
+        part = piece(1, ids, at, at + chunk, settings(SAMPLINGS[0]), 10)
+        state, output = prompts.prefill(long.params, state, [part])
     state, got = finish(long.params, state, {1: output.tokens[0].tolist()})
     assert got[1] == alone[0]
 
@@ -168,7 +169,7 @@ def test_history_reaches_over_chunks(long: Network) -> None:
     assert whole == parts
     assert whole[0] != free
     state, _ = prefill(long.params, start(long.params), 0, ids, chunk=13)
-    np.testing.assert_array_equal(np.flatnonzero(state.history.prompted[0]), np.unique(ids))
+    np.testing.assert_array_equal(np.flatnonzero(state.rows.history.prompted[0]), np.unique(ids))
     stop = settings(Sampling(temperature=0, stop_ids=((*ids[33:], free),)))
     assert answer(long.params, start(long.params), 0, ids, stop, 9, 13)[1] == [free]
 
@@ -210,11 +211,11 @@ def test_release(long: Network, alone: list[list[int]]) -> None:
     state, _ = prefill(long.params, start(long.params), 0, PROMPTS[0], new=99)
     state, _ = prefill(long.params, state, 2, PROMPTS[1], new=99)
     state = decode.release(long.params, state, 0)
-    assert state.active.tolist() == [False, False, True]
+    assert state.rows.active.tolist() == [False, False, True]
     state, output = decode.step(long.params, state, 4)
     assert (output.tokens[0] == -1).all()
     assert (output.tokens[2] >= 0).all()
-    assert int(state.positions[0]) == 40  # an idle slot does not walk out of the cache
+    assert int(state.rows.positions[0]) == 40  # an idle slot does not walk out of the cache
     state = decode.release(long.params, state, 2)
     state, output = decode.step(long.params, state, 4)
     assert (output.tokens == -1).all()
@@ -254,11 +255,11 @@ def test_nothing_compiles_again(long: Network) -> None:
     """Any sampling, seed, prompt within a bucket, place, slot and limit: the programs there are."""
     state, params = start(long.params), flatten(long.params)
 
-    jitted = decode._prefill.plain, decode._step.plain, decode._release, decode._start
+    jitted = prompts._prefill.plain, decode._step.plain, decode._release, decode._start
 
     def request(state: State, slot: int, ids: list[int], at: int, sampling: Any, new: int) -> State:
-        how: Any = {"start": at, "prompt_length": at + len(ids), "max_new_tokens": new}
-        state, _ = decode.prefill(params, state, slot, ids, settings=sampling, **how)
+        part = piece(slot, [0] * at + ids, at, at + len(ids), sampling, new)
+        state, _ = prompts.prefill(params, state, [part])
         state, _ = decode.step(params, state, 4)
         return decode.release(params, state, slot)
 
@@ -290,10 +291,8 @@ def test_state_is_donated(long: Network) -> None:
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.cache)] == where
 
 
-def test_caches_hold_padded_prompts() -> None:
+def test_caches_hold_prompts_and_answers() -> None:
     for prompt in [1, 15, 17, 1000, 2047, 2048, 2049, 5000, 30000]:
         for new in [1, 9, 512, 4000]:
             length = decode.cache_length(prompt, new)
-            last = (prompt - 1) // decode.CHUNK * decode.CHUNK
-            assert length >= max(prompt + new, last + decode.bucket(prompt - last))
-            assert length < 1.3 * max(prompt + new, 2 * (prompt - last) + last) + 64
+            assert prompt + new <= length < 1.25 * (prompt + new) + 64

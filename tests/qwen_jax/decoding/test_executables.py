@@ -15,7 +15,7 @@ import pytest
 from jax.experimental import serialize_executable
 
 from qwen_jax.config import Config
-from qwen_jax.decoding import aot, decode, executables
+from qwen_jax.decoding import aot, decode, executables, prompts
 from qwen_jax.decoding.completion import complete
 from qwen_jax.decoding.state import Output
 from qwen_jax.nn.sharding import make_mesh, shardings
@@ -202,7 +202,7 @@ def compiled() -> Any:
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were another process."""
-    for program in (decode._prefill, decode._step):
+    for program in (prompts._prefill, decode._step):
         monkeypatch.setattr(program, "_made", {})
 
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
-from qwen_jax.decoding import aot, decode, prefix
+from qwen_jax.decoding import aot, decode, prompts
 from qwen_jax.decoding.flat_params import Program, flatten
 from qwen_jax.nn import quant
 from qwen_jax.nn.lora import Delta, LoraLinear, fuse
@@ -267,7 +267,7 @@ def test_programs_know_quantised_weights() -> None:
     params, twin = (flatten(x) for x in network("v1"))
     assert params.structure.quantised
     assert not twin.structure.quantised
-    for function in (*vars(decode).values(), *vars(prefix).values()):
+    for function in (*vars(decode).values(), *vars(prompts).values()):
         if isinstance(function, Program):
             assert function.of(params) is function.quantised
             assert function.of(twin) is function.plain

@@ -13,7 +13,7 @@ import pytest
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from qwen_jax.decoding import decode
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import State
 from qwen_jax.nn.model import Qwen
@@ -95,9 +95,9 @@ def test_tokens(name: str, mesh: str, slots_a_device: int) -> None:
     state, got = tokens(place(network(name), **MESHES[mesh]))
     assert got == tokens_on_one(name)
     assert shard(state.cache.keys[0].data)[0] == slots_a_device
-    programs = cache_sizes(decode._prefill.plain, decode._step.plain)
+    programs = cache_sizes(prompts._prefill.plain, decode._step.plain)
     tokens(place(network(name), **MESHES[mesh]))
-    assert cache_sizes(decode._prefill.plain, decode._step.plain) == programs
+    assert cache_sizes(prompts._prefill.plain, decode._step.plain) == programs
 
 
 # --- where things lie --------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def test_a_system_prompt_is_reused(client: Any, tiny: Running) -> None:
     again = ask("dog")
     assert again.choices[0].message.content == first.choices[0].message.content
     assert other.usage.prompt_tokens_details.cached_tokens == 64
-    assert again.usage.prompt_tokens_details.cached_tokens == 64
+    assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
 
 
 @pytest.mark.parametrize(

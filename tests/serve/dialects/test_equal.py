@@ -184,8 +184,8 @@ def of_messages(made: Any) -> Any:
 
 def prompt(running: Running) -> list[int]:
     """The ids that the device was last given, from the beginning."""
-    held = [chunk for chunk in running.script.log if isinstance(chunk, Prefill)]
-    return list(running.script.state[held[-1].slot].held)
+    *_, last = (op.pieces[-1] for op in running.script.log if isinstance(op, Prefill))
+    return list(running.script.state[last.slot].heard[: last.prompt_length])
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -1,119 +1,131 @@
 """The device side: everything is compiled beforehand, and runs as the schedule asks."""
 
+import itertools
+import random
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qwen_jax.decoding import decode, prefix
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.completion import complete
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.rope import octave
-from serve import loading
 from serve.engine.model_runner import ModelRunner
-from serve.engine.operations import CopyPrefix, Prefill, Release, ScoreChunk, Step
-from serve.engine.scheduler import Request, Scheduler
+from serve.engine.operations import CopyPage, Piece, Prefill, Release, ScoreChunk, SetPages, Step
+from serve.engine.request import Request
+from serve.engine.scheduler import Scheduler
+from serve.engine.turn import Limits
 from tests.qwen_jax.memorised_model import with_defaults
 from tests.qwen_jax.networks import cache_sizes
-from tests.serve.conftest import SETTINGS
 
+SLOTS, LENGTH, CHUNK = 6, 256, 64
 WISH = SamplingArrays.of(Sampling(temperature=0.5, logprobs=3, stop_ids=((1, 2),)), ((3,),), 9)
 MASK = b"\xff" * 52
 
 
 @pytest.fixture(scope="module")
 def warm(babbler: Qwen) -> ModelRunner:
-    runner = loading.runner(babbler, SETTINGS)
+    runner = ModelRunner(babbler, SLOTS, LENGTH, pages=14, chunk=CHUNK, step_tokens=4)
     runner.warm()
     return runner
 
 
 def compiled() -> list[int]:
-    programs = [program.plain for program in (decode._prefill, decode._step, prefix._score_chunk)]
-    return cache_sizes(*programs, decode._start, decode._release, prefix._copy_prefix)
+    programs = (prompts._prefill, decode._step, prompts._score_chunk)
+    small = (decode._start, decode._release, decode._copy_page, prompts._recall)
+    return cache_sizes(*(program.plain for program in programs), *small)
 
 
-def prefill(slot: int, length: int, start: int, mask: bytes | None = None, new: int = 1) -> Prefill:
-    return Prefill(slot, [5] * length, start, start + length, WISH, new, mask)
+def piece(
+    slot: int, length: int, start: int, mask: bytes | None = None, last: bool = True
+) -> Piece:
+    before = [5] * start
+    return Piece(slot, [5] * length, start, start + length, WISH, 0, mask, 0, last, before)
 
 
 @pytest.mark.parametrize("first", ["prefill", "judge", "step", "masked", "share", "release"])
 def test_whatever_comes_first_is_compiled(warm: ModelRunner, first: str) -> None:
-    """And whatever comes then: chunks of every size at every place, with masks and without."""
+    """And whatever comes then: pieces of every size at every place, any company, with masks."""
     before = compiled()
     warm.reset()
     operations: dict[str, Any] = {
-        "prefill": prefill(0, 64, 0),
+        "prefill": Prefill([piece(0, 64, 0)]),
         "judge": ScoreChunk(0, [1], [2], 0, 64),
-        "step": Step(4),
-        "masked": Step(1, {0: MASK}),
-        "share": CopyPrefix(0, 1, [1] * 64),
-        "release": Release(7),
+        "step": Step([0], 4),
+        "masked": Step([0, 3], 1, {0: MASK}),
+        "share": CopyPage(0, 1),
+        "release": Release(5),
     }
-    warm.run([operations.pop(first), *operations.values(), Step(1), Step(1, {2: b""})])
-    for start in range(0, warm.length, warm.chunk):
-        for length in (1, 15, 16, 17, 63, 64):
-            warm.run([prefill(3, length, start, mask, 0) for mask in (None, MASK)])
-        warm.run([ScoreChunk(1, [1] * 3, [2] * 3, start, warm.length)])
-        if start:
-            warm.run([CopyPrefix(1, 2, [1] * start)])
+    warm.run([operations.pop(first), SetPages(0, 0, [3, 4]), *operations.values()])
+    for start, length, mask in itertools.product((0, 1, 100), (1, 16, 17, 64), (None, MASK)):
+        warm.run([Prefill([piece(3, length, start, mask)])])
+    warm.run([Prefill([piece(slot, 3 + slot, 0) for slot in range(4)])])
+    for count, rows in itertools.product((1, 2, 4), range(1, SLOTS + 1)):
+        warm.run([Step(list(range(rows)), count)])
+    warm.run([ScoreChunk(1, [1] * 64, [2] * 64, 100, LENGTH)])
     assert compiled() == before
 
 
-@pytest.mark.parametrize("length", [16, 64, 256, 2048])
-@pytest.mark.parametrize("chunk", [16, 64, 128])
-def test_every_program_is_named(length: int, chunk: int) -> None:
-    """Sizes and windows of all chunks that can be, without a device."""
-    if length % chunk:
-        return
-    runner = object.__new__(ModelRunner)
-    runner.length, runner.chunk, runner._counts = length, chunk, (1, 4)
-    runner._sizes = sorted({max(chunk // 4, 16), chunk})
-    window = lambda start, size: min(length, 1 << (start + size - 1).bit_length())
-    named = {
-        (len(op.tokens), window(op.start, len(op.tokens)))
-        for op in runner.programs()
-        if isinstance(op, Prefill)
-    }
-    possible = {
-        (size, window(start, size)) for start in range(0, length, chunk) for size in runner._sizes
-    }
-    assert named == possible
-    shared = {
-        min(length, decode.bucket(len(op.tokens)))
-        for op in runner.programs()
-        if isinstance(op, CopyPrefix)
-    }
-    assert {min(length, decode.bucket(n)) for n in range(chunk, length, chunk)} <= shared
+def test_few_programs(warm: ModelRunner) -> None:
+    """Two sizes of prefills, 2, 4 and 8 answers in a step, and four small ones; at any length."""
+    assert len(list(warm.programs())) == 9
 
 
-def test_answers_are_those_of_generate(warm: ModelRunner, babbler: Qwen) -> None:
-    """Through the schedule, in chunks, beside others, the first with a grammar's mask of all."""
-    schedule = Scheduler(warm.slots, warm.chunk, 99, 4, share=True)
-    texts = [[7, 8, 9], list(range(30, 110)), [50] * 64]
-    samplings = [Sampling(temperature=0.8), Sampling(temperature=0), Sampling(temperature=1.2)]
-    requests = [
-        Request(
-            ids,
-            SamplingArrays.of(sampling, (), 5),
-            12,
-            lambda update: None,
-            prefix_scope=str(n % 2),
-        )
-        for n, (ids, sampling) in enumerate(zip(texts, samplings, strict=True))
-    ]
+def run(runner: ModelRunner, requests: list[Request], **how: Any) -> Scheduler:
+    usual = {"slots": SLOTS, "pages": 14, "page": runner.page, "chunk": CHUNK, "step_tokens": 4}
+    schedule = Scheduler(Limits(**usual | {"queue": 99} | how))
     for request in requests:
         schedule.submit(request)
     while schedule.busy:
         turn = schedule.next()
-        schedule.take(turn, warm.read(turn.operations, warm.run(turn.operations)))
+        schedule.take(turn, runner.read(turn.operations, runner.run(turn.operations)))
+    return schedule
+
+
+TEXTS = [[7, 8, 9], list(range(30, 110)), [50] * 64, [*range(30, 105), 7, 7, 7]]
+SAMPLINGS = [
+    Sampling(temperature=0.8),
+    Sampling(temperature=0),
+    Sampling(temperature=1.2, repetition_penalty=1.3),
+    Sampling(temperature=1.0, presence_penalty=0.4, top_p=0.9),
+]
+
+
+def wish(number: int, count: int = 12) -> Request:
+    settings = SamplingArrays.of(SAMPLINGS[number % 4], (), number)
+    return Request(TEXTS[number % 4], settings, count, lambda update: None)
+
+
+def test_answers_are_those_of_generate(warm: ModelRunner, babbler: Qwen) -> None:
+    """Through the schedule, in pieces, beside others, beginnings shared."""
     endless = with_defaults(babbler, eos_ids=())
-    for request, ids, sampling in zip(requests, texts, samplings, strict=True):
-        (alone,) = complete(endless, [ids], sampling, max_new_tokens=12, seed=5)
+    requests = [wish(number) for number in range(4)]
+    run(warm, requests)
+    for number, request in enumerate(requests):
+        (alone,) = complete(
+            endless, [TEXTS[number]], SAMPLINGS[number], max_new_tokens=12, seed=number
+        )
         assert request.answer == alone.tokens
+
+
+def test_a_crowd_that_runs_out_of_pages(warm: ModelRunner) -> None:
+    """Answers that give their pages up and come back are what they are alone, to the token."""
+    alone = []
+    for number in range(12):
+        request = wish(number, 60 + number)
+        warm.reset()
+        run(warm, [request])
+        alone.append(request.answer)
+    warm.reset()
+    requests = [wish(number, 60 + number) for number in range(12)]
+    random.Random(0).shuffle(requests)
+    schedule = run(warm, requests, pages=7)
+    assert schedule.preemptions > 0
+    assert sorted(request.answer for request in requests) == sorted(alone)
 
 
 def test_lineage_is_the_octave(warm: ModelRunner) -> None:

@@ -6,24 +6,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_jax.text.tokenizer import Tokenizer
-from serve.engine.operations import Prefill, Result
-from tests.serve.fake import Fake, Slot, result
+from serve.engine.operations import Result
+from serve.engine.turn import Limits
+from tests.serve.fake import Fake, Slot
 
 
 @dataclass
 class Script(Fake):
     """Every answer is `says`, then an end; grammars are obeyed, with the least id they allow."""
 
-    says: Sequence[int] = ()
-    end: int = 0
+    says: Sequence[int]
+    end: int
+    slots: int = 4
+    chunk: int = 32
+    length: int = 4096
+    pages: int = 2048
+    page: int = 16  # tokens
+    tile: int = 16
     seconds: float = 0.0  # that a step takes
     failures: int = 0  # how many of the next operations fail
-    length: int = 4096
+
+    def __post_init__(self) -> None:
+        super().__init__(Limits(self.slots, self.pages, self.page, self.chunk, 4, 256, self.tile))
 
     @staticmethod
     def of(tokenizer: Tokenizer, text: str, **how: Any) -> "Script":
         ids = tokenizer.encode(text, specials=tokenizer.markup)
-        how = {"slots": 4, "chunk": 32} | how
         return Script(says=ids, end=tokenizer.specials["<|im_end|>"], **how)
 
     def prefix_scope(self, prompt_length: int) -> int:
@@ -35,32 +43,17 @@ class Script(Fake):
             raise RuntimeError("the device is on fire")
         return super()._run(operation)
 
-    def _next(self, slot: Slot, mask: bytes | None) -> int:
-        place = slot.token
+    def _sample(self, slot: Slot, mask: bytes | None = None) -> int:
+        place = len(slot.heard) - slot.piece.prompt_length
         id = self.says[place] if place < len(self.says) else self.end
         if mask is not None and not mask[id // 8] >> id % 8 & 1:
             id = next(i for i in range(len(mask) * 8) if mask[i // 8] >> i % 8 & 1)
-        slot.token += 1
-        slot.remaining = 0 if (id,) in slot.ends else slot.remaining - 1
+        slot.heard.append(id)
+        stops = slot.piece.settings.stops[0].tolist()
+        ends = id in {stop[-1] for stop in stops if stop[-2] < 0}
+        slot.active = not ends and place + 1 < slot.piece.max_new_tokens
         return id
 
-    def _prefill(self, chunk: Prefill) -> Result:
-        slot = self.state[chunk.slot]
-        slot.held = [*slot.held[: chunk.start], *chunk.tokens]
-        if len(slot.held) < chunk.prompt_length:
-            return result([[]], [False])
-        slot.token, slot.remaining = 0, chunk.max_new_tokens
-        stops = [[id for id in row if id >= 0] for row in chunk.settings.stops[0].tolist()]
-        slot.ends = {tuple(stop) for stop in stops}
-        return result([[self._next(slot, chunk.mask)]], [slot.remaining > 0])
-
-    def _step(self, count: int, masks: Mapping[int, bytes] | None) -> Result:
+    def _step_all(self, slots: Sequence[int], count: int, masks: Mapping[int, bytes]) -> Result:
         time.sleep(self.seconds)
-        rows = []
-        for number, slot in enumerate(self.state):
-            row: list[int] = []
-            mask = (masks or {}).get(number)
-            while slot.remaining and len(row) < count and mask != b"":
-                row.append(self._next(slot, mask))
-            rows.append(row)
-        return result(rows, [slot.remaining > 0 for slot in self.state])
+        return super()._step_all(slots, count, masks)

@@ -208,9 +208,10 @@ def seen(running: Running, path: str, body: Any) -> Any:
     answer = running.http.post(path, json=body)
     until(lambda: not running.model.engine.busy)
     asked = [
-        (chunk.tokens, chunk.max_new_tokens, chunk.mask, leaves(chunk.settings))
-        for chunk in device.log
-        if isinstance(chunk, Prefill)
+        (piece.tokens, piece.max_new_tokens, piece.mask, leaves(piece.settings))
+        for prefill in device.log
+        if isinstance(prefill, Prefill)
+        for piece in prefill.pieces
     ]
     said = re.sub(_CHANCE, "", answer.text)
     return answer.status_code, asked, said

@@ -1,0 +1,1 @@
+"""The schedule of a server over devices that are not there."""

@@ -1,0 +1,227 @@
+"""What is done with prompts: prefill them, recall what pages hold of them, score every token.
+
+state, first = prefill(params, state, pieces)      # of several prompts, or of a long one
+state = recall(params, state, slot, tokens, 0, 90)  # pages that the slot was given hold them
+state, scores = score_chunk(params, state, 0, chunk, following, start=0, prompt_length=900)
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qwen_jax.decoding.decode import bucket, power, sample_next
+from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
+from qwen_jax.decoding.logits import History, SamplingArrays, best
+from qwen_jax.decoding.pieces import Packed, Piece, pack, rows_of
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
+from qwen_jax.nn.kv_cache import Cache
+from qwen_jax.nn.lora import select_adapters
+from qwen_jax.nn.model import Qwen
+
+CHUNK = 2048  # most tokens one call takes
+_TILE = {"cpu": 32}  # most tokens of a row: the rows of one text read its keys once each
+_LARGEST = 512
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scores:
+    """Log probabilities of the ids that follow each token of a chunk; T tokens."""
+
+    logprobs: Array  # [T] float32
+    top_tokens: Array  # [T MAX_LOGPROBS] int32, best first
+    top_logprobs: Array  # [T MAX_LOGPROBS] float32
+
+
+def prefill(
+    params: Qwen | Weights,
+    state: State,
+    pieces: Sequence[Piece],
+    table: np.ndarray | None = None,
+    *,
+    tile: int | None = None,
+    rows: int | None = None,
+    count: int | None = None,
+) -> tuple[State, Output]:
+    """Compute pieces of texts, each of another slot, in one call.
+
+    A piece that is the last of its text activates its slot and gives the first new token as its
+    row of the Output [count 1]; for the others that token is -1. table: [slots blocks], the pages
+    of every slot's text, where slots share them. tile, rows, count: what the call is padded to,
+    tokens of a row, rows and pieces; default, few sizes.
+    """
+    weights = flatten(params)
+    if tile is None:
+        longest = max(len(piece.tokens) for piece in pieces)
+        tile = min(tile_of(weights.platform), bucket(longest))
+    needed = sum(rows_of(len(piece.tokens), tile) for piece in pieces)
+    slots = len(state.rows.active)
+    packed = pack(
+        pieces,
+        slots,
+        weights.structure.config.vocab,
+        tile,
+        rows or power(needed),
+        count or power(len(pieces)),
+    )
+    return _prefill(weights, state, packed, _own_pages(table, packed))
+
+
+def recall(
+    params: Qwen | Weights,
+    state: State,
+    slot: int,
+    tokens: Sequence[int],
+    start: int,
+    prompt_length: int,
+) -> State:
+    """Let a slot's text go on with tokens whose keys and values its pages hold already.
+
+    What the slot did before ends, if they are the beginning.
+    """
+    weights, settings = flatten(params), SamplingArrays.of(Sampling(), (), 0)
+    slots, vocab = len(state.rows.active), weights.structure.config.vocab
+    for at in range(0, len(tokens), _LARGEST):
+        part = tokens[at : at + _LARGEST]
+        piece = Piece(slot, part, start + at, prompt_length, settings, 0, last=False)
+        packed = pack([piece], slots, vocab, _LARGEST, 1, 1)
+        state = _recall(weights.structure, state, packed)
+    return state
+
+
+def score_chunk(
+    params: Qwen | Weights,
+    state: State,
+    slot: int,
+    tokens: Sequence[int],
+    following: Sequence[int],
+    *,
+    start: int,
+    prompt_length: int,
+    tile: int,
+    rows: int,
+    adapter: int = 0,
+    table: np.ndarray | None = None,
+) -> tuple[State, Scores]:
+    """Score `following` [T], the id after each of a chunk's tokens, given all up to that token.
+
+    The chunks of a text come in order; their keys and values fill the slot, which stays idle.
+    tile, rows: what the chunk is padded to, rows of so many tokens, the same for all chunks to
+    compile few programs. table: see prefill.
+    """
+    assert len(tokens) == len(following)
+    weights, settings = flatten(params), SamplingArrays.of(Sampling(), (), 0)
+    piece = Piece(slot, tokens, start, prompt_length, settings, 0, last=False, adapter=adapter)
+    slots, vocab = len(state.rows.active), weights.structure.config.vocab
+    packed = pack([piece], slots, vocab, tile, rows, 1)
+    wanted = np.zeros(tile * rows, np.int32)
+    wanted[: len(following)] = following
+    return _score_chunk(weights, state, packed, wanted, _own_pages(table, packed))
+
+
+def tile_of(platform: str) -> int:
+    """Most tokens of a prefill's row."""
+    return _TILE.get(platform, _LARGEST)
+
+
+def _own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:
+    """[C blocks]: the pages of each row's text, a copy that the host's table may outgrow."""
+    return None if table is None else table[np.minimum(packed.slots, len(table) - 1)[packed.owner]]
+
+
+@functools.partial(Program, donate_argnums=1)
+def _prefill(
+    weights: Weights, state: State, packed: Packed, table: Array | None
+) -> tuple[State, Output]:
+    x, cache = _compute(weights, state, packed, table)
+    ends = packed.starts + packed.lengths
+    remaining = packed.budgets - jnp.maximum(0, ends - packed.prompt_lengths)
+    rows = replace(
+        _remember(state, packed),
+        positions=ends,
+        prompt_lengths=packed.prompt_lengths,
+        remaining=remaining,
+        active=packed.last & (remaining > 0) & (packed.slots < len(state.rows.active)),
+        adapters=packed.adapters,
+        settings=packed.settings,
+    )
+    newest = packed.first * packed.tokens.shape[1] + packed.lengths - 1
+    x = x.reshape(-1, x.shape[-1]).at[newest].get(mode="clip")
+    mesh = weights.structure.mesh
+
+    def begin() -> tuple[Rows, Output]:
+        logits = gather_logits(weights.model().logits(x), mesh)
+        return sample_next(rows, logits, packed.allowed)
+
+    def wait() -> tuple[Rows, Output]:
+        return rows, Output.empty(len(rows.active), 1, rows.active)
+
+    rows, output = jax.lax.cond(jnp.any(rows.active), begin, wait)
+    state = State(cache, state.rows.put(packed.slots, rows))
+    return constrain(state, mesh), replicated(output, mesh)
+
+
+@functools.partial(jax.jit, donate_argnums=1, static_argnums=0)
+def _recall(structure: Structure, state: State, packed: Packed) -> State:
+    rows = _remember(state, packed)
+    rows = replace(rows, active=jnp.zeros_like(rows.active))
+    return constrain(replace(state, rows=state.rows.put(packed.slots, rows)), structure.mesh)
+
+
+@functools.partial(Program, donate_argnums=1)
+def _score_chunk(
+    weights: Weights, state: State, packed: Packed, following: Array, table: Array | None
+) -> tuple[State, Scores]:
+    mesh = weights.structure.mesh
+    x, cache = _compute(weights, state, packed, table)
+    logits = weights.model().logits(x.reshape(-1, x.shape[-1]))
+    logprobs = jax.nn.log_softmax(gather_logits(logits, mesh), axis=-1)  # [T V]
+    ids, values = best(logprobs, jnp.bool_(True))
+    chosen = jnp.take_along_axis(logprobs, following[:, None], axis=1)[:, 0]
+    active = state.rows.active.at[packed.slots].set(False, mode="drop")
+    state = State(cache, replace(state.rows, active=active))
+    return constrain(state, mesh), replicated(Scores(chosen, ids, values), mesh)
+
+
+def _compute(
+    weights: Weights, state: State, packed: Packed, table: Array | None
+) -> tuple[Array, Cache]:
+    """Hidden states [C T D] of pieces, and the cache that holds them."""
+    offsets, owner = packed.offsets(), packed.owner
+    model = select_adapters(weights.model(), packed.adapters[owner])
+    positions = packed.starts[owner][:, None] + offsets
+    tile = packed.tokens.shape[1]
+    count = jnp.clip(packed.lengths[owner] - offsets[:, 0], 0, tile)
+    ends = jnp.where(count > 0, positions[:, 0] + count, 0)
+    if table is None:
+        table = packed.slots[owner][:, None]
+    cache = state.cache.select(table, ends)
+    x, cache = model(packed.tokens, positions, packed.prompt_lengths[owner], cache)
+    return x, cache.select(None, None)
+
+
+def _remember(state: State, packed: Packed) -> Rows:
+    """The rows of the pieces' slots, with their tokens in the history."""
+    rows, owner, offsets = state.rows.take(packed.slots), packed.owner, packed.offsets()
+    fresh = History.empty(len(rows.active), rows.history.prompted.shape[1])
+
+    def anew(old: Array, new: Array) -> Array:
+        begins = (packed.starts == 0).reshape(-1, *[1] * (old.ndim - 1))
+        return jnp.where(begins, new, old)
+
+    history = jax.tree.map(anew, rows.history, fresh)
+    history = history.extend(
+        packed.tokens,
+        owner,
+        real=offsets < packed.lengths[owner][:, None],
+        answered=packed.starts[owner][:, None] + offsets >= packed.prompt_lengths[owner][:, None],
+        first=packed.first * packed.tokens.shape[1],
+        length=packed.lengths,
+    )
+    return replace(rows, history=history)
