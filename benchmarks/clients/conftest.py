@@ -8,7 +8,8 @@ from benchmarks.support import record
 from benchmarks.support.server import Server, started
 
 KEY = "a-key-for-all-clients"
-PACKAGES = ("openai", "langchain-openai", "lm-eval", "jax", "starlette", "uvicorn", "llguidance")
+CLIENTS = "openai anthropic openai-agents pydantic-ai-slim litellm huggingface_hub langchain-openai"
+PACKAGES = (*CLIENTS.split(), "lm-eval", "jax", "starlette", "uvicorn", "llguidance")
 found: dict[str, str] = {}
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from qwen_jax.decoding import aot, decode, window
+from qwen_jax.decoding import aot, decode, prompts, window
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of, per_call
 from qwen_jax.nn.model import Qwen
 
@@ -33,5 +33,5 @@ def prepare(
     if cache_dtype is None and {device.platform for device in devices} == {"cpu"}:
         cache_dtype = np.float32  # as decode.start has it
     length = decode.cache_length(len(prompt), budget)
-    count = per_call(budget, watch=True)
-    aot.prepare(shapes, 1, length, cache_dtype, prompt=len(prompt), count=count)
+    chunk, count = min(len(prompt), prompts.CHUNK), per_call(budget, watch=True)
+    aot.prepare(shapes, 1, length, cache_dtype, prompt=chunk, count=count)

@@ -122,7 +122,7 @@ def _fields(target: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
         required = parameter.default is inspect.Parameter.empty
         hint: Any = "" if not required and parameter.default in (None, ()) else None
         about = tyro.conf.arg(help=docs.get(name), help_behavior_hint=hint)
-        kind: Any = Annotated.__class_getitem__((hints[name], about))  # type: ignore[attr-defined]
+        kind: Any = Annotated[hints[name], about]
         default = () if required else (dataclasses.field(default=parameter.default),)
         yield name, (name, kind, *default)
 

@@ -1,7 +1,6 @@
 """What cannot be served ends the command with one line and 1, before it listens or after."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -94,7 +93,7 @@ def test_what_is_checked_before_listening(tmp_path: Path, damaged: Path) -> None
     file = str(tmp_path / "file")
     refused(ended("--model", "demo", "--api-keys", file), file)
     how = ("--tls-certificate", file, "--tls-key", file)
-    refused(ended("--model", "demo", *how), "no certificate")
+    refused(ended("--model", "demo", *how), file, "is not in PEM")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_a_fault_while_the_model_is_loaded(fault: str, words: str) -> None:
     result = ended("--port", "0", program=program)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if "listening" not in line]
+    (line,) = [line for line in said(result.stderr).splitlines() if "listening" not in line]
     assert line.startswith("error: the model cannot be loaded: ")
     assert words in line
 
@@ -130,6 +129,7 @@ def test_sigterm_while_the_model_is_loaded() -> None:
     program = [sys.executable, "-c", INSTEAD.format("time.sleep(1000)"), "--port", "0"]
     with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert re.search("listening on", process.stderr.readline())
+        while "listening on" not in process.stderr.readline():
+            assert process.poll() is None
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
