@@ -65,7 +65,7 @@ class Weights:
     @property
     def platform(self) -> str:
         """Where the arrays are: "cpu", "gpu", "tpu"."""
-        devices: Any = self.leaves[0].sharding.device_set  # of shapes, too
+        devices: set[jax.Device] = self.leaves[0].sharding.device_set
         return str(next(iter(devices)).platform)
 
 
