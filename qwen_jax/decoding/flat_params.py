@@ -64,8 +64,8 @@ class Weights:
 
     @property
     def platform(self) -> str:
-        """Where the arrays are: "cpu", "gpu", "tpu"."""
-        (device, *_) = self.leaves[0].devices()
+        """Where the arrays are, or will be: "cpu", "gpu", "tpu"."""
+        device: Any = next(iter(self.leaves[0].sharding.device_set))
         return str(device.platform)
 
 
