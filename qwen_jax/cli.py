@@ -29,6 +29,7 @@ class Program:
     summary: str
 
 
+OURS = ("qwen_jax", "convert", "train", "serve")  # packages
 PROGRAMS = {
     "convert": Program("convert.__main__", "Convert a Hugging Face checkpoint, or back; quantise"),
     "generate": Program("qwen_jax.__main__", "Stream a model's answer to one prompt"),
@@ -124,6 +125,11 @@ def _end(error: BaseException) -> NoReturn:
     faults = (ValueError, OSError, *([jax.errors.JaxRuntimeError] if jax else []))
     if isinstance(error, faults):
         sys.exit(f"error: {error}")
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith(OURS):
+        sys.exit(
+            f"error: {error.name} is not installed, and qwen_jax needs it; install qwen_jax again, "
+            "as docs/install.md says"
+        )
     raise error
 
 

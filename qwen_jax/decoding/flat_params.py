@@ -64,9 +64,9 @@ class Weights:
 
     @property
     def platform(self) -> str:
-        """Where the arrays are: "cpu", "gpu", "tpu"."""
-        devices: set[jax.Device] = self.leaves[0].sharding.device_set
-        return str(next(iter(devices)).platform)
+        """Where the arrays are, or will be: "cpu", "gpu", "tpu"."""
+        device: Any = next(iter(self.leaves[0].sharding.device_set))
+        return str(device.platform)
 
 
 class Program:

@@ -100,6 +100,12 @@ def explain(error: BaseException, path: Path, need: int | None = None, advice: s
     told = f"{error} {error.__cause__}"
     if getattr(error, "errno", None) in _FULL or any(words in told for words in _TOLD):
         raise _full(path, need, advice) from error
+    if getattr(error, "errno", None) == errno.EFBIG or "File too large" in told:
+        needed = "" if need is None else f" of {size(need)} in all"
+        raise OSError(
+            f"{path} needs a file{needed} that is larger than this shell or file system allows; "
+            "see ulimit -f, or choose another disk"
+        ) from error
 
 
 def _full(path: Path, need: int | None, advice: str = "") -> OSError:

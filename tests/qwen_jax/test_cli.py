@@ -164,3 +164,13 @@ def test_a_warning_is_a_line(
     monkeypatch.setattr(cli, "load", warned)
     assert fault("demo") == "error: wrong"
     assert capsys.readouterr().err == "warning: this may surprise\n"
+
+
+def test_a_package_that_came_later_is_a_line(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkout that was updated and not installed again."""
+
+    def lost(word: str) -> None:
+        raise ModuleNotFoundError("No module named 'xxhash'", name="xxhash")
+
+    monkeypatch.setattr(cli, "load", lost)
+    assert "xxhash is not installed, and qwen_jax needs it; install qwen_jax again" in fault("demo")

@@ -88,6 +88,12 @@ def test_a_full_disk_is_told(
     atomic.check_room(tmp_path / "x", 500_000)
 
 
+def test_a_file_that_may_not_be_so_large(tmp_path: Path) -> None:
+    message = r"x needs a file of 2 MB in all that is larger than .* allows; see ulimit -f"
+    with pytest.raises(OSError, match=message), atomic.new_file(tmp_path / "x", 2_000_000):
+        raise OSError(errno.EFBIG, "File too large")
+
+
 def test_a_disk_that_is_full(small_disk: Path) -> None:
     with pytest.raises(OSError, match=r"report\.json is full: .* left, 2 MB needed"):
         atomic.write_text(small_disk / "report.json", "x" * 2_000_000)
