@@ -5,7 +5,6 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
+from qwen_jax.program import progress
 from qwen_jax.text import chatml
 from serve import cache_memory
 from serve.cache_memory import Room
@@ -31,7 +31,6 @@ from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
 
-_PATIENCE = 1.5  # seconds between two lines of progress
 _TURN = 0.001  # seconds that a thread keeps the interpreter while another waits for it
 
 log = logging.getLogger("serve")
@@ -90,18 +89,15 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
     )
 
 
-def _progress(service: Service) -> Callable[[int, int], None]:
-    """Says how far the warm-up is: to those who ask, and now and then in the log."""
-    said = time.monotonic()
+def _warm(service: Service, device: ModelRunner | Leader) -> None:
+    """Compile; how far that is, is said to those who ask, and in the log."""
+    with progress.working("compiling", None, "programs") as task:
 
-    def tell(done: int, count: int) -> None:
-        nonlocal said
-        service.stage = f"the model is being loaded: {done} of {count} programs compiled"
-        if time.monotonic() - said > _PATIENCE:
-            said = time.monotonic()
-            log.info("compiling: %d of %d programs", done, count)
+        def tell(done: int, count: int) -> None:
+            service.stage = f"the model is being loaded: {done} of {count} programs compiled"
+            task.total, task.done = count, done
 
-    return tell
+        device.warm(tell)
 
 
 def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
@@ -109,7 +105,7 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     settings, defaults, tokenizer = service.settings, defaults_of(params), text_tokenizer(params)
     compilations = Compilations()
     before, began = compilations.count, time.monotonic()
-    device.warm(_progress(service))
+    _warm(service, device)
     compiled = compilations.count - before
     seconds = time.monotonic() - began
     log.info("warm after %.1f s: %d programs of %d slots", seconds, compiled, device.slots)

@@ -17,7 +17,7 @@ import jax
 import uvicorn
 
 from qwen_jax import distributed
-from qwen_jax.program import interruption
+from qwen_jax.program import interruption, progress
 from serve import app, loading
 from serve.engine import multihost
 from serve.http.keys import Keys
@@ -44,6 +44,7 @@ def serve(settings: ServeConfig) -> None:
     )
     logging.getLogger("serve").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what is no HTTP is no news
+    progress.begin(log.info)
     keys = Keys.read(settings.api_keys)
     distributed.join(settings.coordinator, settings.processes, settings.process)
     try:
@@ -134,7 +135,8 @@ def _load(service: Service, url: str) -> None:
     """In a thread of its own; if it fails the server ends."""
     try:
         settings = service.settings
-        params = loading.parameters(settings)
+        with progress.working(f"loading {settings.model}"):
+            params = loading.parameters(settings)
         runner = loading.runner(params, settings)
         device = runner if jax.process_count() == 1 else multihost.Leader(runner, settings)
         loading.start(service, params, device)

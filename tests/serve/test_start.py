@@ -119,10 +119,11 @@ def test_ctrl_c_while_the_model_is_loaded() -> None:
     program = [*COMMAND, "--max-length", "512"]
     with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        while "slots of" not in process.stderr.readline():
-            pass
+        while "texts of at most" not in process.stderr.readline():
+            assert process.poll() is None
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(PATIENCE) == 130
+        assert process.stderr.read().endswith("interrupted\n")
 
 
 def test_sigterm_while_the_model_is_loaded() -> None:
