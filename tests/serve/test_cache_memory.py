@@ -51,7 +51,7 @@ def test_what_fits(babbler: Qwen, asked: Any, tokens: int | None, pages: int, le
     ("asked", "free", "said"),
     [
         ({"cache_memory": "2MiB"}, 10**6, r"--cache-memory 2MiB does not fit, 1 MB are free"),
-        ({"cache_memory": "6kB"}, None, r"room for 0 tokens, wanted 64 or more, which take 0.0064"),
+        ({"cache_memory": "6kB"}, None, r"room for 0 tokens, wanted 64 or more, which take 6.4 kB"),
         ({}, 6000, r"room for 0 tokens, wanted 64 or more.* more --cache-memory, or a shorter"),
         ({"max_length": 300}, 50_000, r"--max-length 300 does not fit: .* room for 192 tokens"),
     ],
