@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from qwen_jax.data.examples import LEARNT, LossOn, answered, encode
+from qwen_jax.data import LossOn
+from qwen_jax.data.examples import LEARNT, answered, encode
 from qwen_jax.data.records import Paths, Records
 from qwen_jax.text.tokenizer import Tokenizer
 from train.scan import check, scan

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_jax.data.examples import LossOn
+from qwen_jax.data import LossOn
 from qwen_jax.files.problems import Problems
 from train.nn import Remat
 

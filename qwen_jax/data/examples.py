@@ -1,16 +1,14 @@
 """A record as token ids and labels."""
 
-from typing import Literal
-
 import numpy as np
 
+from qwen_jax.data import LossOn
 from qwen_jax.data.formats import Conversation, Document, Pair, Record
 from qwen_jax.text.chatml import IM_END, IM_START
 from qwen_jax.text.tokenizer import Tokenizer
 from qwen_jax.text.transcript import Part, transcript
 
 IGNORED = -100  # the label of a token that is not learnt
-LossOn = Literal["turns", "assistant"]
 LEARNT = {"turns": ("control", "answer"), "assistant": ("answer",)}
 
 

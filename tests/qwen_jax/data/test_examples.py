@@ -8,7 +8,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from qwen_jax.data.examples import IGNORED, LossOn, answered, encode
+from qwen_jax.data import LossOn
+from qwen_jax.data.examples import IGNORED, answered, encode
 from qwen_jax.data.formats import Conversation, Document, Pair, parse
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.assets import read_vocabulary
