@@ -104,7 +104,7 @@ def slurm(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
 
 def test_slurm(tmp_path: Path, slurm: Callable[..., str]) -> None:
     """Two processes train, and leave what one would."""
-    small = "--max-length 24 --batch-size 2 --steps 1 --rank 2"
+    small = "--max-length 64 --batch-size 2 --steps 1 --rank 2"
     assert slurm(*small.split()) == ""
     assert (tmp_path / "runs/first/adapter/adapter_config.json").exists()
 
