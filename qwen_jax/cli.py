@@ -111,8 +111,10 @@ def run(command: Callable[[], object]) -> None:
         try:
             _end(error)
         except BaseException as ending:
-            if joined := sys.modules.get("qwen_jax.distributed"):
-                joined.leave(ending)
+            if "jax" in sys.modules:
+                from qwen_jax import distributed
+
+                distributed.leave(ending)
             raise
 
 
