@@ -290,7 +290,7 @@ def test_impossible_budgets(base: Qwen, count: Any) -> None:
         ({"stop": ""}, "stop is .*expected a tuple of non-empty strings"),
         ({"stop": [1]}, "stop is .*expected a tuple of non-empty strings"),
         ({"sampling": Sampling(logit_bias={416: 1.0})}, r"logit_bias has ids \[416\], this model"),
-        ({"sampling": Sampling(logprobs=1)}, "no logprobs; see .*completion.complete"),
+        ({"sampling": Sampling(logprobs=1)}, "no logprobs; see .*completion"),
         ({"sampling": [GREEDY, Sampling(logprobs=1)]}, "no logprobs"),
     ],
 )

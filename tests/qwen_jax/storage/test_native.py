@@ -90,6 +90,7 @@ def test_no_flipped_bit_is_loaded(broken: Path) -> None:
     """A hundred bits of all files, the smallest ones' as often as the largest's."""
     random = np.random.default_rng(0)
     files = sorted(file for file in broken.rglob("*") if file.is_file())
+    files = [file for file in files if file.name != "origin.json"]  # a name, which nothing loads
     for number in range(100):
         file = files[number % len(files)]
         content = bytearray(file.read_bytes())
