@@ -21,6 +21,8 @@ CODE = 130
 
 _watch: int | None = None  # what signals are written to, where a thread reads them
 _held: list["Held | Caught"] = []
+_order = threading.Lock()
+_settled = 0  # presses that Python has caught, before the thread heard of them
 _asked = threading.Event()
 _ending = threading.Lock()
 advice = ""  # what a program adds to `interrupted`
@@ -125,6 +127,7 @@ class Caught:
 
     def __init__(self) -> None:
         self._told = False
+        self.heard = False  # by the thread
 
     def thread(self) -> None:
         if self._told:
@@ -138,13 +141,19 @@ class Caught:
 @contextmanager
 def caught() -> Iterator[None]:
     """Inside, KeyboardInterrupt is no end of the program; see Caught."""
-    mine = Caught()
+    global _settled
+    mine, caught = Caught(), False
     rearm()
     _held.append(mine)
     try:
         yield
+    except KeyboardInterrupt:
+        caught = True
+        raise
     finally:
-        _held.remove(mine)
+        with _order:
+            _held.remove(mine)
+            _settled += caught and not mine.heard and _watch is not None
 
 
 def _listen(heard: int) -> None:
@@ -155,8 +164,16 @@ def _listen(heard: int) -> None:
 
 
 def _press() -> None:
-    if _held:
-        _held[-1].thread()
+    global _settled
+    with _order:
+        if _settled:
+            _settled -= 1
+            return
+        innermost = _held[-1] if _held else None
+        if isinstance(innermost, Caught):
+            innermost.heard = True
+    if innermost is not None:
+        innermost.thread()
     else:
         _asked.set()
         threading.Thread(target=_insist, daemon=True).start()
