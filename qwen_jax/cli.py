@@ -111,7 +111,7 @@ def run(command: Callable[[], object]) -> None:
         try:
             _end(error)
         except BaseException as ending:
-            if "jax" in sys.modules:
+            if sys.modules.get("jax"):
                 from qwen_jax import distributed
 
                 distributed.leave(ending)
