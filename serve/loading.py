@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import copy
 import logging
 import sys
 import time
@@ -32,6 +33,7 @@ from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
 
 _TURN = 0.001  # seconds that a thread keeps the interpreter while another waits for it
+_LONGEST_STRETCH = 2**20  # bytes: 50 MB of work space
 
 log = logging.getLogger("serve")
 
@@ -102,7 +104,9 @@ def _warm(service: Service, device: ModelRunner | Leader) -> None:
 
 def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     """Compile everything, then let requests in."""
-    settings, defaults, tokenizer = service.settings, defaults_of(params), text_tokenizer(params)
+    settings, defaults = service.settings, defaults_of(params)
+    tokenizer = copy.copy(text_tokenizer(params))
+    tokenizer.longest_stretch = _LONGEST_STRETCH
     compilations = Compilations()
     before, began = compilations.count, time.monotonic()
     _warm(service, device)

@@ -43,7 +43,10 @@ async def _rendered(request: Request, answer: Callable[[], dict[str, Any]]) -> R
 
 def _ids(model: Model, fields: TokenizeRequest) -> "array[int]":
     if fields.prompt is not None:
-        return model.tokenizer.prompt_array(fields.prompt)
+        try:
+            return model.tokenizer.prompt_array(fields.prompt)
+        except ValueError as error:
+            raise ApiError(400, str(error), "prompt") from None
     assert fields.messages is not None
     messages = [message.said() for message in fields.messages]
     described = [tool.shown() for tool in fields.tools or ()]
