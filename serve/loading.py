@@ -1,8 +1,8 @@
 """From settings to a model that is warm and running."""
 
+import copy
 import dataclasses
 import gc
-import copy
 import logging
 import sys
 import time

@@ -127,7 +127,7 @@ async def unread_streams(attack: Attack) -> None:
 
 async def kept_responses(attack: Attack) -> None:
     """Answers that the server keeps, each with a conversation as long as it takes."""
-    await attack.post(RESPONSES, {"input": "word " * 900, "max_output_tokens": 1, "store": True})
+    await attack.post(RESPONSES, {"input": "word " * 200, "max_output_tokens": 1, "store": True})
 
 
 async def slow_heads(attack: Attack) -> None:
