@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,25 +67,10 @@ def load(
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
         attach.check(added, config, assets.model_type)
-    quantised = formats_of(manifest.leaves)
-    places = _places(config, mesh, quantised)
-    where = named_leaves(places)
-    kept = lambda name, leaf: (
-        leaf.dtype if name.rpartition(".")[2] in FIELDS else dtype or leaf.dtype
-    )
-    wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, kept(name, leaf), sharding=where[name])
-        for name, leaf in manifest.leaves.items()
-    }
-    (first, *_) = where["embed"].device_set
-    made = lambda leaves: dataclasses.replace(
-        jax.tree.unflatten(jax.tree.structure(places), [leaves.pop(name) for name in where]),
-        assets=assets,
-    )
+    wanted, made = _layout(manifest, config, assets, mesh, dtype)
+    (first, *_) = wanted["embed"].sharding.device_set
     if before_reading is not None and added is None:
-        shapes: dict[str, Any] = dict(wanted)
-        arrange_leaves(shapes, first.platform)
-        before_reading(made(shapes))
+        before_reading(_arranged(wanted, made))
     arrays: dict[str, jax.Array] = {}
     for piece, leaves in native.by_piece(wanted).items():
         read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
@@ -94,6 +79,41 @@ def load(
         arrays |= read
         progress.advance(native.size(leaves))
     return made(arrays) if added is None else attach.add(made(arrays), added)
+
+
+def shapes(folder: str | Path, mesh: Mesh | None = None, dtype: DTypeLike | None = None) -> Qwen:
+    """What `load` would give, as ShapeDtypeStructs with shardings; no array is read."""
+    return _arranged(*_layout(*examine(folder), mesh, dtype))
+
+
+_Made = Callable[[dict[str, Any]], Qwen]  # from leaves by name
+
+
+def _layout(
+    manifest: Manifest, config: Config, assets: Assets, mesh: Mesh | None, dtype: DTypeLike | None
+) -> tuple[dict[str, jax.ShapeDtypeStruct], _Made]:
+    """Every array as it will be restored, and what makes parameters of them."""
+    places = _places(config, mesh, formats_of(manifest.leaves))
+    where = named_leaves(places)
+    kept = lambda name, leaf: (
+        leaf.dtype if name.rpartition(".")[2] in FIELDS else dtype or leaf.dtype
+    )
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, kept(name, leaf), sharding=where[name])
+        for name, leaf in manifest.leaves.items()
+    }
+    made = lambda leaves: dataclasses.replace(
+        jax.tree.unflatten(jax.tree.structure(places), [leaves.pop(name) for name in where]),
+        assets=assets,
+    )
+    return wanted, made
+
+
+def _arranged(wanted: Mapping[str, jax.ShapeDtypeStruct], made: _Made) -> Qwen:
+    (first, *_) = wanted["embed"].sharding.device_set
+    leaves: dict[str, Any] = dict(wanted)
+    arrange_leaves(leaves, first.platform)
+    return made(leaves)
 
 
 def examine(
