@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api import chat, completions, status, tokenize
+from serve.api import adapters, chat, completions, status, tokenize
 from serve.api.sse import Gone
 from serve.dialects import generate, messages, responses
 from serve.http.errors import ApiError, on_api_error, on_http_error
@@ -42,6 +42,8 @@ _POSTS: dict[str, Callable[..., Any]] = {
     "/v1/messages/count_tokens": messages.count_tokens,
     "/v1/responses": responses.create,
     "/v1/responses/{id}/cancel": responses.cancel,
+    "/v1/load_lora_adapter": adapters.load,
+    "/v1/unload_lora_adapter": adapters.unload,
     "/tokenize": tokenize.tokenize,
     "/detokenize": tokenize.detokenize,
 }

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from qwen_jax import load, memory
-from qwen_jax.adapters import attach, peft
+from qwen_jax.adapters import attach, bank, peft
 from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.nn.model import Qwen
@@ -20,6 +20,7 @@ from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.program import progress
 from qwen_jax.text import chatml
 from serve import cache_memory
+from serve.adapters import Adapters, Loaded
 from serve.cache_memory import Room
 from serve.engine.dashboards import Dashboards
 from serve.engine.engine import Engine
@@ -43,9 +44,13 @@ def check(settings: ServeConfig) -> None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
     for name, folder in settings.adapters.items():
         try:
-            attach.check(peft.read(folder), config, manifest.model_type)
+            attach.deltas_of(peft.read(folder), config, manifest.model_type)
         except ValueError as error:
             raise ValueError(f"adapter {name!r}: {error}") from None
+    if settings.adapter_folder and jax.process_count() > 1:
+        raise ValueError(
+            "--adapter-folder is for a server of one process; start several with --adapter"
+        )
     _mesh(settings)
     cache_memory.check(settings, config)
 
@@ -61,7 +66,9 @@ def parameters(settings: ServeConfig) -> Qwen:
     """The checkpoint on a mesh over all devices, or on the only one."""
     added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
     params = load(settings.model, _mesh(settings), settings.dtype)
-    if added:
+    if settings.adapter_folder:
+        params = bank.with_room(params, settings.adapter_ranks, settings.max_adapters)
+    elif added:
         params = attach.add_all(params, added)
     if tokenizer_of(params) is None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
@@ -103,6 +110,7 @@ def _warm(service: Service, device: ModelRunner | Leader) -> None:
 def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     """Compile everything, then let requests in."""
     settings, defaults, tokenizer = service.settings, defaults_of(params), text_tokenizer(params)
+    adapters = _adapters(service, params, device)
     compilations = Compilations()
     before, began = compilations.count, time.monotonic()
     _warm(service, device)
@@ -132,12 +140,13 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     service.metrics.dashboards = Dashboards(
         service.metrics.registry, settings.served_name, device.pages, device.page
     )
+    service.metrics.dashboards.adapters = service.followed
     engine = Engine(device, schedule, service.metrics)
     grammars = Grammars(tokenizer, params.config.vocab, ends or [tokenizer.end_of_text])
     engine.start()
     model = Model(
         name=settings.served_name,
-        adapter=0,
+        adapter=Loaded(),
         config=params.config,
         tokenizer=tokenizer,
         defaults=defaults,
@@ -148,10 +157,23 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     )
     service.named = {alias: dataclasses.replace(model, name=alias) for alias in settings.aliases}
     service.named |= {
-        name: dataclasses.replace(model, name=name, adapter=number)
-        for number, name in enumerate(settings.adapters, 1)
+        name: dataclasses.replace(model, name=name, adapter=loaded)
+        for name, loaded in adapters.items()
     }
     service.model = model
+
+
+def _adapters(service: Service, params: Qwen, device: ModelRunner | Leader) -> dict[str, Loaded]:
+    """Those the server starts with; in a bank, where others may come."""
+    folders = service.settings.adapters
+    if not service.settings.adapter_folder:
+        return {name: Loaded(number, number) for number, name in enumerate(folders, 1)}
+    assert isinstance(device, ModelRunner), "several processes have been refused"
+    service.adapters = Adapters(bank.Bank(params), device.replace)
+    try:
+        return {name: service.adapters.load(folder) for name, folder in folders.items()}
+    except ValueError as error:
+        raise ValueError(f"an adapter: {error}; see --adapter-ranks") from None
 
 
 def settle() -> None:

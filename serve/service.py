@@ -8,9 +8,11 @@ from typing import Any
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.text.tokenizer import Tokenizer
+from serve.adapters import Adapters, Loaded
 from serve.cache_memory import Room
 from serve.engine.engine import Engine
 from serve.engine.metrics import Metrics
+from serve.engine.request import Request
 from serve.lag import Lag
 from serve.lanes import Lanes
 from serve.memory import Memory
@@ -23,7 +25,7 @@ class Model:
     """What answering needs of a checkpoint."""
 
     name: str
-    adapter: int  # its number among those in the network; 0 is none
+    adapter: Loaded
     config: Config
     tokenizer: Tokenizer
     defaults: Defaults
@@ -55,11 +57,18 @@ class Service:
         )
         self.model: Model | None = None  # until it is loaded and warm
         self.named: dict[str, Model] = {}  # the same by its other names, and with each adapter
+        self.adapters: Adapters | None = None  # those that come and go, where they may
         self.draining = False
         self.stage = "the model is being loaded"
         self.failure = ""  # why the model could not be loaded
         self.created = int(time.time())
         self.metrics.watch("ready", "Whether requests are taken", lambda: not self.trouble)
+
+    def followed(self) -> tuple[int, dict[str, tuple[Request, ...]]]:
+        """How many adapters there may be, and who follows each of those there are."""
+        named = {name: one.adapter for name, one in self.named.copy().items() if one.adapter.number}
+        most = len(named) if self.adapters is None else self.adapters.most
+        return most, {name: tuple(one.followers) for name, one in named.items()}
 
     @property
     def trouble(self) -> str:

@@ -93,8 +93,11 @@ def model(service: Service, name: str | None) -> Model:
 
 def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
     """Puts the choices in line."""
+    if model.adapter.gone:
+        raise busy(f"adapter {model.name!r} was taken away or replaced; ask again", 503)
+    asked = [choice.request for choice in choices]
     try:
-        ticket = Ticket(model.engine, [choice.request for choice in choices])
+        ticket = Ticket(model.engine, asked, model.adapter.followers)
     except QueueFull as error:
         raise ApiError(429, f"the server is busy: {error}", headers={"Retry-After": "1"}) from None
     except RuntimeError as error:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serve.schemas.adapters import LoadRequest, UnloadRequest
 from serve.schemas.generate import GenerateRequest, StreamRequest
 from serve.schemas.messages import CountRequest, MessagesRequest
 from serve.schemas.requests import (
@@ -25,6 +26,8 @@ _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/messages/count_tokens": (CountRequest, "How many tokens its prompt has"),
     "/generate": (GenerateRequest, "Continue a text, as text-generation-inference does"),
     "/generate_stream": (StreamRequest, "The same, event by event"),
+    "/v1/load_lora_adapter": (LoadRequest, "Load an adapter into the running server"),
+    "/v1/unload_lora_adapter": (UnloadRequest, "Take an adapter out of it"),
     "/tokenize": (TokenizeRequest, "Ids of a text or a conversation"),
     "/detokenize": (DetokenizeRequest, "Text of ids"),
 }
@@ -104,7 +107,7 @@ def _document() -> dict[str, Any]:
                 "summary": summary,
                 "requestBody": {"required": True, "content": content},
                 "responses": _responses(
-                    *(400, 401, 403, 404, 408, 413, 415, 421, 429, 500, 503, 504),
+                    *(400, 401, 403, 404, 408, 409, 413, 415, 421, 429, 500, 503, 504),
                     error=next((e for p, e in _ERRORS.items() if path.startswith(p)), "Error"),
                 ),
             }

@@ -1,5 +1,6 @@
 """The device side of serving: operations in, results out; compiles everything beforehand."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -91,6 +92,15 @@ class ModelRunner:
         # them. A state that is not would be another kind of argument, and compile everything again.
         bind = lambda x: x if x.committed else jax.device_put(x, x.sharding)
         self._state = jax.tree.map(bind, state)
+
+    def replace(self, place: int, array: Any) -> None:
+        """Have another array of the same kind at a place of the weights from the next operation on.
+
+        Nothing is compiled; what is under way ends with the array that it began with.
+        """
+        leaves = list(self.weights.leaves)
+        leaves[place] = array
+        self.weights = dataclasses.replace(self.weights, leaves=tuple(leaves))
 
     def close(self) -> None:
         """Nothing outlives the process."""

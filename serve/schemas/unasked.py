@@ -168,3 +168,6 @@ THINKING: Idle = {"display": ("summarized",)}
 # Of text-generation-inference
 GENERATE: Idle = {**REQUEST, "best_of": (0, 1), "stop": ([],)}
 STREAM: Idle = {"stream": (False,)}
+
+# of loading an adapter: vLLM's and SGLang's
+ADAPTER: Idle = {"is_3d_lora_weight": (False,), "pinned": (False,)}
