@@ -27,6 +27,7 @@ class Tokenizer:
         (`"special": false` in Hugging Face files); `skip_specials` keeps these.
     names: what tokenizer_config.json calls bos_token, eos_token and so on; templates may use them.
     start: ids that begin a text to be completed; Qwen's own have none.
+    end: ids behind a text that becomes a vector.
     chat_template: jinja2 source, or None (v1 has none: ChatML is built in `chatml`).
     encoding: the tiktoken engine, for libraries that want one.
     """
@@ -37,6 +38,7 @@ class Tokenizer:
         self.chat_template = vocabulary.chat_template
         self.names = vocabulary.names
         self.start = tuple(vocabulary.start)
+        self._end = tuple(vocabulary.end)
         self.normalized = frozenset(vocabulary.normalized)
         self.encoding = tiktoken.Encoding(
             "qwen",
@@ -105,6 +107,14 @@ class Tokenizer:
         ids = self.encode(text, specials=True)
         begun = tuple(ids[: len(self.start)]) == self.start
         return ids if begun else [*self.start, *ids]
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        return self._end or (self.end_of_text,)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Ids of a text that becomes a vector: as a text to complete, and it has an end."""
+        return [*self.encode_prompt(text), *self.end]
 
     def _encode_normal(self, text: str, names: Collection[str]) -> list[int]:
         """Of a text in NFC, in which these control tokens count."""
