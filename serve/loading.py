@@ -5,6 +5,7 @@ import gc
 import logging
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.program import progress
-from qwen_jax.text import chatml
+from qwen_jax.text import chatml, relevance
 from serve import cache_memory
 from serve.adapters import Adapters, Loaded
 from serve.cache_memory import Room
@@ -47,6 +48,8 @@ def check(settings: ServeConfig) -> None:
             attach.deltas_of(peft.read(folder), config, manifest.model_type)
         except ValueError as error:
             raise ValueError(f"adapter {name!r}: {error}") from None
+    if (settings.task or _own_task(assets)) == "rerank":
+        relevance.answers(assets.tokenizer)
     if settings.adapter_folder and jax.process_count() > 1:
         raise ValueError(
             "--adapter-folder is for a server of one process; start several with --adapter"
@@ -93,7 +96,26 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         settings.chunk,
         settings.step_tokens,
         memory.dtype_of_cache(params, settings.cache_dtype),
+        _pools(params, settings),
     )
+
+
+def task_of(params: Qwen, settings: ServeConfig) -> str:
+    """What requests may ask of the model."""
+    return settings.task or _own_task(params.assets)
+
+
+def _own_task(assets: Any) -> str:
+    """What a checkpoint was made for, as far as its files say."""
+    return "embed" if getattr(assets, "pooling", None) is not None else "generate"
+
+
+def _pools(params: Qwen, settings: ServeConfig) -> list[int] | None:
+    """What texts become: None, answers; no ids, vectors; ids, their logits."""
+    task = task_of(params, settings)
+    if task == "generate":
+        return None
+    return relevance.answers(text_tokenizer(params)) if task == "rerank" else []
 
 
 def _warm(service: Service, device: ModelRunner | Leader) -> None:
@@ -147,6 +169,7 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     model = Model(
         name=settings.served_name,
         adapter=Loaded(),
+        task=task_of(params, settings),
         config=params.config,
         tokenizer=tokenizer,
         defaults=defaults,
@@ -154,6 +177,7 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         engine=engine,
         grammars=grammars,
         prefix_scope=device.prefix_scope,
+        prompts=pooling.prompts if (pooling := getattr(params.assets, "pooling", None)) else {},
     )
     service.named = {alias: dataclasses.replace(model, name=alias) for alias in settings.aliases}
     service.named |= {

@@ -1,8 +1,8 @@
 """A loaded model and everything that serves it, from loading to draining."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_jax.config import Config
@@ -26,6 +26,7 @@ class Model:
 
     name: str
     adapter: Loaded
+    task: str  # generate, embed or rerank
     config: Config
     tokenizer: Tokenizer
     defaults: Defaults
@@ -35,6 +36,12 @@ class Model:
     prefix_scope: Callable[
         [int], int
     ]  # prompt length -> what decides, beside the tokens, on keys and values
+
+    prompts: Mapping[str, str] = field(default_factory=dict)  # texts before others, by name
+
+    def scope(self, tenant: str, length: int) -> str:
+        """Texts of this model, of so many tokens, share keys and values within it."""
+        return f"{tenant}/{self.adapter.edition}/{self.prefix_scope(length)}"
 
     @property
     def length(self) -> int:

@@ -11,6 +11,7 @@ import tyro
 from qwen_jax.program import rendezvous
 
 Number = Literal["float32", "bfloat16", "float16"]
+Task = Literal["generate", "embed", "rerank"]
 _HOST = re.compile(r"\*|[\w.-]+|\[?[0-9A-Fa-f:.]+\]?")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/A-Z]+")
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?) ?([kKMGT]?i?)B?")
@@ -21,7 +22,7 @@ _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 
 
 GROUPS = {  # of --help, as docs/serving.md has them
-    "model and memory": """model name adapter adapter_folder adapter_ranks max_adapters dtype
+    "model and memory": """model name task adapter adapter_folder adapter_ranks max_adapters dtype
         cache_dtype""",
     "slot": "slots max_length chunk step_tokens queue prefix_reuse",
     "access": "host port api_keys admin tls_certificate tls_key cors allowed_host log_prompts",
@@ -39,6 +40,8 @@ class ServeConfig:
     """Folder that `qwen-jax convert` wrote, or "demo"."""
     name: Annotated[tuple[str, ...], *_NAMES] = ()
     """Name of the model in requests; by default, its folder's; give one --name for each."""
+    task: Task | None = None
+    """What the model is for: by default, to embed where it came for that, else to generate."""
     adapter: Annotated[tuple[str, ...], *_EACH] = ()
     """Name of an adapter in requests and its PEFT folder; give one --adapter for each."""
     adapter_folder: Annotated[tuple[Path, ...], *_FOLDERS] = ()

@@ -162,6 +162,7 @@ def compare(*folders: Path) -> bool:
         model = Model(
             "qwen",
             Loaded(),
+            "generate",
             config,
             ours,
             Defaults(),

@@ -133,7 +133,7 @@ def _choice(
         ends=ends,
         tenant=tenant,
         adapter=model.adapter.number,
-        prefix_scope=f"{tenant}/{model.adapter.edition}/{model.prefix_scope(len(prompt.ids))}",
+        prefix_scope=model.scope(tenant, len(prompt.ids)),
         logprobs=sampling.logprobs,
         judged=judged,
         priority=fields.priority,

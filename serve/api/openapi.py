@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve.schemas.adapters import LoadRequest, UnloadRequest
+from serve.schemas.embeddings import EmbeddingsRequest, EmbedRequest
 from serve.schemas.generate import GenerateRequest, StreamRequest
 from serve.schemas.messages import CountRequest, MessagesRequest
 from serve.schemas.requests import (
@@ -16,6 +17,7 @@ from serve.schemas.requests import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from serve.schemas.rerank import RerankRequest
 from serve.schemas.responses import ResponsesRequest
 
 _POSTS: dict[str, tuple[type[BaseModel], str]] = {
@@ -26,6 +28,11 @@ _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/messages/count_tokens": (CountRequest, "How many tokens its prompt has"),
     "/generate": (GenerateRequest, "Continue a text, as text-generation-inference does"),
     "/generate_stream": (StreamRequest, "The same, event by event"),
+    "/v1/embeddings": (EmbeddingsRequest, "Vectors of texts"),
+    "/embed": (EmbedRequest, "The same, as text-embeddings-inference does"),
+    "/v1/rerank": (RerankRequest, "Rank documents by how they answer a query"),
+    "/v2/rerank": (RerankRequest, "The same, as Cohere's clients ask for it"),
+    "/rerank": (RerankRequest, "The same"),
     "/v1/load_lora_adapter": (LoadRequest, "Load an adapter into the running server"),
     "/v1/unload_lora_adapter": (UnloadRequest, "Take an adapter out of it"),
     "/tokenize": (TokenizeRequest, "Ids of a text or a conversation"),
@@ -80,6 +87,7 @@ _GENERATE = {
 _ERRORS = {
     "/v1/messages": "AnthropicError",
     "/generate": "GenerateError",
+    "/embed": "GenerateError",
 }  # of other dialects, by how their paths begin
 
 
