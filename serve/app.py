@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api import adapters, chat, completions, embeddings, rerank, status, tokenize
+from serve.api import adapters, chat, completions, embeddings, status, tokenize
 from serve.api.sse import Gone
-from serve.dialects import embed, generate, messages, responses
+from serve.dialects import embed, generate, messages, rerank, responses
 from serve.http.errors import ApiError, on_api_error, on_http_error
 from serve.http.keys import Keys
 from serve.http.middleware import Middleware
