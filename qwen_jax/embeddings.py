@@ -35,7 +35,7 @@ def embed(
     The vector of a text does not depend on the others. Raises ValueError for a text that is longer
     than the checkpoint reads.
     """
-    rows, single = prompts_of(params, texts, Tokenizer.encode_whole)
+    rows, single = prompts_of(params, texts, whole_ids)
     window.check_prompt(params.config, max(map(len, rows)))
     dimensions = check_dimensions(dimensions, params.config.width)
     weights = flatten(params)
@@ -44,6 +44,16 @@ def embed(
         found[numbers] = _last_states(weights, [rows[number] for number in numbers])
     made = shortened(found, dimensions, normalize)
     return made[0] if single else made
+
+
+def end_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids behind every text that becomes a vector."""
+    return tokenizer.end or (tokenizer.end_of_text,)
+
+
+def whole_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that becomes a vector: as a text to complete, and it has an end."""
+    return [*tokenizer.encode_prompt(text), *end_of(tokenizer)]
 
 
 def check_dimensions(dimensions: int | None, width: int) -> int:

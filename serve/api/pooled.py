@@ -8,6 +8,7 @@ from starlette.requests import Request as HttpRequest
 
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.embeddings import end_of, whole_ids
 from serve.api import endpoint
 from serve.api.sse import until_gone
 from serve.api.window import check_texts, too_long
@@ -22,10 +23,12 @@ _AGAIN = 0.05  # seconds until a line that was full is looked at again
 
 def text_ids(model: Model, text: str, param: str, most: int | None = None) -> list[int]:
     """Ids of a text and its end; most: how many of them are kept, None: all, which must fit."""
-    end = model.tokenizer.end
     if most is None:
         check_texts(model, [text], param)
-    ids = model.tokenizer.encode_whole(text)
+    try:
+        ids, end = whole_ids(model.tokenizer, text), end_of(model.tokenizer)
+    except ValueError as error:
+        raise ApiError(400, str(error), param) from None
     if most is not None and len(ids) > most:
         ids = [*ids[: most - len(end)], *end]
     return check_ids(model, ids, param)

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from qwen_jax.text import relevance
 from serve.api import endpoint, pooled
+from serve.http.errors import ApiError
 from serve.schemas.rerank import RerankRequest
 from serve.service import Model
 
@@ -17,7 +18,10 @@ async def rank(request: Request) -> Response:
     """The best documents first; each score is how likely yes is, of yes and no."""
     fields = await endpoint.read(request, RerankRequest)
     model = endpoint.model(request.app.state.service, fields.model, "rerank")
-    texts = await endpoint.work(request, _ids, model, fields)
+    try:
+        texts = await endpoint.work(request, _ids, model, fields)
+    except ValueError as error:  # of the tokenizer
+        raise ApiError(400, str(error)) from None
     logits = await pooled.vectors(request, model, texts)
     scores = [1 / (1 + math.exp(min(700.0, float(no - yes)))) for no, yes in logits]
     best = sorted(range(len(scores)), key=lambda index: -scores[index])[: fields.top_n]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import qwen_jax
+from qwen_jax.embeddings import end_of, whole_ids
 from qwen_jax.nn.model import Qwen
 from qwen_jax.storage.pooling_config import Pooling
 from qwen_jax.text import relevance
@@ -73,9 +74,9 @@ def test_they_are_those_of_the_library(server: Running, embedder: Qwen) -> None:
     answer = post(server, EMBED, model="tiny", input=TEXTS)
     assert {one["object"] for one in answer["data"]} == {"embedding"}
     np.testing.assert_allclose(vectors(answer), qwen_jax.embed(embedder, TEXTS), atol=1e-5)
-    counts = [len(tokenizer_of(embedder).encode_whole(text)) for text in TEXTS]
+    counts = [len(whole_ids(tokenizer_of(embedder), text)) for text in TEXTS]
     assert answer["usage"] == {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
-    ids = [tokenizer_of(embedder).encode_whole(text) for text in TEXTS]
+    ids = [whole_ids(tokenizer_of(embedder), text) for text in TEXTS]
     np.testing.assert_array_equal(vectors(post(server, EMBED, input=ids)), vectors(answer))
     one = vectors(post(server, EMBED, input=ids[0]))
     np.testing.assert_array_equal(one[0], vectors(answer)[0])
@@ -130,7 +131,7 @@ def test_a_long_text_is_cut_where_that_is_asked_for(server: Running, embedder: Q
     tokenizer = tokenizer_of(embedder)
     long = "fox " * 200
     got = vectors(post(server, EMBED, input=long, truncate_prompt_tokens=9))
-    kept = [*tokenizer.encode(long)[:8], *tokenizer.end]
+    kept = [*tokenizer.encode(long)[:8], *end_of(tokenizer)]
     np.testing.assert_array_equal(got, vectors(post(server, EMBED, input=[kept])))
     post(server, EMBED, input=long, truncate_prompt_tokens=-1)
 
