@@ -17,6 +17,7 @@ from qwen_jax import load, memory
 from qwen_jax.adapters import attach, bank, peft
 from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
+from qwen_jax.embeddings import end_of
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.program import progress
@@ -50,8 +51,11 @@ def check(settings: ServeConfig) -> None:
             attach.deltas_of(peft.read(folder), config, manifest.model_type)
         except ValueError as error:
             raise ValueError(f"adapter {name!r}: {error}") from None
-    if (settings.task or _own_task(assets)) == "rerank":
+    task = settings.task or _own_task(assets)
+    if task == "rerank":
         relevance.answers(assets.tokenizer)
+    if task == "embed":
+        end_of(assets.tokenizer)
     if settings.adapter_folder and jax.process_count() > 1:
         raise ValueError(
             "--adapter-folder is for a server of one process; start several with --adapter"
