@@ -33,7 +33,7 @@ from qwen_jax.nn.quant import (
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import named_leaves
 from qwen_jax.program import compiled, progress
-from qwen_jax.storage import hf_config, native
+from qwen_jax.storage import hf_config, native, pooling_config
 from qwen_jax.storage.hashed_arrays import digest_file
 from qwen_jax.storage.native import Manifest
 from qwen_jax.text import vocabulary_file
@@ -135,14 +135,16 @@ def _read_assets(folder: Path, manifest: Manifest, extra: Path | None) -> tuple[
     """The other files; every fault of the folder is found before an array is read."""
     config = Config.from_hf(strict_json.read(folder / "config.json"))
     problems = Problems(manifest.problems(folder, config))
-    tokenizer, defaults = None, Defaults()
+    tokenizer, defaults, pooling = None, Defaults(), None
     with problems.catch():
         tokenizer = _tokenizer(folder, manifest, extra)
     with problems.catch():
         defaults = read_defaults(folder)
+    with problems.catch():
+        pooling = pooling_config.read(folder)
     problems.add(*vocabulary_problems(tokenizer, config))
     problems.stop(f"{folder} cannot be loaded")
-    return config, Assets(folder, manifest.model_type, tokenizer, defaults, extra)
+    return config, Assets(folder, manifest.model_type, tokenizer, defaults, pooling, extra)
 
 
 def _tokenizer(folder: Path, manifest: Manifest, extra: Path | None) -> Tokenizer | None:
@@ -223,7 +225,7 @@ def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial:
         files.pop(vocabulary_file.NAME, None)  # which does not have these tokens
         shutil.copyfile(extra, partial / EXTRA)
     for name in files:
-        shutil.copyfile(params.assets.folder / name, partial / name)
+        atomic.copy_file(params.assets.folder / name, partial / name)
     if extra is not None:
         files[EXTRA] = digest_file(partial / EXTRA)
     return dataclasses.replace(source, leaves=leaves, files=files)
