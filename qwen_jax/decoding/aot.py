@@ -9,6 +9,7 @@ more than its compiler at hand. Arrays of a real model and state will do as well
 """
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -93,16 +94,17 @@ def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Trace
 
 def prepare(
     params: Qwen | Weights, slots: int, length: int, cache_dtype: Any, prompt: int, count: int
-) -> None:
+) -> list[Future[Any]]:
     """Have the programs of a first prompt of so many tokens, and of a step, ready when called.
 
-    Returns at once; nothing happens where `executables` has no folder.
+    Returns at once what is done when they are; nothing where `executables` has no folder.
     """
     weights = flatten(params)
     made = state(weights, slots, length, cache_dtype)
     tile = prompts.tile_of(weights.platform)
-    prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
-    decode._step.prepare(weights, made, np.int32(count), None, None, None, width=count)
+    first = prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
+    step = decode._step.prepare(weights, made, np.int32(count), None, None, None, width=count)
+    return [*first, *step]
 
 
 def _prefill(weights: Weights, state: State, size: int, tile: int) -> tuple[Any, ...]:
