@@ -54,7 +54,13 @@ def params(
     return quant.arrange_all(model, device.platform)
 
 
-def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = None) -> State:
+def state(
+    params: Qwen | Weights,
+    slots: int,
+    length: int,
+    cache_dtype: Any = None,
+    draft_tokens: int = 0,
+) -> State:
     """What decode.start would give, as ShapeDtypeStructs beside the weights.
 
     cache_dtype: a float type or int8, default the weights'.
@@ -62,7 +68,10 @@ def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = No
     weights = flatten(params)
     first = weights.leaves[0]
     dtype = jnp.dtype(cache_dtype or weights.dtype)
-    made = jax.eval_shape(lambda: decode._start(weights.structure, slots, length, dtype))
+    start = decode._start
+    made = jax.eval_shape(
+        lambda: start(weights.structure, slots, length, dtype, None, draft_tokens)
+    )
     if weights.structure.mesh is not None:
         return _put(made, state_shardings(made, weights.structure.mesh))
     return made if first.sharding is None else _put(made, first.sharding)
@@ -72,7 +81,7 @@ def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
     """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
     weights = flatten(params)
     program = decode._step.of(weights)
-    return program.trace(weights, state, np.int32(count), None, None, None, width=count)
+    return program.trace(*_step(weights, state, count), **_widths(weights, state, count))
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
@@ -82,17 +91,32 @@ def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Trace
 
 
 def prepare(
-    params: Qwen | Weights, slots: int, length: int, cache_dtype: Any, prompt: int, count: int
+    params: Qwen | Weights,
+    slots: int,
+    length: int,
+    cache_dtype: Any,
+    prompt: int,
+    count: int,
+    draft_tokens: int = 0,
 ) -> None:
     """Have the programs of a first prompt of so many tokens, and of a step, ready when called.
 
     Returns at once; nothing happens where `executables` has no folder.
     """
     weights = flatten(params)
-    made = state(weights, slots, length, cache_dtype)
+    made = state(weights, slots, length, cache_dtype, draft_tokens)
     tile = prompts.tile_of(weights.platform)
     prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
-    decode._step.prepare(weights, made, np.int32(count), None, None, None, width=count)
+    decode._step.prepare(*_step(weights, made, count), **_widths(weights, made, count))
+
+
+def _step(weights: Weights, state: State, count: int) -> tuple[Any, ...]:
+    """What decode._step is called with."""
+    return weights, state, np.int32(count), True, None, None, None
+
+
+def _widths(weights: Weights, state: State, count: int) -> dict[str, Any]:
+    return {"width": count, "most": decode.drafts_of(weights, state, None)}
 
 
 def _prefill(weights: Weights, state: State, size: int, tile: int) -> tuple[Any, ...]:
