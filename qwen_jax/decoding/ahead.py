@@ -8,7 +8,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from qwen_jax.decoding import aot, decode, prompts, window
+from qwen_jax.decoding import drafts as drafts_
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of, per_call
+from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.nn.model import Qwen
 
 
@@ -17,6 +19,7 @@ def prepare(
     prompt: Sequence[int],
     max_new_tokens: int | None = None,
     cache_dtype: DTypeLike | None = None,
+    draft_tokens: int | None = None,
 ) -> None:
     """Begin to make, or to read, what `stream_completions` will call first for one prompt.
 
@@ -34,4 +37,5 @@ def prepare(
         cache_dtype = np.float32  # as decode.start has it
     length = decode.cache_length(len(prompt), budget)
     chunk, count = min(len(prompt), prompts.CHUNK), per_call(budget, watch=True)
-    aot.prepare(shapes, 1, length, cache_dtype, prompt=chunk, count=count)
+    drafts = drafts_.wanted(flatten(shapes), 1, draft_tokens)
+    aot.prepare(shapes, 1, length, cache_dtype, prompt=chunk, count=count, draft_tokens=drafts)

@@ -6,6 +6,7 @@ so that a step of many tokens needs nothing of the host.
 """
 
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax import Array
 from qwen_jax.decoding.flat_params import Weights
 
 DRAFT_TOKENS = 4  # where nobody says
+MOST_DRAFT_TOKENS = 16
 _GRAM = 3  # ids that must have stood before
 _FACTORS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)  # odd, of a hash
 _TRUST = 0.5  # the share of drafts that hold, lately, from which on they cost less than they save
@@ -103,6 +105,27 @@ def most(weights: Weights, rows: int, wanted: int) -> int:
     if weights.platform == "cpu" and (weights.structure.quantised or weights.dtype != jnp.float32):
         limit = _FEW_ROWS
     return max(0, min(wanted, limit // rows - 1))
+
+
+def wanted(weights: Weights, rows: int, draft_tokens: int | None) -> int:
+    """Tokens of a draft: as many as were asked for, or where nobody says, what pays.
+
+    On a CPU, one row of float32 is twice as fast as two, and integer weights gain nothing.
+    """
+    check(draft_tokens)
+    if draft_tokens is None:
+        on_cpu = weights.platform == "cpu"
+        lone = rows == 1 and weights.dtype == jnp.float32
+        return 0 if on_cpu and (lone or weights.structure.quantised) else DRAFT_TOKENS
+    return int(draft_tokens)
+
+
+def check(draft_tokens: int | None) -> None:
+    """Raises ValueError for what nobody can have."""
+    whole = isinstance(draft_tokens, Integral) and not isinstance(draft_tokens, bool)
+    if draft_tokens is None or (whole and 0 <= draft_tokens <= MOST_DRAFT_TOKENS):
+        return
+    raise ValueError(f"got draft_tokens {draft_tokens!r}, wanted 0 to {MOST_DRAFT_TOKENS}")
 
 
 def _before(ids: Array, slots: Array, places: Array) -> Array:

@@ -96,6 +96,7 @@ class Result:
     logprobs: Sequence[Sequence[float]]
     active: Sequence[bool]
     best: Callable[[int, int, int], list[tuple[int, float]]]
+    drafts: Sequence[Sequence[int]] = ()  # by row: drafts verified, their tokens, those that held
 
 
 @dataclass
