@@ -3,7 +3,8 @@
     python -m benchmarks.attack [--seconds 120]
 
 16 ordinary streams, alone and then beside everything in support/attackers.py at once, from a
-process of its own. Writes benchmarks/results/attack.json; false promises end with 1.
+process of its own, which takes what time of the processors the others leave: attackers sit at
+machines of their own. Writes benchmarks/results/attack.json; false promises end with 1.
 """
 
 import asyncio
@@ -150,7 +151,7 @@ def measure(seconds: float = 120.0, but: tuple[str, ...] = ()) -> bool:
         calm = times(asyncio.run(ordinary(server.url, seconds / 4)), alone)
         before = server.metrics()
         port = str(urlsplit(server.url).port)
-        command = [sys.executable, "-m", "benchmarks.support.attackers", port]
+        command = ["nice", "-n", "19", sys.executable, "-m", "benchmarks.support.attackers", port]
         command += [str(seconds + 10), *but]
         with Watch(server) as watch:
             attack = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)

@@ -1,5 +1,6 @@
 """From settings to a model that is warm and running."""
 
+import copy
 import dataclasses
 import gc
 import logging
@@ -34,6 +35,7 @@ from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
 
 _TURN = 0.001  # seconds that a thread keeps the interpreter while another waits for it
+_LONGEST_STRETCH = 2**20  # bytes: 50 MB of work space
 
 log = logging.getLogger("serve")
 
@@ -105,7 +107,9 @@ def _warm(service: Service, device: ModelRunner | Leader) -> None:
 
 def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     """Compile everything, then let requests in."""
-    settings, defaults, tokenizer = service.settings, defaults_of(params), text_tokenizer(params)
+    settings, defaults = service.settings, defaults_of(params)
+    tokenizer = copy.copy(text_tokenizer(params))
+    tokenizer.longest_stretch = _LONGEST_STRETCH
     compilations = Compilations()
     before, began = compilations.count, time.monotonic()
     _warm(service, device)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 MAX_BODY = 4 * 2**20
 LARGE = MAX_BODY - 1024
 
@@ -95,6 +96,11 @@ BODIES: list[tuple[str, bytes]] = [
     (TEXT, json.dumps(_text("a " * (LARGE // 2 - 99))).encode()),
     (CHAT, json.dumps(_chat("你" * (LARGE // 6 - 99))).encode()),
     (CHAT, b"[" * LARGE),
+    (RESPONSES, _body('{"input": [', "{},", "{}]}")),
+    (RESPONSES, json.dumps({"input": "a " * (LARGE // 2 - 99)}).encode()),
+    (RESPONSES, json.dumps({"input": "a", "metadata": {"x": "y" * (LARGE - 99)}}).encode()),
+    (MESSAGES, _body('{"max_tokens": 1, "messages": [', "{},", "{}]}")),
+    (MESSAGES, json.dumps(_chat(_marks(300_000))).encode()),
     (TEXT, _body('{"stop": [', '"a",', '"a"]}')),
 ]
 PATTERNS = ("(((((a{99}){99}){99}){99}){99})", "(a{1000}){1000}", "(a?){500}a{500}", "(.*a){30}")
@@ -117,6 +123,11 @@ async def unread_streams(attack: Attack) -> None:
     how = {"stream": True, "max_tokens": 900, "n": 2, "ignore_eos": True}
     scores = {"logprobs": True, "top_logprobs": 20}
     await attack.post(CHAT, _chat("a", **how, **scores), hold=20)
+
+
+async def kept_responses(attack: Attack) -> None:
+    """Answers that the server keeps, each with a conversation as long as it takes."""
+    await attack.post(RESPONSES, {"input": "word " * 200, "max_output_tokens": 1, "store": True})
 
 
 async def slow_heads(attack: Attack) -> None:
@@ -166,6 +177,7 @@ KINDS: list[tuple[Callable[[Attack], Awaitable[None]], int, float]] = [
     (bodies, 6, 0.1),
     (grammars, 4, 0.5),
     (unread_streams, 2, 5.0),
+    (kept_responses, 2, 0.5),
     (slow_heads, 100, 0.1),
     (slow_bodies, 100, 0.1),
     (bodies_never_read, 400, 0.1),

@@ -3,6 +3,7 @@
 import codecs
 import itertools
 import re
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -29,7 +30,11 @@ class Tokenizer:
     start: ids that begin a text to be completed; Qwen's own have none.
     chat_template: jinja2 source, or None (v1 has none: ChatML is built in `chatml`).
     encoding: the tiktoken engine, for libraries that want one.
+    longest_stretch: bytes that text may have without a place where it divides, such as a blank
+        behind a letter; the engine takes fifty times their memory. None, as many as there are.
     """
+
+    longest_stretch: int | None = None
 
     def __init__(self, vocabulary: Vocabulary):
         self.specials = vocabulary.specials
@@ -86,38 +91,45 @@ class Tokenizer:
         Other threads go on meanwhile: the longest call that keeps the interpreter takes about 5 ms.
         specials: False, text is text, even `<|im_end|>`; True, control tokens written in the text
         count; a set of names, only those do. They divide the text before NFC, as in `tokenizers`;
-        v1's after it, as in the original. Raises ValueError for a name that is none.
+        v1's after it, as in the original. Raises ValueError for a name that is none, and for a
+        stretch past `longest_stretch`.
         """
+        return self._encode(text, specials).tolist()
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to complete: control tokens in it count, and it begins with `start`."""
+        return self.prompt_array(text).tolist()
+
+    def prompt_array(self, text: str) -> "array[int]":
+        """What `encode_prompt` gives in a tenth of the memory, for texts of megabytes."""
+        ids = self._encode(text, True)
+        begun = tuple(ids[: len(self.start)]) == self.start
+        return ids if begun else array("I", self.start) + ids
+
+    def _encode(self, text: str, specials: bool | Collection[str]) -> "array[int]":
         names = self.specials.keys() if specials is True else set(specials or ())
         if unknown := names - self.specials.keys():
             raise ValueError(f"{sorted(unknown)} are no control tokens; see Tokenizer.specials")
         early = names - self.normalized
-        ids: list[int] = []
+        ids = array("I")
         for piece in split(text, early):
             if piece in early:
                 ids.append(self.specials[piece])
             else:
-                ids += self._encode_normal(nfc(piece), names & self.normalized)
+                self._encode_normal(nfc(piece), names & self.normalized, ids)
         return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text to complete: control tokens in it count, and it begins with `start`."""
-        ids = self.encode(text, specials=True)
-        begun = tuple(ids[: len(self.start)]) == self.start
-        return ids if begun else [*self.start, *ids]
-
-    def _encode_normal(self, text: str, names: Collection[str]) -> list[int]:
-        """Of a text in NFC, in which these control tokens count."""
+    def _encode_normal(self, text: str, names: Collection[str], ids: "array[int]") -> None:
+        """Adds the ids of a text in NFC, in which these control tokens count."""
         if not names and len(text) <= STRETCH:
-            return self._encode_plain(text)
-        ids: list[int] = []
+            self._encode_plain(text, ids)
+            return
         for piece in split(text, names):
             if piece in names:
                 ids.append(self.specials[piece])
             else:
                 for part in stretches(piece):
-                    ids += self._encode_plain(part)
-        return ids
+                    self._encode_plain(part, ids)
 
     def least_tokens(self, text: str) -> int:
         """A count that `encode` never falls below, told by the text's length alone.
@@ -130,23 +142,28 @@ class Tokenizer:
         size = sum(len(part.encode("utf-8", "surrogatepass")) for part in slices(text))
         return -(-size // (NFC_SHRINKS * self._longest))
 
-    def _encode_plain(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str, ids: "array[int]") -> None:
         # encode_ordinary would be the natural call, but where encode raises it panics.
         if len(text) <= 2 * STRETCH:
-            return self.encoding.encode(text, disallowed_special=())
+            ids.extend(self.encoding.encode(text, disallowed_special=()))
+            return
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if self.longest_stretch is not None and size > self.longest_stretch:
+            raise ValueError(
+                f"{size} bytes of the text follow one another without a blank, a comma or a full "
+                f"stop behind a letter, at most {self.longest_stretch} may; divide them"
+            )
         if not text.isascii():  # lone surrogates become replacement characters, as in encode
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         try:
-            found = self._encode_long(text)
+            ids.frombytes(self._encode_long(text))
         except ValueError:
-            found = np.concatenate([self._encode_long(p) for p in _without_long_blanks(text)])
-        ids: list[int] = []
-        for start in range(0, len(found), STRETCH):  # a list of millions is long in the making
-            ids += found[start : start + STRETCH].tolist()
-        return ids
+            for piece in _without_long_blanks(text):
+                ids.frombytes(self._encode_long(piece))
 
-    def _encode_long(self, text: str) -> np.ndarray:
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
+    def _encode_long(self, text: str) -> memoryview:
+        found = self.encoding.encode_to_numpy(text, disallowed_special=())
+        return found.astype(np.uint32, copy=False).data.cast("B")
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token, perhaps not whole characters; of a control token, its name.

@@ -24,7 +24,7 @@ async def tokenize(request: Request) -> Response:
     model = endpoint.model(request.app.state.service, fields.model)
 
     def answer() -> dict[str, Any]:
-        ids = array("I", _ids(model, fields))  # a tenth of a list, however long the answer takes
+        ids = _ids(model, fields)  # a tenth of a list, however long the answer takes
         made: dict[str, Any] = {"count": len(ids), "max_model_len": model.length}
         made["tokens"] = iter(ids)
         if fields.return_token_strs:
@@ -41,17 +41,21 @@ async def _rendered(request: Request, answer: Callable[[], dict[str, Any]]) -> R
     return Rendered(run, lambda: made)
 
 
-def _ids(model: Model, fields: TokenizeRequest) -> list[int]:
+def _ids(model: Model, fields: TokenizeRequest) -> "array[int]":
     if fields.prompt is not None:
-        return model.tokenizer.encode_prompt(fields.prompt)
+        try:
+            return model.tokenizer.prompt_array(fields.prompt)
+        except ValueError as error:
+            raise ApiError(400, str(error), "prompt") from None
     assert fields.messages is not None
     messages = [message.said() for message in fields.messages]
     described = [tool.shown() for tool in fields.tools or ()]
     tools = Tools([tool["function"] for tool in described], described=described)
     try:
-        return prompting.chat(model, messages, tools, fields.thinking, ending=fields.ending).ids
+        asked = prompting.chat(model, messages, tools, fields.thinking, ending=fields.ending)
     except ValueError as error:
         raise ApiError(400, str(error), "messages") from None
+    return array("I", asked.ids)
 
 
 async def detokenize(request: Request) -> Response:

@@ -201,3 +201,14 @@ def test_a_text_that_cannot_fit_is_not_tokenised(
         error = fault(httpx.post(server.url + path, json={"model": "tiny"} | asked), 400)
         assert error["code"] == "context_length_exceeded"
         assert "--max-length" in error["message"]
+
+
+def test_a_word_without_end_is_not_tokenised(server: Running) -> None:
+    for path, asked in (
+        ("/tokenize", {"prompt": "字" * 400_000}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a" * 1_100_000}]}),
+    ):
+        message = fault(httpx.post(server.url + path, json=asked), 400)["message"]
+        assert "at most 1048576" in message
+    whole = httpx.post(server.url + "/tokenize", json={"prompt": "word " * 300_000})
+    assert whole.status_code == 200
