@@ -114,6 +114,7 @@ def answers(
     eos_ids: sequences of ids that end an answer, default the checkpoint's. watch: look at the
     device every few tokens, not only when all answers are done.
     """
+    drafts_.check(draft_tokens)
     defaults = defaults_of(params)
     if max_new_tokens is None:
         max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
