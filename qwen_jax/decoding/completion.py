@@ -114,8 +114,8 @@ def answers(
     eos_ids: sequences of ids that end an answer, default the checkpoint's. watch: look at the
     device every few tokens, not only when all answers are done.
     """
-    drafts_.check(draft_tokens)
-    defaults = defaults_of(params)
+    weights, defaults = flatten(params), defaults_of(params)
+    drafts = drafts_.wanted(weights, len(prompts), draft_tokens)
     if max_new_tokens is None:
         max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
     cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
@@ -137,8 +137,6 @@ def answers(
         Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
-    weights = flatten(params)
-    drafts = drafts_.wanted(weights, len(prompts), draft_tokens)
     length = decode.cache_length(max(map(len, prompts)), budget)
     state = decode.start(weights, len(prompts), length, cache_dtype, draft_tokens=drafts)
     state = read_prompts(weights, state, dict(enumerate(rows)), settings)
