@@ -127,9 +127,9 @@ def test_a_hundred_answers_are_the_same_with_and_without(wild: Qwen) -> None:
 
 def test_the_last_token_is_not_overshot(wild: Qwen) -> None:
     """What a slot has room for, and no token more, wherever drafts end."""
-    ask = lambda count, **how: complete(wild, [[4] * 9], GREEDY, max_new_tokens=count, **how)[0]
-    whole = ask(30, draft_tokens=0).tokens
-    for count in range(24, 31):
+    ask = lambda count, **how: complete(wild, [[4] * 9] * 4, GREEDY, max_new_tokens=count, **how)[0]
+    whole = ask(60, draft_tokens=0).tokens
+    for count in range(56, 61):
         answer = ask(count, draft_tokens=4)
         assert answer.accepted > 0
         assert answer.tokens == whole[:count]
