@@ -45,7 +45,13 @@ def measure(params: Qwen, length: int, batch: int, cache_dtype: Any) -> dict[str
     sampling = Sampling(temperature=0.0, ignore_eos=True)
     prompts, seen = [[1]] * batch, []
     for answers in stream_completions(
-        params, prompts, sampling, max_new_tokens=length, seed=0, cache_dtype=cache_dtype
+        params,
+        prompts,
+        sampling,
+        max_new_tokens=length,
+        seed=0,
+        cache_dtype=cache_dtype,
+        draft_tokens=0,  # what is written repeats itself, and would be drafted
     ):
         seen.append((time.perf_counter(), sum(len(answer.tokens) for answer in answers)))
     (start, first), (end, last) = seen[min(1, len(seen) - 2)], seen[-1]
