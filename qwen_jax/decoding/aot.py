@@ -55,15 +55,25 @@ def params(
     return quant.arrange_all(model, device.platform)
 
 
-def state(params: Qwen | Weights, slots: int, length: int, cache_dtype: Any = None) -> State:
+def state(
+    params: Qwen | Weights,
+    slots: int,
+    length: int,
+    cache_dtype: Any = None,
+    pages: int | None = None,
+    attention: str | None = None,
+) -> State:
     """What decode.start would give, as ShapeDtypeStructs beside the weights.
 
-    cache_dtype: a float type or int8, default the weights'.
+    cache_dtype: a float type or int8, default the weights'. pages, attention: see decode.start.
     """
     weights = flatten(params)
     first = weights.leaves[0]
     dtype = jnp.dtype(cache_dtype or weights.dtype)
-    made = jax.eval_shape(lambda: decode._start(weights.structure, slots, length, dtype))
+    platform = "cpu" if first.sharding is None else weights.platform
+    backend = decode.choose(weights.structure, platform, length, pages, attention)
+    start = lambda: decode._start(weights.structure, slots, length, dtype, pages, backend)
+    made = jax.eval_shape(start)
     if weights.structure.mesh is not None:
         return _put(made, state_shardings(made, weights.structure.mesh))
     return made if first.sharding is None else _put(made, first.sharding)

@@ -28,6 +28,9 @@ from jax import Array
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays, best, sample, stopped
 from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
+from qwen_jax.nn import backends
+from qwen_jax.nn.attention import PAGE
+from qwen_jax.nn.backends import Backend
 from qwen_jax.nn.kv_cache import Cache, NoCache
 from qwen_jax.nn.lora import select_adapters
 from qwen_jax.nn.model import Qwen
@@ -41,16 +44,28 @@ def start(
     length: int,
     cache_dtype: Any = None,
     pages: int | None = None,
+    attention: str | None = None,
 ) -> State:
     """Empty slots of `length` tokens each.
 
     cache_dtype: a float type or int8; default the model's, but float32 on a CPU, which widens
     shorter floats again at every step. pages: of kv_cache.PAGE tokens, which slots share as the
-    tables say that each call is given; default, a slot has memory of its own.
+    tables say that each call is given; default, a slot has memory of its own. attention: "triton",
+    "mosaic" or "xla"; default, the platform's kernel where it can run.
     """
     weights = flatten(params)
     default = jnp.float32 if weights.platform == "cpu" else weights.dtype
-    return _start(weights.structure, slots, length, jnp.dtype(cache_dtype or default), pages)
+    dtype = jnp.dtype(cache_dtype or default)
+    backend = choose(weights.structure, weights.platform, length, pages, attention)
+    return _start(weights.structure, slots, length, dtype, pages, backend)
+
+
+def choose(
+    structure: Structure, platform: str, length: int, pages: int | None, attention: str | None
+) -> Backend:
+    """What attends in such slots; ValueError if that cannot run there."""
+    shared, page = pages is not None, length if pages is None else PAGE
+    return backends.choose(attention, platform, structure.config, page, structure.mesh, shared)
 
 
 def step(
@@ -110,15 +125,21 @@ def power(length: int) -> int:
     return 1 << max(0, length - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _start(
-    structure: Structure, slots: int, length: int, cache_dtype: Any, pages: int | None = None
+    structure: Structure,
+    slots: int,
+    length: int,
+    cache_dtype: Any,
+    pages: int | None = None,
+    backend: Backend = backends.XLA,
 ) -> State:
     config = structure.config
     if pages is None:
         cache = Cache.empty(config, slots, length, cache_dtype)
     else:
         cache = Cache.paged(config, pages, cache_dtype)
+    cache = replace(cache, backend=backend)
     zeros = functools.partial(jnp.zeros, slots, jnp.int32)
     rows = Rows(
         tokens=zeros(),
