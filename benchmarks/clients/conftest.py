@@ -11,7 +11,8 @@ from benchmarks.support import record
 from benchmarks.support.server import Server, started
 
 KEY = "a-key-for-all-clients"
-CLIENTS = "openai anthropic openai-agents pydantic-ai-slim litellm huggingface_hub langchain-openai"
+CLIENTS = """openai anthropic openai-agents pydantic-ai-slim litellm huggingface_hub
+    langchain-openai cohere"""
 PACKAGES = (*CLIENTS.split(), "lm-eval", "jax", "starlette", "uvicorn", "llguidance")
 NODE = Path(__file__).parent / "node"
 found: dict[str, str] = {}
