@@ -37,18 +37,21 @@ _NAMES = {
 async def create(request: Request) -> Response:
     """Answer what is said, in the conversation that it goes on with."""
     exchange = _Exchange(request.app.state.service, request.state.tenant)
-    return await endpoint.answered(request, ResponsesRequest, exchange.prepared, exchange.reply)
+    return await endpoint.answered(
+        request, ResponsesRequest, exchange.prepared, exchange.reply, exchange.referred
+    )
 
 
 async def kept(request: Request) -> Response:
     """A response that is kept; DELETE forgets it."""
-    answer = _kept(request).answer
+    found = _kept(request)
+    answer = found.answer
     if request.method == "DELETE":
         request.app.state.service.memory.remove(request.state.tenant, answer["id"])
         return JSONResponse({"id": answer["id"], "object": "response", "deleted": True})
     if request.query_params.get("stream", "false").lower() != "false":
         raise ApiError(400, "stream is not supported here; a response is given whole", "stream")
-    return JSONResponse(answer)
+    return endpoint.rendered(request, found.size, lambda: answer)
 
 
 async def cancel(request: Request) -> Response:
@@ -57,7 +60,8 @@ async def cancel(request: Request) -> Response:
     id = request.path_params["id"]
     end = service.underway.get((request.state.tenant, id))
     if end is not None:
-        return JSONResponse(end())
+        answer, size = end(), service.memory.size(request.state.tenant, id)
+        return endpoint.rendered(request, size, lambda: answer)
     status = _kept(request).answer["status"]
     raise ApiError(400, f"response {id!r} is {status}; only one in progress can be cancelled")
 
@@ -99,6 +103,13 @@ class _Exchange:
             kept = Kept({}, said, len(json.dumps(said)))
             self.service.memory.keep(tenant, self.id, kept)
         return choices
+
+    def referred(self, fields: ResponsesRequest) -> int:
+        """Bytes of what is kept and gone on from."""
+        ids = [item.id for item in fields.input if isinstance(item, ItemReference)]
+        if fields.previous_response_id is not None:
+            ids.append(fields.previous_response_id)
+        return self.service.memory.size(self.tenant, *ids)
 
     def _before(self, id: str | None) -> list[Any]:
         if id is None:
