@@ -33,6 +33,7 @@ def chat(  # type: ignore[overload-overlap]  # a str is a sequence of str
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> tuple[str, Turns]: ...
 @overload
@@ -47,6 +48,7 @@ def chat(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> tuple[list[str], list[Turns]]: ...
 def chat(
@@ -60,6 +62,7 @@ def chat(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> Any:
     """Answer a user: the reply, and the history to pass in next time.
@@ -87,6 +90,7 @@ def chat(
         stop=stop,
         seed=seed,
         cache_dtype=cache_dtype,
+        attention=attention,
         eos_ids=prompts[0][1],
         watch=True,
     )
@@ -109,6 +113,7 @@ def stream_chat(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> Iterator[Completion]:
     """The answer of `chat` as it grows: one Completion, again and again, its text ever longer."""
@@ -123,6 +128,7 @@ def stream_chat(
         stop=stop,
         seed=seed,
         cache_dtype=cache_dtype,
+        attention=attention,
         eos_ids=stops,
         watch=True,
     )

@@ -33,6 +33,7 @@ def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> str: ...
 @overload
 def generate(
@@ -44,6 +45,7 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> list[Part]: ...
 @overload
 def generate(
@@ -55,6 +57,7 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> list[list[int]]: ...
 def generate(
     params: Qwen,
@@ -65,6 +68,7 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> Any:
     """Continue a prompt, or several at once: text in, new text out; ids in, new ids out.
 
@@ -78,6 +82,7 @@ def generate(
         batch. A list gives every prompt its own; default, a fresh one for each.
     cache_dtype: of keys and values, a float type or int8, which halves their memory; default, the
         model's own, but float32 on a CPU.
+    attention: "triton" (NVIDIA), "mosaic" (TPU) or "xla"; default, the kernel where it can run.
     Ends a row at the ids the checkpoint stops at; they are part of the ids that come back.
     """
     refuse_logprobs(sampling)
@@ -90,6 +95,7 @@ def generate(
         stop=stop,
         seed=seed,
         cache_dtype=cache_dtype,
+        attention=attention,
     )
     is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
     out: list[Any] = [answer.text if is_text else answer.tokens for answer in answers]
@@ -106,6 +112,7 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> Iterator[str]: ...
 @overload
 def stream(
@@ -117,6 +124,7 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> Iterator[list[int]]: ...
 def stream(
     params: Qwen,
@@ -127,6 +135,7 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> Iterator[Any]:
     """`generate` for one prompt, as it comes: pieces of text, or lists of ids. Same keywords."""
     refuse_logprobs(sampling)
@@ -141,6 +150,7 @@ def stream(
         stop=stop,
         seed=seed,
         cache_dtype=cache_dtype,
+        attention=attention,
     )
     shown = 0
     for (answer,) in growing:

@@ -18,6 +18,7 @@ from qwen_jax.adapters import attach, bank, peft
 from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.embeddings import end_of
+from qwen_jax.nn import backends
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.program import progress
@@ -60,7 +61,8 @@ def check(settings: ServeConfig) -> None:
         raise ValueError(
             "--adapter-folder is for a server of one process; start several with --adapter"
         )
-    _mesh(settings)
+    mesh, platform = _mesh(settings), jax.devices()[0].platform
+    backends.choose(settings.attention, platform, config, ModelRunner.page, mesh, shared=True)
     cache_memory.check(settings, config)
 
 
@@ -103,6 +105,7 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         settings.step_tokens,
         memory.dtype_of_cache(params, settings.cache_dtype),
         _pools(params, settings),
+        settings.attention,
     )
 
 

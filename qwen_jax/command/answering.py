@@ -42,13 +42,15 @@ def answer(settings: GenerateConfig) -> None:
         "stop": settings.stop,
         "seed": settings.seed,
         "cache_dtype": settings.cache_dtype,
+        "attention": settings.attention,
     }
     ids, raw = _ids(settings, sketch, prompt)
     window.check_prompt(config, len(ids))
     sizes = (settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
     split = jax.device_count() > 1 or sizes != (1, 1, None)
     mesh = make_mesh(*sizes) if split else None
-    begin = lambda shapes: prepare(shapes, ids, settings.max_new_tokens, settings.cache_dtype)
+    runs = settings.cache_dtype, settings.attention
+    begin = lambda shapes: prepare(shapes, ids, settings.max_new_tokens, *runs)
     how: dict[str, Any] = {"dtype": settings.dtype, "adapter": settings.adapter}
     laps.lap("files, tokenizer, prompt")
     with progress.working(f"loading {settings.folder}", native.size(manifest.leaves), "B"):

@@ -13,7 +13,7 @@ _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT"))
 SAMPLING = "temperature top_p top_k repetition_penalty"
 GROUPS = {  # of --help
     "answer": f"system complete max_new_tokens {SAMPLING} stop seed timings",
-    "model and memory": "adapter dtype cache_dtype",
+    "model and memory": "adapter dtype cache_dtype attention",
     "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
 }
 
@@ -68,6 +68,8 @@ class GenerateConfig(SamplingOptions):
     """Type of the parameters; by default, as stored."""
     cache_dtype: Literal[Number, "int8"] | None = None
     """Type of cached keys and values; int8 halves their memory."""
+    attention: Literal["triton", "mosaic", "xla"] | None = None
+    """Form of attention; by default, the device's kernel where it can run, otherwise XLA's."""
     timings: bool = False
     """Table of where the time went, at the end."""
     mesh_data: int = 1

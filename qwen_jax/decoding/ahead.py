@@ -20,6 +20,7 @@ def prepare(
     prompt: Sequence[int],
     max_new_tokens: int | None = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> list[Future[Any]]:
     """Begin to make, or to read, what `stream_completions` will call first for one prompt.
 
@@ -35,7 +36,9 @@ def prepare(
         cache_dtype = np.float32  # as decode.start has it
     length = decode.cache_length(len(prompt), budget)
     chunk, count = min(len(prompt), prompts.CHUNK), per_call(budget, watch=True)
-    return aot.prepare(shapes, 1, length, cache_dtype, prompt=chunk, count=count)
+    return aot.prepare(
+        shapes, 1, length, cache_dtype, prompt=chunk, count=count, attention=attention
+    )
 
 
 def sizes(shapes: Qwen, longest: int, max_new_tokens: int | None = None) -> list[int]:

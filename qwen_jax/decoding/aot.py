@@ -79,11 +79,18 @@ def state(
     return made if first.sharding is None else _put(made, first.sharding)
 
 
-def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
-    """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
+def step(
+    params: Qwen | Weights, state: State, count: int, blocks: int | None = None
+) -> jax.stages.Traced:
+    """The program of decode.step; `.lower().compile()` it, or lower it for another platform.
+
+    blocks: how many pages a slot's text may have, where slots share them.
+    """
     weights = flatten(params)
     program = decode._step.of(weights)
-    return program.trace(weights, state, np.int32(count), None, None, None, width=count)
+    slots = len(state.rows.active)
+    table = None if blocks is None else np.zeros((slots, blocks), np.int32)
+    return program.trace(weights, state, np.int32(count), None, None, table, width=count)
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
@@ -93,14 +100,20 @@ def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Trace
 
 
 def prepare(
-    params: Qwen | Weights, slots: int, length: int, cache_dtype: Any, prompt: int, count: int
+    params: Qwen | Weights,
+    slots: int,
+    length: int,
+    cache_dtype: Any,
+    prompt: int,
+    count: int,
+    attention: str | None = None,
 ) -> list[Future[Any]]:
     """Have the programs of a first prompt of so many tokens, and of a step, ready when called.
 
     Returns at once what is done when they are; nothing where `executables` has no folder.
     """
     weights = flatten(params)
-    made = state(weights, slots, length, cache_dtype)
+    made = state(weights, slots, length, cache_dtype, attention=attention)
     tile = prompts.tile_of(weights.platform)
     first = prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
     step = decode._step.prepare(weights, made, np.int32(count), None, None, None, width=count)

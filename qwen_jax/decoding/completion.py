@@ -52,6 +52,7 @@ def complete(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> list[Completion]:
     """`generate` for prompts of ids, with all there is to know about every answer."""
     *_, found = answers(
@@ -62,6 +63,7 @@ def complete(
         stop=stop,
         seed=seed,
         cache_dtype=cache_dtype,
+        attention=attention,
     )
     return found
 
@@ -75,6 +77,7 @@ def stream_completions(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    attention: str | None = None,
 ) -> Iterator[list[Completion]]:
     """`complete` as the answers grow: all of them, again and again, at the end whole."""
     return answers(
@@ -85,6 +88,7 @@ def stream_completions(
         stop=stop,
         seed=seed,
         cache_dtype=cache_dtype,
+        attention=attention,
         watch=True,
     )
 
@@ -98,6 +102,7 @@ def answers(
     stop: str | Sequence[str],
     seed: Seeds,
     cache_dtype: DTypeLike | None,
+    attention: str | None = None,
     eos_ids: tuple[tuple[int, ...], ...] | None = None,
     watch: bool = False,
 ) -> Iterator[list[Completion]]:
@@ -130,7 +135,7 @@ def answers(
     ]
     weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
-    state = decode.start(weights, len(prompts), length, cache_dtype)
+    state = decode.start(weights, len(prompts), length, cache_dtype, attention=attention)
     state = read_prompts(weights, state, dict(enumerate(rows)), settings)
     watch = watch or any(row.sampling.stop for row in rows)
     count = per_call(budget, watch)

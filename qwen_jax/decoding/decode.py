@@ -178,7 +178,7 @@ def _step(
         done, cache, rows, output = carry
         ends = jnp.where(rows.active, rows.positions + 1, 0)
         tokens, positions = rows.tokens[:live, None], rows.positions[:live, None]
-        cache = cache.select(table, ends[:live])
+        cache = cache.select(table, ends[:live], apart=True)
         x, cache = model(tokens, positions, rows.prompt_lengths[:live], cache)
         x = jnp.pad(x[:, 0], ((0, len(rows.active) - live), (0, 0)))
         rows = replace(rows, positions=rows.positions + rows.active)
