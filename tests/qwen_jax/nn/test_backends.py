@@ -63,7 +63,7 @@ def test_pages_that_slots_on_several_devices_share() -> None:
 
 @pytest.mark.parametrize("name", ["triton", "mosaic"])
 def test_answers_are_those_of_xla(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole steps with a kernel in them, after a prompt whose text is cut into several rows."""
+    """Whole steps with a kernel in them."""
     params = init(SMALL, jax.random.key(0))
     prompts = [[*range(5, 55)], [8]]
     ask = lambda: complete(params, prompts, GREEDY, max_new_tokens=3)
@@ -77,6 +77,25 @@ def test_answers_are_those_of_xla(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(backends, "choose", choose)
     assert ask() == wanted
     assert called == [name]
+
+
+@pytest.mark.parametrize(("apart", "length"), [(True, 2), (False, 2), (True, backends.MOST + 1)])
+def test_a_kernel_takes_few_tokens_of_texts_apart(
+    apart: bool, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt's rows are parts of one text, and read what others of them store."""
+    case = make(5, [3], length=length, size=16, blocks=1, own=True)
+    cache = Cache((Store(*case.keys),), (Store(*case.values),), backend=Backend("triton"))
+    called: list[str] = []
+
+    def load(name: str) -> backends.Form:
+        called.append(name)
+        return lambda query, new, keys, values, *_, interpret: (query, keys, values)
+
+    monkeypatch.setattr(backends, "load", load)
+    query = case.query.reshape(1, length, 2, 16)
+    cache.select(None, case.ends, apart).attend(0, query, *case.new, case.positions)
+    assert called == (["triton"] if apart and length == 2 else [])
 
 
 @pytest.mark.parametrize("own", [True, False])
