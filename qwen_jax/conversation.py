@@ -33,6 +33,7 @@ def chat(  # type: ignore[overload-overlap]  # a str is a sequence of str
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    draft_tokens: int | None = None,
     attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> tuple[str, Turns]: ...
@@ -48,6 +49,7 @@ def chat(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    draft_tokens: int | None = None,
     attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> tuple[list[str], list[Turns]]: ...
@@ -62,6 +64,7 @@ def chat(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    draft_tokens: int | None = None,
     attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> Any:
@@ -90,6 +93,7 @@ def chat(
         stop=stop,
         seed=seed,
         cache_dtype=cache_dtype,
+        draft_tokens=draft_tokens,
         attention=attention,
         eos_ids=prompts[0][1],
         watch=True,
@@ -113,6 +117,7 @@ def stream_chat(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    draft_tokens: int | None = None,
     attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> Iterator[Completion]:
@@ -128,6 +133,7 @@ def stream_chat(
         stop=stop,
         seed=seed,
         cache_dtype=cache_dtype,
+        draft_tokens=draft_tokens,
         attention=attention,
         eos_ids=stops,
         watch=True,

@@ -16,7 +16,9 @@ from jax.sharding import Mesh
 from qwen_jax import load, memory
 from qwen_jax.adapters import attach, bank, peft
 from qwen_jax.checkpoint import examine
+from qwen_jax.decoding import drafts
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
+from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.embeddings import end_of
 from qwen_jax.nn import backends
 from qwen_jax.nn.model import Qwen
@@ -105,6 +107,7 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         settings.step_tokens,
         memory.dtype_of_cache(params, settings.cache_dtype),
         _pools(params, settings),
+        drafts.wanted(flatten(params), 2, settings.draft_tokens),
         settings.attention,
     )
 
@@ -168,6 +171,7 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         queue=settings.queue,
         tile=device.tile,
         share=settings.prefix_reuse,
+        draft_tokens=device.draft_tokens,
     )
     schedule = Scheduler(limits)
     service.metrics.dashboards = Dashboards(

@@ -24,7 +24,7 @@ _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 GROUPS = {  # of --help, as docs/serving.md has them
     "model and memory": """model name task adapter adapter_folder adapter_ranks max_adapters dtype
         cache_dtype""",
-    "slot": "slots max_length chunk step_tokens queue prefix_reuse",
+    "slot": "slots max_length chunk step_tokens draft_tokens queue prefix_reuse",
     "access": "host port api_keys admin tls_certificate tls_key cors allowed_host log_prompts",
     "limit": """max_connections max_body max_choices header_seconds body_seconds write_seconds
         idle_seconds request_seconds drain_seconds""",
@@ -65,6 +65,9 @@ class ServeConfig:
     """Most tokens of a prompt between two steps of the answers under way; a power of two."""
     step_tokens: int = 4
     """Tokens that each answer gains between two looks of the host."""
+    draft_tokens: int | None = None
+    """Tokens looked up in an answer's own text and verified beside each of them, which changes no
+    answer; 0 for none; by default, 4 where that pays."""
     queue: int = 256
     """Requests that may wait for a slot; more are refused with 429."""
     prefix_reuse: bool = True
@@ -142,6 +145,8 @@ class ServeConfig:
         problems += self._adapter_problems()
         if self.cache_memory is not None and not _SIZE.fullmatch(self.cache_memory):
             problems.append(f"cache_memory is {self.cache_memory!r}, wanted a size such as 2GiB")
+        if self.draft_tokens is not None and not 0 <= self.draft_tokens <= 16:
+            problems.append(f"draft_tokens is {self.draft_tokens}, wanted 0 to 16")
         if self.max_length is not None and not 16 <= self.max_length <= 2**24:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):

@@ -12,7 +12,7 @@ from qwen_jax import distributed, memory
 from qwen_jax.checkpoint import examine, load, outline
 from qwen_jax.command.settings import SAMPLING, GenerateConfig
 from qwen_jax.conversation import chat_prompt, stream_chat
-from qwen_jax.decoding import executables, window
+from qwen_jax.decoding import drafts, executables, generation_config
 from qwen_jax.decoding.ahead import prepare
 from qwen_jax.decoding.completion import (
     Completion,
@@ -33,6 +33,7 @@ def answer(settings: GenerateConfig) -> None:
     laps = Timings(BEGAN)
     laps.lap("imports")
     distributed.join(settings.coordinator, settings.processes, settings.process)
+    drafts.check(settings.draft_tokens)
     prompt = _prompt(settings)
     manifest, config, assets = examine(settings.folder)
     sketch = outline(config, assets)
@@ -42,15 +43,17 @@ def answer(settings: GenerateConfig) -> None:
         "stop": settings.stop,
         "seed": settings.seed,
         "cache_dtype": settings.cache_dtype,
+        "draft_tokens": settings.draft_tokens,
         "attention": settings.attention,
     }
     ids, raw = _ids(settings, sketch, prompt)
-    window.check_prompt(config, len(ids))
+    generation_config.check_prompt(config, len(ids))
     sizes = (settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
     split = jax.device_count() > 1 or sizes != (1, 1, None)
     mesh = make_mesh(*sizes) if split else None
-    runs = settings.cache_dtype, settings.attention
-    begin = lambda shapes: prepare(shapes, ids, settings.max_new_tokens, *runs)
+    programs = settings.max_new_tokens, settings.cache_dtype, settings.draft_tokens
+    how_to: dict[str, Any] = {"attention": settings.attention}
+    begin = lambda shapes: prepare(shapes, ids, *programs, **how_to)
     how: dict[str, Any] = {"dtype": settings.dtype, "adapter": settings.adapter}
     laps.lap("files, tokenizer, prompt")
     with progress.working(f"loading {settings.folder}", native.size(manifest.leaves), "B"):
@@ -107,6 +110,8 @@ def show(answers: Iterator[Completion], read: int) -> None:
     if len(looks) > 2 and looks[-1][1] > looks[1][1]:
         (start, before), (end, after) = looks[1], looks[-1]
         words += [f"then {(after - before) / max(end - start, 1e-9):.1f} tokens/s"]
+    if answer.drafted:
+        words += [f"{answer.accepted} of {answer.drafted} drafted tokens accepted"]
     _say(f"[{'; '.join(words)}]")
 
 

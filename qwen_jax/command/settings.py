@@ -12,7 +12,7 @@ _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT"))
 
 SAMPLING = "temperature top_p top_k repetition_penalty"
 GROUPS = {  # of --help
-    "answer": f"system complete max_new_tokens {SAMPLING} stop seed timings",
+    "answer": f"system complete max_new_tokens {SAMPLING} stop seed draft_tokens timings",
     "model and memory": "adapter dtype cache_dtype attention",
     "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
 }
@@ -68,6 +68,9 @@ class GenerateConfig(SamplingOptions):
     """Type of the parameters; by default, as stored."""
     cache_dtype: Literal[Number, "int8"] | None = None
     """Type of cached keys and values; int8 halves their memory."""
+    draft_tokens: int | None = None
+    """Tokens looked up in the text so far and verified at once, which saves time and changes no
+    answer; 0 for none; by default, 4 where that pays."""
     attention: Literal["triton", "mosaic", "xla"] | None = None
     """Form of attention; by default, the device's kernel where it can run, otherwise XLA's."""
     timings: bool = False

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from qwen_jax.decoding import aot, decode, prompts, window
+from qwen_jax.decoding import aot, decode, generation_config, prompts
+from qwen_jax.decoding import drafts as drafts_
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of, per_call
+from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.decoding.pieces import rows_of
 from qwen_jax.nn.model import Qwen
 
@@ -20,6 +22,7 @@ def prepare(
     prompt: Sequence[int],
     max_new_tokens: int | None = None,
     cache_dtype: DTypeLike | None = None,
+    draft_tokens: int | None = None,
     attention: str | None = None,
 ) -> list[Future[Any]]:
     """Begin to make, or to read, what `stream_completions` will call first for one prompt.
@@ -36,9 +39,14 @@ def prepare(
         cache_dtype = np.float32  # as decode.start has it
     length = decode.cache_length(len(prompt), budget)
     chunk, count = min(len(prompt), prompts.CHUNK), per_call(budget, watch=True)
-    return aot.prepare(
-        shapes, 1, length, cache_dtype, prompt=chunk, count=count, attention=attention
-    )
+    drafts = drafts_.wanted(flatten(shapes), 1, draft_tokens)
+    how: dict[str, Any] = {
+        "prompt": chunk,
+        "count": count,
+        "draft_tokens": drafts,
+        "attention": attention,
+    }
+    return aot.prepare(shapes, 1, length, cache_dtype, **how)
 
 
 def sizes(shapes: Qwen, longest: int, max_new_tokens: int | None = None) -> list[int]:
@@ -58,4 +66,4 @@ def _budget(shapes: Qwen, prompt: int, max_new_tokens: int | None) -> int:
     if max_new_tokens is None:
         max_new_tokens = defaults_of(shapes).new_tokens(prompt, MAX_NEW_TOKENS)
     with warnings.catch_warnings(action="ignore"):  # who answers will say it
-        return window.budget(shapes.config, prompt, max_new_tokens)
+        return generation_config.budget(shapes.config, prompt, max_new_tokens)

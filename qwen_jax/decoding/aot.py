@@ -62,6 +62,7 @@ def state(
     cache_dtype: Any = None,
     pages: int | None = None,
     attention: str | None = None,
+    draft_tokens: int = 0,
 ) -> State:
     """What decode.start would give, as ShapeDtypeStructs beside the weights.
 
@@ -72,8 +73,8 @@ def state(
     dtype = jnp.dtype(cache_dtype or weights.dtype)
     platform = "cpu" if first.sharding is None else weights.platform
     backend = decode.choose(weights.structure, platform, length, pages, attention)
-    start = lambda: decode._start(weights.structure, slots, length, dtype, pages, backend)
-    made = jax.eval_shape(start)
+    arguments = (weights.structure, slots, length, dtype, pages, backend, draft_tokens)
+    made = jax.eval_shape(lambda: decode._start(*arguments))
     if weights.structure.mesh is not None:
         return _put(made, state_shardings(made, weights.structure.mesh))
     return made if first.sharding is None else _put(made, first.sharding)
@@ -90,7 +91,8 @@ def step(
     program = decode._step.of(weights)
     slots = len(state.rows.active)
     table = None if blocks is None else np.zeros((slots, blocks), np.int32)
-    return program.trace(weights, state, np.int32(count), None, None, table, width=count)
+    arguments = _step(weights, state, count, table)
+    return program.trace(*arguments, **_widths(weights, state, count))
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
@@ -106,6 +108,7 @@ def prepare(
     cache_dtype: Any,
     prompt: int,
     count: int,
+    draft_tokens: int = 0,
     attention: str | None = None,
 ) -> list[Future[Any]]:
     """Have the programs of a first prompt of so many tokens, and of a step, ready when called.
@@ -113,11 +116,21 @@ def prepare(
     Returns at once what is done when they are; nothing where `executables` has no folder.
     """
     weights = flatten(params)
-    made = state(weights, slots, length, cache_dtype, attention=attention)
+    how: dict[str, Any] = {"draft_tokens": draft_tokens, "attention": attention}
+    made = state(weights, slots, length, cache_dtype, **how)
     tile = prompts.tile_of(weights.platform)
     first = prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
-    step = decode._step.prepare(weights, made, np.int32(count), None, None, None, width=count)
+    step = decode._step.prepare(*_step(weights, made, count), **_widths(weights, made, count))
     return [*first, *step]
+
+
+def _step(weights: Weights, state: State, count: int, table: Any = None) -> tuple[Any, ...]:
+    """What decode._step is called with."""
+    return weights, state, np.int32(count), np.bool_(True), None, None, table
+
+
+def _widths(weights: Weights, state: State, count: int) -> dict[str, Any]:
+    return {"width": count, "most": decode.drafts_of(weights, state, None)}
 
 
 def _prefill(weights: Weights, state: State, size: int, tile: int) -> tuple[Any, ...]:

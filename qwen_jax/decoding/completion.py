@@ -11,7 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from qwen_jax.decoding import decode, window
+from qwen_jax.decoding import decode, generation_config
+from qwen_jax.decoding import drafts as drafts_
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
@@ -41,6 +42,8 @@ class Completion:
     finish_reason: str = ""  # "stop" or "length"; empty while it grows
     logprobs: list[float] = field(default_factory=list)  # one a token, if sampling.logprobs asks
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    drafted: int = 0  # tokens that were looked up and verified
+    accepted: int = 0  # of them, those that came
 
 
 def complete(
@@ -52,6 +55,7 @@ def complete(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    draft_tokens: int | None = None,
     attention: str | None = None,
 ) -> list[Completion]:
     """`generate` for prompts of ids, with all there is to know about every answer."""
@@ -59,11 +63,7 @@ def complete(
         params,
         prompts,
         sampling,
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-        seed=seed,
-        cache_dtype=cache_dtype,
-        attention=attention,
+        **_how(max_new_tokens, stop, seed, cache_dtype, draft_tokens, attention),
     )
     return found
 
@@ -77,6 +77,7 @@ def stream_completions(
     stop: str | Sequence[str] = (),
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
+    draft_tokens: int | None = None,
     attention: str | None = None,
 ) -> Iterator[list[Completion]]:
     """`complete` as the answers grow: all of them, again and again, at the end whole."""
@@ -84,13 +85,15 @@ def stream_completions(
         params,
         prompts,
         sampling,
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-        seed=seed,
-        cache_dtype=cache_dtype,
-        attention=attention,
+        **_how(max_new_tokens, stop, seed, cache_dtype, draft_tokens, attention),
         watch=True,
     )
+
+
+def _how(*values: Any) -> dict[str, Any]:
+    """Keywords of `answers`, in its order."""
+    names = ("max_new_tokens", "stop", "seed", "cache_dtype", "draft_tokens", "attention")
+    return dict(zip(names, values, strict=True))
 
 
 def answers(
@@ -102,6 +105,7 @@ def answers(
     stop: str | Sequence[str],
     seed: Seeds,
     cache_dtype: DTypeLike | None,
+    draft_tokens: int | None = None,
     attention: str | None = None,
     eos_ids: tuple[tuple[int, ...], ...] | None = None,
     watch: bool = False,
@@ -111,11 +115,12 @@ def answers(
     eos_ids: sequences of ids that end an answer, default the checkpoint's. watch: look at the
     device every few tokens, not only when all answers are done.
     """
-    defaults = defaults_of(params)
+    weights, defaults = flatten(params), defaults_of(params)
+    drafts = drafts_.wanted(weights, len(prompts), draft_tokens)
     if max_new_tokens is None:
         max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
     cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
-    budget = window.budget(params.config, max(map(len, prompts)), max_new_tokens)
+    budget = generation_config.budget(params.config, max(map(len, prompts)), max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = defaults.sampling if sampling is None else sampling
     samplings = _each(sampling, Sampling, len(prompts), "sampling")
@@ -133,9 +138,8 @@ def answers(
         Row(ids, sampling, stop_sequences(sampling, ends), tokenizer_of(params), budget)
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
-    weights = flatten(params)
     length = decode.cache_length(max(map(len, prompts)), budget)
-    state = decode.start(weights, len(prompts), length, cache_dtype, attention=attention)
+    state = decode.start(weights, len(prompts), length, cache_dtype, None, attention, drafts)
     state = read_prompts(weights, state, dict(enumerate(rows)), settings)
     watch = watch or any(row.sampling.stop for row in rows)
     count = per_call(budget, watch)
@@ -206,6 +210,9 @@ class Row:
         if answer.finish_reason:
             return
         said: list[str] = []  # put together once: an answer may be long
+        if output.drafts is not None:
+            answer.drafted += int(output.drafts[slot, 1])
+            answer.accepted += int(output.drafts[slot, 2])
         for index, token in enumerate(output.tokens[slot]):
             if token < 0 or answer.finish_reason:
                 break

@@ -25,8 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qwen_jax.decoding import drafts
+from qwen_jax.decoding.drafts import Texts
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
-from qwen_jax.decoding.logits import History, SamplingArrays, best, sample, stopped
+from qwen_jax.decoding.logits import History, SamplingArrays
+from qwen_jax.decoding.passes import Going, Passes
 from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
 from qwen_jax.nn import backends
 from qwen_jax.nn.attention import PAGE
@@ -45,19 +48,21 @@ def start(
     cache_dtype: Any = None,
     pages: int | None = None,
     attention: str | None = None,
+    draft_tokens: int = 0,
 ) -> State:
     """Empty slots of `length` tokens each.
 
     cache_dtype: a float type or int8; default the model's, but float32 on a CPU, which widens
     shorter floats again at every step. pages: of kv_cache.PAGE tokens, which slots share as the
     tables say that each call is given; default, a slot has memory of its own. attention: "triton",
-    "mosaic" or "xla"; default, the platform's kernel where it can run.
+    "mosaic" or "xla"; default, the platform's kernel where it can run. draft_tokens: that a step
+    may look up in a slot's own text, and verify beside the one that is sure to come.
     """
     weights = flatten(params)
     default = jnp.float32 if weights.platform == "cpu" else weights.dtype
     dtype = jnp.dtype(cache_dtype or default)
     backend = choose(weights.structure, weights.platform, length, pages, attention)
-    return _start(weights.structure, slots, length, dtype, pages, backend)
+    return _start(weights.structure, slots, length, dtype, pages, backend, draft_tokens)
 
 
 def choose(
@@ -77,18 +82,33 @@ def step(
     slots: np.ndarray | None = None,
     table: np.ndarray | None = None,
     width: int | None = None,
+    drafting: bool = True,
 ) -> tuple[State, Output]:
-    """Up to `count` more tokens for every active slot; ends early when none is active.
+    """`count` more tokens for every active slot; ends early when none is active.
+
+    Where `start` was told of drafts, those that hold come beside them: `count` are the passes.
 
     allowed: [B W] uint32, a bit for every id that the next token may be, lowest bits first; where
     it is not all of them, count is 1. slots: [B], those that go on, in the order of the Output;
     numbers past the last slot are padding; default, all. table: [b blocks], the pages of the texts
     of the first b of them, which are the ones that go on, where slots share pages. width: the most
-    that `count` may be in this program.
+    that `count` may be in this program. drafting: False where there may be no more than `count`.
     """
     width = count if width is None else width
     assert count <= width
-    return _step(flatten(params), state, np.int32(count), allowed, slots, table, width=width)
+    weights = flatten(params)
+    most = drafts_of(weights, state, table)
+    how = {"width": width, "most": most}
+    return _step(weights, state, np.int32(count), np.bool_(drafting), allowed, slots, table, **how)
+
+
+def drafts_of(weights: Weights, state: State, table: Any) -> int:
+    """Most tokens of a draft in a step of these rows."""
+    if state.texts is None:
+        return 0
+    return drafts.most(
+        weights, len(state.rows.active if table is None else table), state.texts.most
+    )
 
 
 def release(params: Qwen | Weights, state: State, slot: int) -> State:
@@ -125,7 +145,7 @@ def power(length: int) -> int:
     return 1 << max(0, length - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
 def _start(
     structure: Structure,
     slots: int,
@@ -133,6 +153,7 @@ def _start(
     cache_dtype: Any,
     pages: int | None = None,
     backend: Backend = backends.XLA,
+    draft_tokens: int = 0,
 ) -> State:
     config = structure.config
     if pages is None:
@@ -151,46 +172,43 @@ def _start(
         history=History.empty(slots, config.vocab),
         settings=SamplingArrays.empty(slots),
     )
-    return constrain(State(cache, rows), structure.mesh)
+    texts = Texts.empty(slots, length, draft_tokens) if draft_tokens else None
+    return constrain(State(cache, rows, texts), structure.mesh)
 
 
-@functools.partial(Program, donate_argnums=1, static_argnames="width")
+@functools.partial(Program, donate_argnums=1, static_argnames=("width", "most"))
 def _step(
     weights: Weights,
     state: State,
     count: Array,
+    drafting: Array,
     allowed: Array | None,
     slots: Array | None,
     table: Array | None,
     *,
     width: int,
+    most: int,
 ) -> tuple[State, Output]:
     rows, mesh = state.rows.take(slots), weights.structure.mesh
-    live = len(rows.active) if table is None else len(table)  # rows that the network computes
-    model = select_adapters(weights.model(), rows.adapters[:live])
-    Carry = tuple[Array, Cache, Rows, Output]
-
-    def more(carry: Carry) -> Array:
-        done, _, rows, _ = carry
-        return (done < count) & jnp.any(rows.active)
-
-    def one(carry: Carry) -> Carry:
-        done, cache, rows, output = carry
-        ends = jnp.where(rows.active, rows.positions + 1, 0)
-        tokens, positions = rows.tokens[:live, None], rows.positions[:live, None]
-        cache = cache.select(table, ends[:live], apart=True)
-        x, cache = model(tokens, positions, rows.prompt_lengths[:live], cache)
-        x = jnp.pad(x[:, 0], ((0, len(rows.active) - live), (0, 0)))
-        rows = replace(rows, positions=rows.positions + rows.active)
-        logits = gather_logits(model.logits(x), mesh)
-        rows, new = sample_next(rows, logits, allowed)
-        return done + 1, cache.select(None, None), rows, output.write_column(done, new)
-
-    output = Output.empty(len(rows.active), width, rows.active)
-    carry = (jnp.int32(0), state.cache, rows, output)
-    _, cache, rows, output = jax.lax.while_loop(more, one, carry)
-    state = State(cache, state.rows.put(slots, rows))
-    return constrain(state, mesh), replicated(output, mesh)
+    number = len(rows.active)
+    live = number if table is None else len(table)  # rows that the network computes
+    passes = Passes(
+        model=select_adapters(weights.model(), rows.adapters[:live]),
+        mesh=mesh,
+        slots=jnp.arange(number) if slots is None else slots,
+        table=table,
+        allowed=allowed,
+        drafting=drafting,
+        live=live,
+    )
+    output = Output.empty(number, width * (1 + most), rows.active)
+    if state.texts is not None:
+        output = replace(output, drafts=jnp.zeros((number, 3), jnp.int32))
+    filled = jnp.zeros(number, jnp.int32)
+    going = Going(state.cache, rows, state.texts, output, filled, jnp.int32(0))
+    going = passes.run(going, count, most)
+    state = State(going.cache, state.rows.put(slots, going.rows), going.texts)
+    return constrain(state, mesh), replicated(going.output, mesh)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnums=0)
@@ -210,26 +228,3 @@ def _score(weights: Weights, tokens: Array, lengths: Array) -> Array:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     x, _ = model(tokens, positions, lengths, NoCache())
     return gather_logits(model.logits(x), weights.structure.mesh)
-
-
-@jax.named_scope("sampling")
-def sample_next(rows: Rows, logits: Array, allowed: Array | None) -> tuple[Rows, Output]:
-    """The next token of every active row, from logits [B V], and the rows that follow."""
-    active, settings = rows.active, rows.settings
-    tokens = sample(logits, settings, rows.history, rows.positions, allowed)
-    tokens = jnp.where(active, tokens, rows.tokens)
-    history = rows.history.append(tokens, active)
-    remaining = rows.remaining - active
-    going = active & (remaining > 0) & ~stopped(settings, history)
-
-    logprobs = jax.nn.log_softmax(logits, axis=-1)
-    top_tokens, top_logprobs = best(logprobs, jnp.any(settings.logprobs & active))
-    output = Output(
-        tokens=jnp.where(active, tokens, -1)[:, None],
-        logprobs=jnp.take_along_axis(logprobs, tokens[:, None], axis=1),
-        top_tokens=top_tokens[:, None],
-        top_logprobs=top_logprobs[:, None],
-        active=going,
-    )
-    rows = replace(rows, tokens=tokens, history=history, remaining=remaining, active=going)
-    return rows, output

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qwen_jax.decoding.decode import bucket, power, sample_next
+from qwen_jax.decoding.decode import bucket, power
+from qwen_jax.decoding.drafts import Texts
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays, best
+from qwen_jax.decoding.passes import sample_next
 from qwen_jax.decoding.pieces import Packed, Piece, pack, rows_of
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
@@ -166,7 +168,11 @@ def _prefill(
         return rows, Output.empty(len(rows.active), 1, rows.active)
 
     rows, output = jax.lax.cond(jnp.any(rows.active), begin, wait)
-    state = State(cache, state.rows.put(packed.slots, rows))
+    texts = _told(state.texts, packed)
+    if texts is not None:
+        first, place = output.tokens, rows.positions[:, None]
+        texts = texts.extend(packed.slots, first, place, first >= 0)
+    state = State(cache, state.rows.put(packed.slots, rows), texts)
     return constrain(state, mesh), replicated(output, mesh)
 
 
@@ -174,7 +180,8 @@ def _prefill(
 def _recall(structure: Structure, state: State, packed: Packed) -> State:
     rows = _remember(state, packed)
     rows = replace(rows, active=jnp.zeros_like(rows.active))
-    return constrain(replace(state, rows=state.rows.put(packed.slots, rows)), structure.mesh)
+    state = State(state.cache, state.rows.put(packed.slots, rows), _told(state.texts, packed))
+    return constrain(state, structure.mesh)
 
 
 @functools.partial(Program, donate_argnums=1)
@@ -188,7 +195,7 @@ def _score_chunk(
     ids, values = best(logprobs, jnp.bool_(True))
     chosen = jnp.take_along_axis(logprobs, following[:, None], axis=1)[:, 0]
     active = state.rows.active.at[packed.slots].set(False, mode="drop")
-    state = State(cache, replace(state.rows, active=active))
+    state = replace(state, cache=cache, rows=replace(state.rows, active=active))
     return constrain(state, mesh), replicated(Scores(chosen, ids, values), mesh)
 
 
@@ -234,3 +241,14 @@ def _remember(state: State, packed: Packed) -> Rows:
         length=packed.lengths,
     )
     return replace(rows, history=history)
+
+
+def _told(texts: Texts | None, packed: Packed) -> Texts | None:
+    """The slots' texts with the pieces' tokens."""
+    if texts is None:
+        return None
+    owner, offsets = packed.owner, packed.offsets()
+    texts = texts.begin(packed.slots, packed.starts == 0)
+    places = packed.starts[owner][:, None] + offsets
+    real = offsets < packed.lengths[owner][:, None]
+    return texts.extend(packed.slots[owner], packed.tokens, places, real)

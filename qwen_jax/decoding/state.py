@@ -9,6 +9,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from qwen_jax.decoding.drafts import Texts
 from qwen_jax.decoding.logits import History, SamplingArrays
 from qwen_jax.decoding.sampling import MAX_LOGPROBS
 from qwen_jax.nn import sharding
@@ -50,6 +51,7 @@ class State:
 
     cache: Cache
     rows: Rows
+    texts: Texts | None = None  # where drafts are looked up; None: nowhere
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +64,7 @@ class Output:
     top_tokens: Array  # [B n MAX_LOGPROBS] int32, best first; zeros unless a request asks
     top_logprobs: Array  # [B n MAX_LOGPROBS] float32
     active: Array  # [B] bool: which slots go on from here
+    drafts: Array | None = None  # [B 3] int32: drafts verified, their tokens, and those that held
 
     @staticmethod
     def empty(slots: int, count: int, active: Array) -> "Output":
@@ -73,15 +76,17 @@ class Output:
             active=active,
         )
 
-    def write_column(self, at: Array, new: "Output") -> "Output":
-        """This output with the one column of `new` at place `at`."""
-        write = lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, at, 1)
+    def write(self, new: "Output", at: Array) -> "Output":
+        """This output with the one column of `new` at places [B]; past the last nothing is kept."""
+        rows = jnp.arange(len(at))
+        put = lambda x, part: x.at[rows, at].set(part[:, 0], mode="drop")
         return Output(
-            tokens=write(self.tokens, new.tokens),
-            logprobs=write(self.logprobs, new.logprobs),
-            top_tokens=write(self.top_tokens, new.top_tokens),
-            top_logprobs=write(self.top_logprobs, new.top_logprobs),
+            tokens=put(self.tokens, new.tokens),
+            logprobs=put(self.logprobs, new.logprobs),
+            top_tokens=put(self.top_tokens, new.top_tokens),
+            top_logprobs=put(self.top_logprobs, new.top_logprobs),
             active=new.active,
+            drafts=self.drafts,
         )
 
 

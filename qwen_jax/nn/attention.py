@@ -37,7 +37,7 @@ def attend(
     blocks past the longest are not read.
     """
     form = jax.lax.platform_dependent
-    if table is None and query.shape[1] == 1:  # one product on an accelerator
+    if table is None:  # one product on an accelerator, for a token and for drafts behind it
         whole = lambda q, k, v, table, positions, ends: _whole(q, k, v, positions)
         padded = lambda q, k, v, table, positions, ends: _eight_rows(q, k, v, positions)
     else:

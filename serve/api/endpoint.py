@@ -187,7 +187,13 @@ def usage(choices: list[Choice]) -> dict[str, object]:
         "completion_tokens": written,
         "total_tokens": read + written,
         "prompt_tokens_details": {"cached_tokens": sum(c.request.shared for c in prompts)},
-        "completion_tokens_details": {"reasoning_tokens": thought},
+        "completion_tokens_details": {
+            "reasoning_tokens": thought,
+            "accepted_prediction_tokens": sum(c.request.accepted for c in choices),
+            "rejected_prediction_tokens": sum(
+                c.request.drafted - c.request.accepted for c in choices
+            ),
+        },
     }
 
 

@@ -253,8 +253,10 @@ def converse(settings: ChatConfig) -> None:
         raise ValueError("chat needs a terminal; for a pipe use qwen-jax generate MODEL")
     model = settings.model
     if settings.url is not None:
-        if settings.dtype or settings.cache_dtype:
-            raise ValueError("--dtype and --cache-dtype belong to a model here, not to --url")
+        if (settings.dtype, settings.cache_dtype, settings.draft_tokens) != (None, None, None):
+            raise ValueError(
+                "--dtype, --cache-dtype and --draft-tokens belong to a model here, not to --url"
+            )
         source: Source = Remote(settings.url, model)
     elif model is None:
         raise ValueError("give --model NAME, or --url of a server")
@@ -262,9 +264,12 @@ def converse(settings: ChatConfig) -> None:
         model_folder.expect(model)
         with progress.working("starting JAX"):
             from qwen_jax.checkpoint import load
+            from qwen_jax.decoding import drafts
             from serve.cli.local import Local
+        drafts.check(settings.draft_tokens)
         with progress.working(f"loading {model}"):
-            source = Local(load(model, dtype=settings.dtype), model, settings.cache_dtype)
+            params = load(model, dtype=settings.dtype)
+            source = Local(params, model, settings.cache_dtype, settings.draft_tokens)
     talk = Chat(source, console, reader(), settings.system, settings.seed)
     talk.change(settings.given())
     talk.run()

@@ -16,9 +16,16 @@ from serve.cli.client import Answer
 class Local:
     """What `serve.cli.client.Remote` is for a server."""
 
-    def __init__(self, params: Qwen, name: str, cache_dtype: DTypeLike | None = None):
+    def __init__(
+        self,
+        params: Qwen,
+        name: str,
+        cache_dtype: DTypeLike | None = None,
+        draft_tokens: int | None = None,
+    ):
         chat_prompt(params, "")  # a base model says so before the first question
-        self.name, self._params, self._cache_dtype = name, params, cache_dtype
+        self.name, self._params = name, params
+        self._cache_dtype, self._draft_tokens = cache_dtype, draft_tokens
 
     def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """All settings: the changes, and the checkpoint's own for the rest. ValueError if wrong."""
@@ -45,6 +52,7 @@ class Local:
             max_new_tokens=count,
             seed=seed,
             cache_dtype=self._cache_dtype,
+            draft_tokens=self._draft_tokens,
         )
         for grown in growing:
             yield Answer(grown.text, len(grown.tokens), grown.finish_reason)

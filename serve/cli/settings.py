@@ -24,3 +24,6 @@ class ChatConfig(SamplingOptions):
     """Type of the parameters; by default, as stored."""
     cache_dtype: Literal[Number, "int8"] | None = None
     """Type of cached keys and values; int8 halves their memory."""
+    draft_tokens: int | None = None
+    """Tokens looked up in the text so far and verified at once, which saves time and changes no
+    answer; 0 for none; by default, 4 where that pays."""

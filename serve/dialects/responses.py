@@ -15,15 +15,14 @@ from serve.http.errors import ApiError
 from serve.memory import Kept
 from serve.schemas.responses import (
     ITEM,
-    AllowedTools,
     CalledFunction,
     CallOutput,
     InputMessage,
     ItemReference,
-    NamedFunction,
     ResponsesRequest,
     Thought,
 )
+from serve.schemas.tools import AllowedTools, NamedFunction
 from serve.service import Model, Service
 
 # of the chat that is asked -> what the client called it
@@ -128,16 +127,16 @@ def _chat(fields: ResponsesRequest, items: list[Any]) -> dict[str, Any]:
     if fields.instructions:
         messages.insert(0, {"role": "system", "content": fields.instructions})
     body |= {"messages": messages, "parallel_tool_calls": fields.parallel_tool_calls}
-    choice, tools = fields.tool_choice, fields.tools or []
+    choice, tools = fields.tool_choice, fields.functions
     if isinstance(choice, AllowedTools):
         allowed = {tool.name for tool in choice.tools}
-        choice, tools = choice.mode, [tool for tool in tools if tool.name in allowed]
+        choice, tools = choice.mode, [tool for tool in tools if tool[1] in allowed]
     if isinstance(choice, NamedFunction):
         body["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
     else:
         body["tool_choice"] = choice
     if tools:
-        body["tools"] = [tool.chat() for tool in tools]
+        body["tools"] = [tool.chat(name) for _, name, tool in tools]
     if fields.text and fields.text.format:
         body["response_format"] = fields.text.format.chat()
     if fields.reasoning and fields.reasoning.effort == "none":
@@ -164,7 +163,7 @@ def messages_of(items: Iterable[Any]) -> list[dict[str, Any]]:
                 message["reasoning_content"] = message.get("reasoning_content", "") + item.text
             case CalledFunction():
                 message = _assistant(made, lambda m: True)
-                function = {"name": item.name, "arguments": item.arguments}
+                function = {"name": item.whole_name, "arguments": item.arguments}
                 call = {"id": item.call_id, "type": "function", "function": function}
                 message.setdefault("tool_calls", []).append(call)
     return made

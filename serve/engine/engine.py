@@ -49,6 +49,9 @@ class Engine:
             ("preemptions", "Answers that gave their pages up", lambda: schedule.preemptions),
             ("read_prompt_tokens", "Prompt tokens read", lambda: schedule.read_tokens),
             ("shared_prompt_tokens", "Of them, found in pages", lambda: schedule.shared_tokens),
+            ("drafts", "Drafts verified", lambda: schedule.drafts[0]),
+            ("draft_tokens", "Tokens of drafts", lambda: schedule.drafts[1]),
+            ("accepted_tokens", "Of them, those that held", lambda: schedule.drafts[2]),
         ):
             metrics.watch(name, text, read)
 

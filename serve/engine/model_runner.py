@@ -70,6 +70,7 @@ class ModelRunner:
         step_tokens: int,
         cache_dtype: DTypeLike | None = None,
         pools: Sequence[int] | None = None,
+        draft_tokens: int = 0,
         attention: str | None = None,
     ):
         self.weights = flatten(params)
@@ -79,8 +80,9 @@ class ModelRunner:
         self._step_tokens, self._cache_dtype = step_tokens, cache_dtype
         self._attention = attention
         self._pools = pools
+        self.draft_tokens = draft_tokens
         self._chunk_rows = sorted({max(1, chunk // 4 // self.tile), chunk // self.tile})
-        self._rows = _powers(slots)
+        self._rows = _powers(slots, alone=draft_tokens > 0)
         self._every_id = every_id(self.config.vocab)
         # XLA's CPU sums few numbers in another order, and an answer's bits must not depend on how
         # many there are: so many rows are sampled at least.
@@ -91,7 +93,7 @@ class ModelRunner:
         """Empty slots, whatever became of those there were."""
         self._state: Any = None  # first, so that there is room for the new ones
         self._table = np.zeros((self.slots, -(-self.length // PAGE)), np.int32)
-        how = self._cache_dtype, self.pages, self._attention
+        how = self._cache_dtype, self.pages, self._attention, self.draft_tokens
         state = decode.start(self.weights, self.slots, self.length, *how)
         # Parameters that were loaded are bound to their devices and bind what is computed from
         # them. A state that is not would be another kind of argument, and compile everything again.
@@ -205,6 +207,7 @@ class ModelRunner:
             slots=chosen,
             table=self._table[np.minimum(chosen[:rows], self.slots - 1)],
             width=self._step_tokens,
+            drafting=masks is None,
         )
         return output
 
@@ -250,12 +253,13 @@ class ModelRunner:
             yield Step(range(min(rows, self.slots)), 1)
 
 
-def _powers(slots: int) -> list[int]:
+def _powers(slots: int, alone: bool) -> list[int]:
     """2, 4, 8, ... up to as many rows as there are slots, or one slot and its shadow.
 
-    XLA's CPU has another path for products of one row, whose sums differ in the last bit.
+    XLA's CPU has another path for products of one row, whose sums differ in the last bit. alone:
+    one row too, whose shadow is a draft of its own.
     """
-    powers = [2]
+    powers = [1, 2] if alone else [2]
     while powers[-1] < slots:
         powers.append(2 * powers[-1])
     return powers
@@ -283,6 +287,7 @@ def _result(operation: Operation, output: Any) -> Result:
                 ],
                 logprobs=output.logprobs[: len(rows)].tolist(),
                 active=output.active[: len(rows)].tolist(),
+                drafts=() if output.drafts is None else output.drafts[: len(rows)].tolist(),
                 best=lambda row, index, most: _pairs(
                     output.top_tokens[row, index, :most], output.top_logprobs[row, index, :most]
                 ),

@@ -36,6 +36,7 @@ class Leader:
         self._runner = runner
         self.slots, self.length, self.pages = runner.slots, runner.length, runner.pages
         self.page, self.tile, self.prefix_scope = runner.page, runner.tile, runner.prefix_scope
+        self.draft_tokens = runner.draft_tokens
         with socket.create_server(("", 0), family=socket.AF_INET) as listener:
             listener.settimeout(_SECONDS)
             secret = secrets.token_bytes(_SECRET)

@@ -98,6 +98,7 @@ class Result:
     active: Sequence[bool]
     best: Callable[[int, int, int], list[tuple[int, float]]]
     vectors: Sequence[Any] | None = None
+    drafts: Sequence[Sequence[int]] = ()  # by row: drafts verified, their tokens, those that held
 
 
 @dataclass

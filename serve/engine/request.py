@@ -45,6 +45,8 @@ class Request:
     prefilled: int = field(default=0, init=False)  # tokens of its text computed or found so far
     given: int = field(default=0, init=False)  # of them, those that the slot was told of
     shared: int = field(default=0, init=False)  # prompt tokens that others had computed
+    drafted: int = field(default=0, init=False)  # tokens that were looked up and verified
+    accepted: int = field(default=0, init=False)  # of them, those that came
     preempted: bool = field(default=False, init=False)  # it gave its pages up, once at least
     due: int = field(default=0, init=False)  # new tokens that are sure to come
     bound: int = field(default=0, init=False)  # at most so many come

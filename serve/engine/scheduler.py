@@ -40,6 +40,7 @@ class Scheduler:
         self.read_tokens = 0  # of prompts, ever
         self.shared_tokens = 0  # of them, those that others had computed
         self.preemptions = 0
+        self.drafts = [0, 0, 0]  # verified, their tokens, and of them those that held, ever
         self._arrivals = 0
         self.reset()
 
@@ -248,6 +249,12 @@ class Scheduler:
 
     def _deliver(self, request: Request, row: int, result: Result) -> None:
         update = _update(request, row, result)
+        if result.drafts:
+            count, drafted, accepted = result.drafts[row]
+            request.drafted += drafted
+            request.accepted += accepted
+            for place, more in enumerate((count, drafted, accepted)):
+                self.drafts[place] += more
         request.answer += update.tokens
         if request.slot >= 0:
             request.prefilled = request.length - 1

@@ -30,7 +30,8 @@ from tests.qwen_jax.conftest import small, small_folder  # noqa: F401
 from tests.qwen_jax.memorised_model import NETWORK, with_assets
 from tests.serve.page.script import Script
 
-SETTINGS = ServeConfig(port=0, slots=8, max_length=128, chunk=64, step_tokens=4)
+# without drafts, which take twice as long to compile
+SETTINGS = ServeConfig(port=0, slots=8, max_length=128, chunk=64, step_tokens=4, draft_tokens=0)
 CHATML = {
     "chat_format": "chatml",
     "max_new_tokens": 24,
@@ -160,6 +161,6 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def tiny(serving: Serve) -> Iterator[Running]:
-    """A server of random answers."""
-    with serving() as running:
+    """A server of random answers, with drafts."""
+    with serving(draft_tokens=4) as running:
         yield running

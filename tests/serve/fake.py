@@ -6,7 +6,7 @@ a page too few, or of somebody else, gives other tokens.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve.engine.operations import (
@@ -147,7 +147,10 @@ class Fake:
 
     def _step_all(self, slots: Sequence[int], count: int, masks: Mapping[int, bytes]) -> Result:
         rows = [self._step(self.state[slot], count, masks.get(slot)) for slot in slots]
-        return result(rows, [self.state[slot].active for slot in slots])
+        made = result(rows, [self.state[slot].active for slot in slots])
+        drafts = 0 if masks else self.limits.draft_tokens
+        told = [[count, count * drafts, max(0, len(row) - count)] for row in rows]
+        return replace(made, drafts=told) if drafts else made
 
     def _step(self, slot: Slot, count: int, mask: bytes | None) -> list[int]:
         """At least count tokens; with drafts more of them, now and then."""

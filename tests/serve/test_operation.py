@@ -97,7 +97,8 @@ def test_metrics_count(scripted: Serve) -> None:
 def test_metrics_have_the_names_that_others_look_for(scripted: Serve) -> None:
     """vLLM's dashboards, and the protocol of the Gateway API's inference extension."""
     ask = ASK | {"max_tokens": 20}
-    with scripted("la " * 50, seconds=0.5, step_tokens=1, pages=100) as running:
+    how = {"step_tokens": 1, "pages": 100, "draft_tokens": 2}
+    with scripted("la " * 50, seconds=0.5, **how) as running:
         with httpx.stream("POST", running.url + CHAT, json=ask | {"stream": True}) as answer:
             lines = (line for line in answer.iter_lines() if '"content": "l"' in line)
             next(lines)
@@ -117,6 +118,14 @@ def test_metrics_have_the_names_that_others_look_for(scripted: Serve) -> None:
     found = usage["prompt_tokens_details"]["cached_tokens"]
     assert number(after, f"vllm:prefix_cache_hits_total{label}") == [found]
     assert found > 0
+    counts = [
+        number(after, f"vllm:spec_decode_num_{name}_total{label}")[0]
+        for name in ("drafts", "draft_tokens", "accepted_tokens")
+    ]
+    assert counts[1] == 2 * counts[0] > 0
+    told = usage["completion_tokens_details"]
+    assert 0 <= told["accepted_prediction_tokens"] <= counts[2] < counts[1]
+    assert told["accepted_prediction_tokens"] + told["rejected_prediction_tokens"] == counts[1] / 2
     ended = 'vllm:request_success_total{finished_reason="length",model_name="tiny"}'
     assert (number(text, ended), number(after, ended)) == ([], [2])
     assert "# TYPE vllm:time_to_first_token_seconds histogram" in after

@@ -29,7 +29,9 @@ MASK = b"\xff" * 52
 
 @pytest.fixture(scope="module")
 def warm(babbler: Qwen) -> ModelRunner:
-    runner = ModelRunner(babbler, SLOTS, LENGTH, pages=14, chunk=CHUNK, step_tokens=4)
+    runner = ModelRunner(
+        babbler, SLOTS, LENGTH, pages=14, chunk=CHUNK, step_tokens=4, draft_tokens=4
+    )
     runner.warm()
     return runner
 
@@ -71,13 +73,14 @@ def test_whatever_comes_first_is_compiled(warm: ModelRunner, first: str) -> None
 
 
 def test_few_programs(warm: ModelRunner) -> None:
-    """Two sizes of prefills, 2, 4 and 8 answers in a step, and four small ones; at any length."""
-    assert len(list(warm.programs())) == 9
+    """Two sizes of prefills, 1, 2, 4 and 8 answers in a step, four small ones; at any length."""
+    assert len(list(warm.programs())) == 10
 
 
 def run(runner: ModelRunner, requests: list[Request], **how: Any) -> Scheduler:
     usual = {"slots": SLOTS, "pages": 14, "page": runner.page, "chunk": CHUNK, "step_tokens": 4}
-    schedule = Scheduler(Limits(**usual | {"queue": 99} | how))
+    usual |= {"queue": 99, "draft_tokens": runner.draft_tokens}
+    schedule = Scheduler(Limits(**usual | how))
     for request in requests:
         schedule.submit(request)
     while schedule.busy:
@@ -125,6 +128,7 @@ def test_a_crowd_that_runs_out_of_pages(warm: ModelRunner) -> None:
     random.Random(0).shuffle(requests)
     schedule = run(warm, requests, pages=7)
     assert schedule.preemptions > 0
+    assert schedule.drafts[2] > 0
     assert sorted(request.answer for request in requests) == sorted(alone)
 
 

@@ -100,6 +100,7 @@ def test_everybody_gets_the_answer_they_would_get_alone(
         stopped = stopped or (bool(expected) and expected[-1] in client.request.settings.ends)
         assert client.finish == ("stop" if stopped else "length")
         scores = [token for update in client.updates if update.of_prompt for token in update.tokens]
+        assert 0 <= client.request.accepted <= client.request.drafted
         judged = wish["kind"] in ("judged", "scored")
         assert scores == (wish["tokens"][1:] if judged else [])
 

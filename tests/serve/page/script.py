@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen_jax.text.tokenizer import Tokenizer
@@ -24,10 +24,12 @@ class Script(Fake):
     page: int = 16  # tokens
     tile: int = 16
     seconds: float = 0.0  # that a step takes
+    draft_tokens: int = 0
     failures: int = 0  # how many of the next operations fail
 
     def __post_init__(self) -> None:
-        super().__init__(Limits(self.slots, self.pages, self.page, self.chunk, 4, 256, self.tile))
+        limits = Limits(self.slots, self.pages, self.page, self.chunk, 4, 256, self.tile)
+        super().__init__(replace(limits, draft_tokens=self.draft_tokens))
 
     @staticmethod
     def of(tokenizer: Tokenizer, text: str, **how: Any) -> "Script":

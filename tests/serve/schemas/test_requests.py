@@ -217,7 +217,7 @@ def seen(running: Running, path: str, body: Any) -> Any:
     return answer.status_code, asked, said
 
 
-_CHANCE = r'(cmpl-|call_|toolu_|resp_|msg_|rs_|fc_)\w+|"\w*(created|cached_tokens|_at)": ?\d+'
+_CHANCE = r'(cmpl-|call_|toolu_|resp_|msg_|rs_|fc_)\w+|"\w*(created|(ed|diction)_tokens|_at)": ?\d+'
 
 
 def leaves(settings: Any) -> Any:

@@ -1,0 +1,192 @@
+"""One pass of the network over the newest token of every row, and over drafts of what follows.
+
+A draft is kept as far as it is what would have been drawn: an answer is the same with and without.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from qwen_jax.decoding.drafts import Texts
+from qwen_jax.decoding.logits import best, sample, stopped
+from qwen_jax.decoding.state import Output, Rows, gather_logits
+from qwen_jax.nn.kv_cache import Cache
+from qwen_jax.nn.model import Qwen
+
+_NOWHERE = 2**31 - 1  # a place past every output
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drafts:
+    """What B rows may say next."""
+
+    ids: Array  # [B most] int32
+    found: Array  # [B] bool: whether there is a draft
+    count: Array  # [B] int32: tokens of it that the answer has room for
+    worth: Array  # [B] int32: tokens of it that are worth their cost
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Going:
+    """Answers between two passes: B rows, of which the network computes the first b."""
+
+    cache: Cache
+    rows: Rows
+    texts: Texts | None
+    output: Output
+    filled: Array  # [B] int32: tokens in the output
+    done: Array  # [] int32: passes
+    drafts: Drafts | None = None  # for the next one
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What all passes of a call have in common."""
+
+    model: Qwen
+    mesh: Mesh | None
+    slots: Array  # [B] whose texts the rows are
+    table: Array | None  # [b blocks]
+    allowed: Array | None  # [B W]
+    drafting: Array  # [] bool: whether drafts may be made
+    live: int  # b
+
+    def run(self, going: Going, count: Array, most: int) -> Going:
+        """So many passes, or until no row is active; with drafts of `most` tokens at most.
+
+        Loops, where one might branch: XLA would copy the cache for each branch.
+        """
+        more = lambda going: (going.done < count) & jnp.any(going.rows.active)
+        if going.texts is None or most == 0:
+            nothing = jnp.zeros((len(going.rows.active), 0), jnp.int32)
+            one = lambda going: self._pass(going, nothing, jnp.zeros_like(going.filled))[0]
+            return jax.lax.while_loop(more, one, going)
+        # XLA's CPU has another path for products of one row, so that a server's only text has a
+        # shadow, which may as well be a draft.
+        least = int(self.table is not None and self.live == 1)
+        few, many = (functools.partial(self._verify, width) for width in (least, most))
+        worth = lambda going: jnp.any(going.drafts.worth > least)
+
+        def both(going: Going) -> Going:
+            going = jax.lax.while_loop(lambda going: more(going) & ~worth(going), few, going)
+            return jax.lax.while_loop(lambda going: more(going) & worth(going), many, going)
+
+        return jax.lax.while_loop(more, both, self._drafted(going, most))
+
+    def _drafted(self, going: Going, most: int) -> Going:
+        """With drafts for the next pass."""
+        assert going.texts is not None
+        rows = going.rows
+        ids, found = going.texts.find(self.slots, rows.positions, most)
+        found &= rows.active & self.drafting
+        count = jnp.where(found, jnp.minimum(most, rows.remaining - 1), 0)
+        worth = jnp.where(going.texts.trusted(self.slots), count, 0)
+        return replace(going, drafts=Drafts(ids, found, count, worth))
+
+    def _verify(self, width: int, going: Going) -> Going:
+        """A pass with drafts of `width` tokens, and what is learnt from it."""
+        assert going.drafts is not None
+        drafts, most = going.drafts, going.drafts.ids.shape[1]
+        number = drafts.worth if width == most else jnp.minimum(drafts.count, width)
+        after, said = self._pass(going, drafts.ids[:, :width], number)
+        return self._drafted(_learnt(after, self.slots, said, drafts, number), most)
+
+    def _pass(self, going: Going, drafts: Array, number: Array) -> tuple[Going, Array]:
+        """A pass over rows with drafts [B T-1], of each row so many; and what was said [B T]."""
+        rows, live, width = going.rows, self.live, drafts.shape[1] + 1
+        tokens = jnp.concatenate([rows.tokens[:, None], drafts], axis=1)
+        positions = rows.positions[:, None] + jnp.arange(width)
+        ends = jnp.where(rows.active, rows.positions + 1 + number, 0)
+        cache = going.cache.select(self.table, ends[:live], apart=True)
+        x, cache = self.model(tokens[:live], positions[:live], rows.prompt_lengths[:live], cache)
+        logits = self._logits(x, len(rows.active))
+        going = replace(going, cache=cache.select(None, None), done=going.done + 1)
+        Carry = tuple[Array, Array, Going, Array]
+
+        def one(carry: Carry) -> Carry:
+            at, taking, going, said = carry
+            going, new = _take(going, taking, logits(at), self.allowed)
+            said = jax.lax.dynamic_update_slice_in_dim(said, new.tokens, at, axis=1)
+            draft = jax.lax.dynamic_index_in_dim(tokens, at + 1, axis=1, keepdims=False)
+            held = (at < number) & (draft == going.rows.tokens)
+            return at + 1, taking & going.rows.active & held, going, said
+
+        carry = (jnp.int32(0), rows.active, going, jnp.full(tokens.shape, -1, jnp.int32))
+        if width == 1:
+            _, _, going, said = one(carry)
+        else:
+            _, _, going, said = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), one, carry)
+        if going.texts is not None:
+            texts = going.texts.extend(self.slots, said, positions + 1, said >= 0)
+            going = replace(going, texts=texts)
+        return going, said
+
+    def _logits(self, x: Array, rows: int) -> Callable[[Array], Array]:
+        """Of hidden states [b T D], the logits [B V] at a place of T."""
+        missing = ((0, rows - self.live), (0, 0))
+        if x.shape[1] == 1:
+            logits = gather_logits(self.model.logits(jnp.pad(x[:, 0], missing)), self.mesh)
+            return lambda at: logits
+        logits = gather_logits(self.model.logits(x), self.mesh)
+        part = lambda at: jax.lax.dynamic_index_in_dim(logits, at, axis=1, keepdims=False)
+        return lambda at: jnp.pad(part(at), missing)
+
+
+def _take(
+    going: Going, taking: Array, logits: Array, allowed: Array | None
+) -> tuple[Going, Output]:
+    """The next token of the rows that are taking one [B]."""
+    rows = replace(going.rows, positions=going.rows.positions + taking, active=taking)
+    rows, new = sample_next(rows, logits, allowed)
+    active = jnp.where(taking, rows.active, going.rows.active)
+    output = going.output.write(new, jnp.where(taking, going.filled, _NOWHERE))
+    going = replace(
+        going,
+        rows=replace(rows, active=active),
+        output=replace(output, active=active),
+        filled=going.filled + taking,
+    )
+    return going, new
+
+
+def _learnt(going: Going, slots: Array, said: Array, drafts: Drafts, number: Array) -> Going:
+    """How far the drafts were right, also where none was made: its first token tells."""
+    assert going.texts is not None
+    assert going.output.drafts is not None
+    tried, count = jnp.maximum(1, number), min(said.shape[1], drafts.ids.shape[1])
+    same = (said[:, :count] == drafts.ids[:, :count]) & (jnp.arange(count) < tried[:, None])
+    held = jnp.sum(same, axis=1, dtype=jnp.int32)
+    made = (number > 0).astype(jnp.int32)
+    told = jnp.stack([made, number, made * held], axis=1)
+    output = replace(going.output, drafts=going.output.drafts + told)
+    return replace(going, texts=going.texts.judge(slots, held / tried, drafts.found), output=output)
+
+
+@jax.named_scope("sampling")
+def sample_next(rows: Rows, logits: Array, allowed: Array | None) -> tuple[Rows, Output]:
+    """The next token of every active row, from logits [B V], and the rows that follow."""
+    active, settings = rows.active, rows.settings
+    tokens = sample(logits, settings, rows.history, rows.positions, allowed)
+    tokens = jnp.where(active, tokens, rows.tokens)
+    history = rows.history.append(tokens, active)
+    remaining = rows.remaining - active
+    going = active & (remaining > 0) & ~stopped(settings, history)
+
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    top_tokens, top_logprobs = best(logprobs, jnp.any(settings.logprobs & active))
+    output = Output(
+        tokens=jnp.where(active, tokens, -1)[:, None],
+        logprobs=jnp.take_along_axis(logprobs, tokens[:, None], axis=1),
+        top_tokens=top_tokens[:, None],
+        top_logprobs=top_logprobs[:, None],
+        active=going,
+    )
+    rows = replace(rows, tokens=tokens, history=history, remaining=remaining, active=going)
+    return rows, output
