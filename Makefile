@@ -1,10 +1,13 @@
-.PHONY: test mutations lint types demo bench aot plans clients templates attack replicas manifests docs report
+.PHONY: test mutations kernels lint types demo bench aot plans clients templates attack replicas manifests docs report
 
 test: ## every test
 	pytest
 
 mutations: ## thousands of damaged files for every reader; the suite tries some of them
 	QWEN_JAX_MUTATIONS=400 pytest -n 0 tests/qwen_jax/files/test_mutations.py
+
+kernels: ## random calls of the attention kernels, interpreted; the suite tries a few
+	QWEN_JAX_KERNEL_CASES=60 pytest -n 0 --timeout 3600 tests/qwen_jax/nn/kernels
 
 lint: ## style and format
 	ruff check .

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.support import chips
 from benchmarks.support.chips import HBM, MIB, MODELS, local
 from benchmarks.support.hlo import Module
+from qwen_jax.nn.attention import PAGE
 from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.tree import named_layers
 
@@ -44,11 +45,13 @@ class Case:
     precision: str = (
         "bfloat16"  # of weights; or "int8" per channel, or "int4" in groups of 128 with zeros
     )
+    paged: bool = False  # a step whose slots share pages, as a server's do
 
     def __str__(self) -> str:
         mesh = " x ".join(f"{axis} {n}" for axis, n in self.mesh.items()) or "one device"
         name = self.model if self.precision == "bfloat16" else f"{self.model} {self.precision}"
-        return f"{name} {self.work} bs {self.slots} {self.cache_dtype}, {self.chip} {mesh}"
+        pages = " in pages" if self.paged else ""
+        return f"{name} {self.work} bs {self.slots} {self.cache_dtype}{pages}, {self.chip} {mesh}"
 
 
 def _cases(platform: str) -> list[Case]:
@@ -62,6 +65,8 @@ def _cases(platform: str) -> list[Case]:
         for dtype in ("bfloat16", "int8")
     ]
     cases.append(Case("Qwen2.5-7B", *where, "step", 8, "bfloat16"))
+    for dtype, slots in (("bfloat16", 8), ("int8", 8), ("bfloat16", 64)):
+        cases.append(Case("Qwen-7B", *where, "step", slots, dtype, 1024, paged=True))
     cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16"))
     for precision in ("int8", "int4"):
         if (platform, precision) == ("tpu", "int4"):  # 4 devices do not divide mlp.down's 86 groups
@@ -73,6 +78,9 @@ def _cases(platform: str) -> list[Case]:
             )
         cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16", precision=precision))
     if platform == "tpu":
+        for chip, topology, four in (("v5p", "v5p:2x2x1", {"tensor": 4}), ("v6e", "v6e:2x2", {})):
+            for dtype in ("bfloat16", "int8"):
+                cases.append(Case("Qwen-7B", chip, topology, four, "step", 8, dtype))
         for mesh in ({"tensor": 64}, {"data": 4, "tensor": 16}):
             cases.append(Case("Qwen-72B", "v5p", "v5p:4x4x4", mesh, "step", 8, "bfloat16"))
     return cases
@@ -92,10 +100,17 @@ def _lower(case: Case) -> tuple[Any, Any, Any]:
     plans = {"int8": (8, None, False), "int4": (4, 128, True)}
     formats = quant.plan(config, *plans[case.precision]) if case.precision in plans else None
     params = aot.params(config, jnp.bfloat16, where, formats)
-    state = aot.state(params, case.slots, case.length, case.cache_dtype)
-    if case.work == "step":
-        return aot.step(params, state, COUNT).lower(), params, state
-    return aot.prefill(params, state, case.length).lower(), params, state
+    blocks = case.length // PAGE
+    pages = case.slots * blocks if case.paged else None
+    state = aot.state(params, case.slots, case.length, case.cache_dtype, pages)
+    with chips.around(where):
+        if case.work == "step":
+            return (
+                aot.step(params, state, COUNT, blocks if case.paged else None).lower(),
+                params,
+                state,
+            )
+        return aot.prefill(params, state, case.length).lower(), params, state
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -121,6 +136,7 @@ def measure(case: Case) -> dict[str, Any]:
         checks |= {"temporaries": sizes["temp"] <= bound}
         result |= _step(module, case, params, state)
         checks |= {"no copies": not result["copies"]}
+        checks |= {"attention": result["attention_kernels_per_layer"] <= 2}
     else:
         result |= {"collectives": module.collectives(module.entry)}
     return result | {"checks": checks, "passed": all(checks.values())}
@@ -155,6 +171,8 @@ def _step(module: Module, case: Case, params: Any, state: Any) -> dict[str, Any]
         "copies": copies,
         "kernels": (kernels := module.kernels(loop)),
         "kernels_per_layer": round(kernels / model["layers"], 1),  # head and sampling included
+        "attention": state.cache.backend.name,
+        "attention_kernels_per_layer": module.named(loop, "/decode") / model["layers"],
         "collectives": module.collectives(loop),
         "estimated_cycles": module.cycles(loop) or None,
     }

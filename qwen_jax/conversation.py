@@ -34,6 +34,7 @@ def chat(  # type: ignore[overload-overlap]  # a str is a sequence of str
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> tuple[str, Turns]: ...
 @overload
@@ -49,6 +50,7 @@ def chat(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> tuple[list[str], list[Turns]]: ...
 def chat(
@@ -63,6 +65,7 @@ def chat(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> Any:
     """Answer a user: the reply, and the history to pass in next time.
@@ -91,6 +94,7 @@ def chat(
         seed=seed,
         cache_dtype=cache_dtype,
         draft_tokens=draft_tokens,
+        attention=attention,
         eos_ids=prompts[0][1],
         watch=True,
     )
@@ -114,6 +118,7 @@ def stream_chat(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
     enable_thinking: bool | None = None,
 ) -> Iterator[Completion]:
     """The answer of `chat` as it grows: one Completion, again and again, its text ever longer."""
@@ -129,6 +134,7 @@ def stream_chat(
         seed=seed,
         cache_dtype=cache_dtype,
         draft_tokens=draft_tokens,
+        attention=attention,
         eos_ids=stops,
         watch=True,
     )

@@ -34,6 +34,7 @@ def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> str: ...
 @overload
 def generate(
@@ -46,6 +47,7 @@ def generate(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> list[Part]: ...
 @overload
 def generate(
@@ -58,6 +60,7 @@ def generate(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> list[list[int]]: ...
 def generate(
     params: Qwen,
@@ -69,6 +72,7 @@ def generate(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> Any:
     """Continue a prompt, or several at once: text in, new text out; ids in, new ids out.
 
@@ -85,6 +89,7 @@ def generate(
     draft_tokens: of the answer, looked up in the prompt and the answer so far, that are verified
         at once; they change how fast it comes, not what it says. 0 for none; default, 4 where
         that pays.
+    attention: "triton" (NVIDIA), "mosaic" (TPU) or "xla"; default, the kernel where it can run.
     Ends a row at the ids the checkpoint stops at; they are part of the ids that come back.
     """
     refuse_logprobs(sampling)
@@ -98,6 +103,7 @@ def generate(
         seed=seed,
         cache_dtype=cache_dtype,
         draft_tokens=draft_tokens,
+        attention=attention,
     )
     is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
     out: list[Any] = [answer.text if is_text else answer.tokens for answer in answers]
@@ -115,6 +121,7 @@ def stream(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> Iterator[str]: ...
 @overload
 def stream(
@@ -127,6 +134,7 @@ def stream(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> Iterator[list[int]]: ...
 def stream(
     params: Qwen,
@@ -138,6 +146,7 @@ def stream(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> Iterator[Any]:
     """`generate` for one prompt, as it comes: pieces of text, or lists of ids. Same keywords."""
     refuse_logprobs(sampling)
@@ -153,6 +162,7 @@ def stream(
         seed=seed,
         cache_dtype=cache_dtype,
         draft_tokens=draft_tokens,
+        attention=attention,
     )
     shown = 0
     for (answer,) in growing:

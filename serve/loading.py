@@ -20,6 +20,7 @@ from qwen_jax.decoding import drafts
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.embeddings import end_of
+from qwen_jax.nn import backends
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.program import progress
@@ -62,7 +63,8 @@ def check(settings: ServeConfig) -> None:
         raise ValueError(
             "--adapter-folder is for a server of one process; start several with --adapter"
         )
-    _mesh(settings)
+    mesh, platform = _mesh(settings), jax.devices()[0].platform
+    backends.choose(settings.attention, platform, config, ModelRunner.page, mesh, shared=True)
     cache_memory.check(settings, config)
 
 
@@ -106,6 +108,7 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         memory.dtype_of_cache(params, settings.cache_dtype),
         _pools(params, settings),
         drafts.wanted(flatten(params), 2, settings.draft_tokens),
+        settings.attention,
     )
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from benchmarks.support import record
 from benchmarks.support.hlo import Array
-from qwen_jax.plan.compiled import ENVIRONMENT, devices, sizes
+from qwen_jax.plan.compiled import ENVIRONMENT, around, devices, sizes
 
-__all__ = ["ENVIRONMENT", "HBM", "MIB", "MODELS", "command", "devices", "local", "sizes", "write"]
+__all__ = ["ENVIRONMENT", "HBM", "MIB", "MODELS"]
+__all__ += ["around", "command", "devices", "local", "sizes", "write"]
 MIB = 2**20
-HBM = {"h200": 140e9, "v5e": 16e9, "v5p": 95e9}  # bytes that a device has for us
+HBM = {"h200": 140e9, "v5e": 16e9, "v5p": 95e9, "v6e": 32e9}  # bytes that a device has for us
 _COMMON: dict[str, Any] = {
     "norm_eps": 1e-6,
     "qkv_bias": True,

@@ -134,6 +134,11 @@ class Module:
         runs = lambda i: i.op not in _FREE and not any(target in i.text for target in _NO_KERNEL)
         return sum(map(runs, self.walk(name, branches=False)))
 
+    def named(self, name: str, part: str) -> int:
+        """Calls of kernels of our own, in one pass, from operations with such a name."""
+        own = [i for i in self.walk(name, branches=False) if i.op == "custom-call"]
+        return sum(part in str(i) for i in own)
+
     def cycles(self, name: str) -> int:
         """A TPU compiler's estimate for one pass, good for comparing two forms of one program."""
         total = 0

@@ -44,6 +44,7 @@ def answer(settings: GenerateConfig) -> None:
         "seed": settings.seed,
         "cache_dtype": settings.cache_dtype,
         "draft_tokens": settings.draft_tokens,
+        "attention": settings.attention,
     }
     ids, raw = _ids(settings, sketch, prompt)
     generation_config.check_prompt(config, len(ids))
@@ -51,7 +52,8 @@ def answer(settings: GenerateConfig) -> None:
     split = jax.device_count() > 1 or sizes != (1, 1, None)
     mesh = make_mesh(*sizes) if split else None
     programs = settings.max_new_tokens, settings.cache_dtype, settings.draft_tokens
-    begin = lambda shapes: prepare(shapes, ids, *programs)
+    how_to: dict[str, Any] = {"attention": settings.attention}
+    begin = lambda shapes: prepare(shapes, ids, *programs, **how_to)
     how: dict[str, Any] = {"dtype": settings.dtype, "adapter": settings.adapter}
     laps.lap("files, tokenizer, prompt")
     with progress.working(f"loading {settings.folder}", native.size(manifest.leaves), "B"):

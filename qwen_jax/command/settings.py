@@ -13,7 +13,7 @@ _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT"))
 SAMPLING = "temperature top_p top_k repetition_penalty"
 GROUPS = {  # of --help
     "answer": f"system complete max_new_tokens {SAMPLING} stop seed draft_tokens timings",
-    "model and memory": "adapter dtype cache_dtype",
+    "model and memory": "adapter dtype cache_dtype attention",
     "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
 }
 
@@ -71,6 +71,8 @@ class GenerateConfig(SamplingOptions):
     draft_tokens: int | None = None
     """Tokens looked up in the text so far and verified at once, which saves time and changes no
     answer; 0 for none; by default, 4 where that pays."""
+    attention: Literal["triton", "mosaic", "xla"] | None = None
+    """Form of attention; by default, the device's kernel where it can run, otherwise XLA's."""
     timings: bool = False
     """Table of where the time went, at the end."""
     mesh_data: int = 1

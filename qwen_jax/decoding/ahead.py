@@ -23,6 +23,7 @@ def prepare(
     max_new_tokens: int | None = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> list[Future[Any]]:
     """Begin to make, or to read, what `stream_completions` will call first for one prompt.
 
@@ -39,9 +40,13 @@ def prepare(
     length = decode.cache_length(len(prompt), budget)
     chunk, count = min(len(prompt), prompts.CHUNK), per_call(budget, watch=True)
     drafts = drafts_.wanted(flatten(shapes), 1, draft_tokens)
-    return aot.prepare(
-        shapes, 1, length, cache_dtype, prompt=chunk, count=count, draft_tokens=drafts
-    )
+    how: dict[str, Any] = {
+        "prompt": chunk,
+        "count": count,
+        "draft_tokens": drafts,
+        "attention": attention,
+    }
+    return aot.prepare(shapes, 1, length, cache_dtype, **how)
 
 
 def sizes(shapes: Qwen, longest: int, max_new_tokens: int | None = None) -> list[int]:

@@ -80,11 +80,19 @@ def state(
     return made if first.sharding is None else _put(made, first.sharding)
 
 
-def step(params: Qwen | Weights, state: State, count: int) -> jax.stages.Traced:
-    """The program of decode.step; `.lower().compile()` it, or lower it for another platform."""
+def step(
+    params: Qwen | Weights, state: State, count: int, blocks: int | None = None
+) -> jax.stages.Traced:
+    """The program of decode.step; `.lower().compile()` it, or lower it for another platform.
+
+    blocks: how many pages a slot's text may have, where slots share them.
+    """
     weights = flatten(params)
     program = decode._step.of(weights)
-    return program.trace(*_step(weights, state, count), **_widths(weights, state, count))
+    slots = len(state.rows.active)
+    table = None if blocks is None else np.zeros((slots, blocks), np.int32)
+    arguments = _step(weights, state, count, table)
+    return program.trace(*arguments, **_widths(weights, state, count))
 
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
@@ -101,22 +109,24 @@ def prepare(
     prompt: int,
     count: int,
     draft_tokens: int = 0,
+    attention: str | None = None,
 ) -> list[Future[Any]]:
     """Have the programs of a first prompt of so many tokens, and of a step, ready when called.
 
     Returns at once what is done when they are; nothing where `executables` has no folder.
     """
     weights = flatten(params)
-    made = state(weights, slots, length, cache_dtype, draft_tokens=draft_tokens)
+    how: dict[str, Any] = {"draft_tokens": draft_tokens, "attention": attention}
+    made = state(weights, slots, length, cache_dtype, **how)
     tile = prompts.tile_of(weights.platform)
     first = prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
     step = decode._step.prepare(*_step(weights, made, count), **_widths(weights, made, count))
     return [*first, *step]
 
 
-def _step(weights: Weights, state: State, count: int) -> tuple[Any, ...]:
+def _step(weights: Weights, state: State, count: int, table: Any = None) -> tuple[Any, ...]:
     """What decode._step is called with."""
-    return weights, state, np.int32(count), np.bool_(True), None, None, None
+    return weights, state, np.int32(count), np.bool_(True), None, None, table
 
 
 def _widths(weights: Weights, state: State, count: int) -> dict[str, Any]:

@@ -56,17 +56,14 @@ def complete(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> list[Completion]:
     """`generate` for prompts of ids, with all there is to know about every answer."""
     *_, found = answers(
         params,
         prompts,
         sampling,
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-        seed=seed,
-        cache_dtype=cache_dtype,
-        draft_tokens=draft_tokens,
+        **_how(max_new_tokens, stop, seed, cache_dtype, draft_tokens, attention),
     )
     return found
 
@@ -81,19 +78,22 @@ def stream_completions(
     seed: Seeds = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
 ) -> Iterator[list[Completion]]:
     """`complete` as the answers grow: all of them, again and again, at the end whole."""
     return answers(
         params,
         prompts,
         sampling,
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-        seed=seed,
-        cache_dtype=cache_dtype,
-        draft_tokens=draft_tokens,
+        **_how(max_new_tokens, stop, seed, cache_dtype, draft_tokens, attention),
         watch=True,
     )
+
+
+def _how(*values: Any) -> dict[str, Any]:
+    """Keywords of `answers`, in its order."""
+    names = ("max_new_tokens", "stop", "seed", "cache_dtype", "draft_tokens", "attention")
+    return dict(zip(names, values, strict=True))
 
 
 def answers(
@@ -106,6 +106,7 @@ def answers(
     seed: Seeds,
     cache_dtype: DTypeLike | None,
     draft_tokens: int | None = None,
+    attention: str | None = None,
     eos_ids: tuple[tuple[int, ...], ...] | None = None,
     watch: bool = False,
 ) -> Iterator[list[Completion]]:
@@ -138,7 +139,7 @@ def answers(
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
     length = decode.cache_length(max(map(len, prompts)), budget)
-    state = decode.start(weights, len(prompts), length, cache_dtype, draft_tokens=drafts)
+    state = decode.start(weights, len(prompts), length, cache_dtype, None, attention, drafts)
     state = read_prompts(weights, state, dict(enumerate(rows)), settings)
     watch = watch or any(row.sampling.stop for row in rows)
     count = per_call(budget, watch)

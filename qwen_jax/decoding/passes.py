@@ -104,7 +104,7 @@ class Passes:
         tokens = jnp.concatenate([rows.tokens[:, None], drafts], axis=1)
         positions = rows.positions[:, None] + jnp.arange(width)
         ends = jnp.where(rows.active, rows.positions + 1 + number, 0)
-        cache = going.cache.select(self.table, ends[:live])
+        cache = going.cache.select(self.table, ends[:live], apart=True)
         x, cache = self.model(tokens[:live], positions[:live], rows.prompt_lengths[:live], cache)
         logits = self._logits(x, len(rows.active))
         going = replace(going, cache=cache.select(None, None), done=going.done + 1)

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from qwen_jax.config import Config
 from qwen_jax.nn import sharding
 
-MOST = 16  # tokens a row that a kernel takes; XLA has longer pieces of prompts
+MOST = 16  # tokens a row that a kernel takes
 _BLOCK = 64  # pages are cut into so many tokens
 Form = Callable[..., tuple[Array, Any, Any]]
 

@@ -80,6 +80,7 @@ class Cache:
     ends: Array | None = None  # [B] tokens of a row's text with those of the call; None: see attend
     shared: bool = field(default=False, metadata={"static": True})  # any row may have any page
     backend: Backend = field(default=XLA, metadata={"static": True})  # what attends
+    apart: bool = field(default=False, metadata={"static": True})  # a call's rows are texts apart
 
     @staticmethod
     def empty(config: Config, slots: int, length: int, dtype: Any) -> "Cache":
@@ -93,9 +94,13 @@ class Cache:
         """A pool of pages of PAGE tokens that slots share."""
         return replace(Cache.empty(config, pages, PAGE, dtype), shared=True)
 
-    def select(self, table: Array | None, ends: Array | None) -> "Cache":
-        """The same cache for a call on rows whose texts lie there and have so many tokens."""
-        return replace(self, table=table, ends=ends)
+    def select(self, table: Array | None, ends: Array | None, apart: bool = False) -> "Cache":
+        """The same cache for a call on rows whose texts lie there and have so many tokens.
+
+        apart: no two rows are parts of one text. Kernels want that: where one row reads what
+        another stores, all must be stored before anything is read.
+        """
+        return replace(self, table=table, ends=ends, apart=apart)
 
     def attend(
         self, layer: int, q: Array, k: Array, v: Array, positions: Array
@@ -107,7 +112,8 @@ class Cache:
         the new tokens.
         """
         ends = positions[:, -1] + 1 if self.ends is None else self.ends
-        form = self.backend.kernel(q.shape[1], self.table) or store_and_attend
+        kernel = self.backend.kernel(q.shape[1], self.table) if self.apart else None
+        form = kernel or store_and_attend
         query, stores = _grouped(q, k.shape[2]), (self.keys[layer], self.values[layer])
         y, key, value = form(query, (k, v), *stores, self.table, positions, ends)
         at = lambda stores, new: (*stores[:layer], new, *stores[layer + 1 :])

@@ -49,6 +49,16 @@ def devices(topology: str) -> Any:
     return topologies.get_topology_desc(**options).devices
 
 
+def around(where: Any) -> Any:
+    """A context for lowering: kernels ask it which chip a mesh, or a device, is."""
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    mesh = where if isinstance(where, Mesh) else Mesh(np.array([where]), ("device",))
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def sizes(compiled: Any) -> dict[str, int]:
     """Bytes on each device."""
     memory = compiled.memory_analysis()
@@ -75,8 +85,10 @@ def measure(job: Job) -> dict[str, int]:
     formats = quant.plan(job.config, *plan) if plan else None
     params = aot.params(job.config, jnp.bfloat16, where, formats)
     state = aot.state(params, job.batch, job.context, job.cache_dtype)
-    programs = aot.step(params, state, 64), aot.prefill(params, state, min(CHUNK, job.context))
-    return max((sizes(one.lower().compile()) for one in programs), key=lambda size: size["peak"])
+    with around(where):
+        programs = aot.step(params, state, 64), aot.prefill(params, state, min(CHUNK, job.context))
+        lowered = [program.lower() for program in programs]
+    return max((sizes(one.compile()) for one in lowered), key=lambda size: size["peak"])
 
 
 def in_a_child(arguments: Sequence[str], mesh: str) -> dict[str, int]:

@@ -13,7 +13,7 @@ import tyro
 from qwen_jax.cli import run
 
 GROUPS = {  # of --help
-    "measurements": "lengths batches cache_dtypes",
+    "measurements": "lengths batches cache_dtypes attention",
     "results": "output",
     "model and memory": "dtype",
     "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
@@ -25,6 +25,7 @@ def main(
     lengths: str = "2048,8192",
     batches: str = "1",
     cache_dtypes: str = "default",
+    attention: Literal["triton", "mosaic", "xla"] | None = None,
     output: Path | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     mesh_data: int = 1,
@@ -41,6 +42,7 @@ def main(
         lengths: Numbers of tokens to generate, with commas between them.
         batches: Numbers of answers at once, with commas between them.
         cache_dtypes: Types of cached keys and values: default, bfloat16, int8, ...
+        attention: Form of attention; by default, the device's kernel where it can run.
         output: Folder for profile.json, profile.md and, with matplotlib, profile.png.
         dtype: Type of the parameters; by default, as stored.
         mesh_data: Devices that hold copies of the model.
@@ -72,7 +74,7 @@ def main(
     report: dict[str, Any] = {"model": name, "precision": kind, "rows": []}
     report |= {"device": f"{device.device_kind} x {jax.device_count()}", "jax": jax.__version__}
     for length, batch, cache in wanted:
-        report["rows"].append(beside(name, kind, measure(params, length, batch, cache)))
+        report["rows"].append(beside(name, kind, measure(params, length, batch, cache, attention)))
         if jax.process_index() == 0:
             row = report["rows"][-1]
             print(f"{length} tokens x {batch}: {row['tokens_per_second']} tokens/s", flush=True)

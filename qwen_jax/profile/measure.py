@@ -37,7 +37,9 @@ PUBLISHED_BATCHES = {
 }
 
 
-def measure(params: Qwen, length: int, batch: int, cache_dtype: Any) -> dict[str, Any]:
+def measure(
+    params: Qwen, length: int, batch: int, cache_dtype: Any, attention: str | None = None
+) -> dict[str, Any]:
     """Tokens a second of one measurement, and the most memory so far.
 
     Compiling and the first tokens are left out of the time.
@@ -52,6 +54,7 @@ def measure(params: Qwen, length: int, batch: int, cache_dtype: Any) -> dict[str
         seed=0,
         cache_dtype=cache_dtype,
         draft_tokens=0,  # what is written repeats itself, and would be drafted
+        attention=attention,
     ):
         seen.append((time.perf_counter(), sum(len(answer.tokens) for answer in answers)))
     (start, first), (end, last) = seen[min(1, len(seen) - 2)], seen[-1]

@@ -71,12 +71,14 @@ class ModelRunner:
         cache_dtype: DTypeLike | None = None,
         pools: Sequence[int] | None = None,
         draft_tokens: int = 0,
+        attention: str | None = None,
     ):
         self.weights = flatten(params)
         self.config = params.config
         self.slots, self.length, self.pages, self.chunk = slots, length, pages, chunk
         self.tile = max(16, chunk // 16)
         self._step_tokens, self._cache_dtype = step_tokens, cache_dtype
+        self._attention = attention
         self._pools = pools
         self.draft_tokens = draft_tokens
         self._chunk_rows = sorted({max(1, chunk // 4 // self.tile), chunk // self.tile})
@@ -91,8 +93,8 @@ class ModelRunner:
         """Empty slots, whatever became of those there were."""
         self._state: Any = None  # first, so that there is room for the new ones
         self._table = np.zeros((self.slots, -(-self.length // PAGE)), np.int32)
-        sizes, drafts = (self.slots, self.length, self._cache_dtype), self.draft_tokens
-        state = decode.start(self.weights, *sizes, pages=self.pages, draft_tokens=drafts)
+        how = self._cache_dtype, self.pages, self._attention, self.draft_tokens
+        state = decode.start(self.weights, self.slots, self.length, *how)
         # Parameters that were loaded are bound to their devices and bind what is computed from
         # them. A state that is not would be another kind of argument, and compile everything again.
         bind = lambda x: x if x.committed else jax.device_put(x, x.sharding)

@@ -191,11 +191,11 @@ def test_options_reach_the_model(
     assert how == {"dtype": None, "adapter": None}
     assert given == ("hi",)
     checkpoint = Sampling(temperature=0.5, top_k=7)
-    names = ("system", "max_new_tokens", "seed", "cache_dtype")
+    names = ("system", "max_new_tokens", "seed", "cache_dtype", "attention", "draft_tokens")
     assert samplings == dict.fromkeys(names) | {"sampling": checkpoint, "stop": ()}
     asked: dict[str, Any] = {"system": "x", "max_new_tokens": 3, "seed": 5, "cache_dtype": "int8"}
     sizes: dict[str, Any] = {"mesh_data": 2, "mesh_fsdp": 2}
-    asked["stop"] = ("a", "b")
+    asked |= {"stop": ("a", "b"), "attention": "xla", "draft_tokens": 2}
     changes: dict[str, Any] = {"temperature": 2, "top_p": 0.5, "top_k": 3}
     changes["repetition_penalty"] = 1.5
     answer(dtype="float16", timings=True, **changes, **asked, **sizes)
