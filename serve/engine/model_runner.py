@@ -75,7 +75,8 @@ class ModelRunner:
         self._step_tokens, self._cache_dtype = step_tokens, cache_dtype
         self.draft_tokens = draft_tokens
         self._chunk_rows = sorted({max(1, chunk // 4 // self.tile), chunk // self.tile})
-        self._rows = _powers(slots, alone=draft_tokens > 0)
+        alone = draft_tokens > 0 and self.weights.platform == "cpu"
+        self._rows = _powers(slots, alone)
         self._every_id = every_id(self.config.vocab)
         # XLA's CPU sums few numbers in another order, and an answer's bits must not depend on how
         # many there are: so many rows are sampled at least.
