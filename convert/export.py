@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +98,7 @@ def to_hf(
     ):
         for name in manifest.files.keys() - {vocabulary_file.NAME}:
             if name not in stale and (name not in QUANTISED or chosen == found):
-                shutil.copyfile(folder / name, partial / name)
+                atomic.copy_file(folder / name, partial / name)
         if chosen != found:
             text = json.dumps(to_config(raw, chosen, formats), indent=2, ensure_ascii=False)
             (partial / "config.json").write_text(text + "\n", "utf-8")

@@ -19,6 +19,7 @@ from qwen_jax.files.problems import Problems
 from qwen_jax.files.strict_json import Kind, StrictObject, tabled
 from qwen_jax.nn.quant import FIELDS, Format, abstract_leaves
 from qwen_jax.nn.tree import FLOATS
+from qwen_jax.storage import pooling_config
 from qwen_jax.storage.hf_names import (
     HEAD,
     TensorView,
@@ -138,6 +139,8 @@ def read(folder: Path, mixed: bool = False, extra: Path | None = None) -> Checkp
         made = dataclasses.replace(made, vocabulary=words)
     with problems.catch():
         read_defaults(folder)
+    with problems.catch():
+        pooling_config.read(folder)
     problems.stop(f"{folder} cannot be converted")
     return made
 

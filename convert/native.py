@@ -152,7 +152,7 @@ def _write(
         before = sizes.on_disk(partial)
         origin.write(partial)
         for name, file in _side_files(checkpoint).items():
-            shutil.copyfile(file, partial / name)
+            atomic.copy_file(file, partial / name)
         if checkpoint.vocabulary is not None:
             packed = vocabulary_file.pack(checkpoint.vocabulary)
             (partial / vocabulary_file.NAME).write_bytes(packed)

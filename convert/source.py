@@ -6,9 +6,16 @@ from pathlib import Path
 from qwen_jax import bundled
 from qwen_jax.model_folder import HUB_ID
 from qwen_jax.program.arguments import install
+from qwen_jax.storage import pooling_config
 from qwen_jax.text.vocabulary import FILES
 
-SIDE_FILES = ("config.json", "generation_config.json", *FILES, "special_tokens_map.json")
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    *FILES,
+    "special_tokens_map.json",
+    *pooling_config.FILES,
+)
 INDEX = "model.safetensors.index.json"
 QUANTISED = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # AutoGPTQ's, AutoAWQ's
 # never pickles, never code

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from qwen_jax.config import Config
     from qwen_jax.conversation import chat, stream_chat
     from qwen_jax.decoding.sampling import Sampling
+    from qwen_jax.embeddings import embed
     from qwen_jax.generate import generate, logits, stream
 
 __all__ = [
     "Config",
     "Sampling",
     "chat",
+    "embed",
     "generate",
     "load",
     "logits",
@@ -36,6 +38,7 @@ __all__ = [
 _HOMES = {
     "Config": "config",
     "Sampling": "decoding.sampling",
+    "embed": "embeddings",
     **dict.fromkeys(("load", "save"), "checkpoint"),
     **dict.fromkeys(("generate", "logits", "stream"), "generate"),
     **dict.fromkeys(("chat", "stream_chat"), "conversation"),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_jax.decoding.generation_config import Defaults
+from qwen_jax.storage.pooling_config import Pooling
 from qwen_jax.text.tokenizer import Tokenizer
 
 
@@ -15,4 +16,5 @@ class Assets:
     model_type: str
     tokenizer: Tokenizer | None
     defaults: Defaults
+    pooling: Pooling | None = None  # of a checkpoint that makes vectors of texts
     extra: Path | None = None  # a vocabulary that lies elsewhere

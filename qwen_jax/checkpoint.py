@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from qwen_jax.nn.quant import (
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import named_leaves
 from qwen_jax.program import compiled, progress
-from qwen_jax.storage import hf_config, native
+from qwen_jax.storage import hf_config, native, pooling_config
 from qwen_jax.storage.hashed_arrays import digest_file
 from qwen_jax.storage.native import Manifest
 from qwen_jax.text import vocabulary_file
@@ -67,25 +67,10 @@ def load(
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
         attach.check(added, config, assets.model_type)
-    quantised = formats_of(manifest.leaves)
-    places = _places(config, mesh, quantised)
-    where = named_leaves(places)
-    kept = lambda name, leaf: (
-        leaf.dtype if name.rpartition(".")[2] in FIELDS else dtype or leaf.dtype
-    )
-    wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, kept(name, leaf), sharding=where[name])
-        for name, leaf in manifest.leaves.items()
-    }
-    (first, *_) = where["embed"].device_set
-    made = lambda leaves: dataclasses.replace(
-        jax.tree.unflatten(jax.tree.structure(places), [leaves.pop(name) for name in where]),
-        assets=assets,
-    )
+    wanted, made = _layout(manifest, config, assets, mesh, dtype)
+    (first, *_) = wanted["embed"].sharding.device_set
     if before_reading is not None and added is None:
-        shapes: dict[str, Any] = dict(wanted)
-        arrange_leaves(shapes, first.platform)
-        before_reading(made(shapes))
+        before_reading(_arranged(wanted, made))
     arrays: dict[str, jax.Array] = {}
     for piece, leaves in native.by_piece(wanted).items():
         read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
@@ -94,6 +79,41 @@ def load(
         arrays |= read
         progress.advance(native.size(leaves))
     return made(arrays) if added is None else attach.add(made(arrays), added)
+
+
+def shapes(folder: str | Path, mesh: Mesh | None = None, dtype: DTypeLike | None = None) -> Qwen:
+    """What `load` would give, as ShapeDtypeStructs with shardings; no array is read."""
+    return _arranged(*_layout(*examine(folder), mesh, dtype))
+
+
+_Made = Callable[[dict[str, Any]], Qwen]  # from leaves by name
+
+
+def _layout(
+    manifest: Manifest, config: Config, assets: Assets, mesh: Mesh | None, dtype: DTypeLike | None
+) -> tuple[dict[str, jax.ShapeDtypeStruct], _Made]:
+    """Every array as it will be restored, and what makes parameters of them."""
+    places = _places(config, mesh, formats_of(manifest.leaves))
+    where = named_leaves(places)
+    kept = lambda name, leaf: (
+        leaf.dtype if name.rpartition(".")[2] in FIELDS else dtype or leaf.dtype
+    )
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, kept(name, leaf), sharding=where[name])
+        for name, leaf in manifest.leaves.items()
+    }
+    made = lambda leaves: dataclasses.replace(
+        jax.tree.unflatten(jax.tree.structure(places), [leaves.pop(name) for name in where]),
+        assets=assets,
+    )
+    return wanted, made
+
+
+def _arranged(wanted: Mapping[str, jax.ShapeDtypeStruct], made: _Made) -> Qwen:
+    (first, *_) = wanted["embed"].sharding.device_set
+    leaves: dict[str, Any] = dict(wanted)
+    arrange_leaves(leaves, first.platform)
+    return made(leaves)
 
 
 def examine(
@@ -115,14 +135,16 @@ def _read_assets(folder: Path, manifest: Manifest, extra: Path | None) -> tuple[
     """The other files; every fault of the folder is found before an array is read."""
     config = Config.from_hf(strict_json.read(folder / "config.json"))
     problems = Problems(manifest.problems(folder, config))
-    tokenizer, defaults = None, Defaults()
+    tokenizer, defaults, pooling = None, Defaults(), None
     with problems.catch():
         tokenizer = _tokenizer(folder, manifest, extra)
     with problems.catch():
         defaults = read_defaults(folder)
+    with problems.catch():
+        pooling = pooling_config.read(folder)
     problems.add(*vocabulary_problems(tokenizer, config))
     problems.stop(f"{folder} cannot be loaded")
-    return config, Assets(folder, manifest.model_type, tokenizer, defaults, extra)
+    return config, Assets(folder, manifest.model_type, tokenizer, defaults, pooling, extra)
 
 
 def _tokenizer(folder: Path, manifest: Manifest, extra: Path | None) -> Tokenizer | None:
@@ -203,7 +225,7 @@ def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial:
         files.pop(vocabulary_file.NAME, None)  # which does not have these tokens
         shutil.copyfile(extra, partial / EXTRA)
     for name in files:
-        shutil.copyfile(params.assets.folder / name, partial / name)
+        atomic.copy_file(params.assets.folder / name, partial / name)
     if extra is not None:
         files[EXTRA] = digest_file(partial / EXTRA)
     return dataclasses.replace(source, leaves=leaves, files=files)

@@ -40,6 +40,7 @@ PROGRAMS = {
     "evaluate": Program("qwen_jax.evaluate.__main__", "Measure a model by the published tables"),
     "plan": Program("qwen_jax.plan.__main__", "Count what a model takes on devices"),
     "profile": Program("qwen_jax.profile.__main__", "Measure speed and memory of generation"),
+    "warm": Program("qwen_jax.warm", "Compile a model's programs before anybody waits for them"),
     "demo": Program("qwen_jax.demo", "Convert the bundled model and let it answer"),
 }
 USAGE = """usage: qwen-jax COMMAND [OPTIONS]

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from qwen_jax.cli import run
 
+QUESTIONS = ("qwen_jax 是什么？", "What can I do with qwen_jax?")
+
 
 def main() -> None:
     """Convert the bundled checkpoint, load it, and let it answer twice."""
@@ -17,6 +19,7 @@ def main() -> None:
         from qwen_jax.checkpoint import load
         from qwen_jax.command.answering import show
         from qwen_jax.conversation import chat_prompt, stream_chat
+        from qwen_jax.decoding.ahead import prepare
         from qwen_jax.files.sizes import size
 
     held = sum(file.stat().st_size for file in bundled.CHECKPOINT.iterdir())
@@ -28,8 +31,9 @@ def main() -> None:
     how = "was converted before to" if known else "converted to"
     print(f"2. {how} {folder} ({time.monotonic() - began:.1f} s)", flush=True)
     began = time.monotonic()
+    first = lambda shapes: prepare(shapes, chat_prompt(shapes, QUESTIONS[0])[0])
     with progress.working("loading it"):
-        params = load(folder)
+        params = load(folder, before_reading=first)
     leaves = jax.tree.leaves(params)
     count, held = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     print(
@@ -37,7 +41,7 @@ def main() -> None:
         f"{jax.devices()[0].platform} device(s) ({time.monotonic() - began:.1f} s)"
     )
     print("4. its answers: it knows little else than conversations about qwen_jax")
-    for seed, query in enumerate(("qwen_jax 是什么？", "What can I do with qwen_jax?")):
+    for seed, query in enumerate(QUESTIONS):
         print(f"\nUser: {query}\nQwen: ", end="", flush=True)
         show(stream_chat(params, query, seed=seed), len(chat_prompt(params, query)[0]))
     print('\nnext: qwen-jax generate demo "How can I convert a model?"')

@@ -1,6 +1,6 @@
 """Generate from prompts: text or ids in, text or ids out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, TypeVar, overload
 
@@ -18,6 +18,7 @@ from qwen_jax.decoding.completion import (
     text_tokenizer,
 )
 from qwen_jax.nn.model import Qwen
+from qwen_jax.text.tokenizer import Tokenizer
 
 Part = TypeVar("Part", str, int)
 
@@ -87,7 +88,7 @@ def generate(
     Ends a row at the ids the checkpoint stops at; they are part of the ids that come back.
     """
     refuse_logprobs(sampling)
-    prompts, single = _prompts(params, prompt)
+    prompts, single = prompts_of(params, prompt)
     answers = complete(
         params,
         prompts,
@@ -140,7 +141,7 @@ def stream(
 ) -> Iterator[Any]:
     """`generate` for one prompt, as it comes: pieces of text, or lists of ids. Same keywords."""
     refuse_logprobs(sampling)
-    prompts, single = _prompts(params, prompt)
+    prompts, single = prompts_of(params, prompt)
     if not single:
         raise ValueError(f"stream takes one prompt, got a list of {len(prompts)}; use generate")
     growing = stream_completions(
@@ -163,13 +164,17 @@ def stream(
 
 def logits(params: Qwen, ids: Any) -> Array:
     """Scores of every next token: ids [B T], or one text [T] -> float32 [B T V]."""
-    rows, _ = _prompts(params, ids)
+    rows, _ = prompts_of(params, ids)
     if len({len(row) for row in rows}) != 1:
         raise ValueError(f"texts of {sorted({len(r) for r in rows})} ids; give texts of one length")
     return decode.score(params, np.asarray(rows, np.int32))
 
 
-def _prompts(params: Qwen, prompt: Any) -> tuple[list[list[int]], bool]:
+def prompts_of(
+    params: Qwen,
+    prompt: Any,
+    encode: Callable[[Tokenizer, str], list[int]] = Tokenizer.encode_prompt,
+) -> tuple[list[list[int]], bool]:
     """Prompts as ids, and whether there was one, not a list of them."""
     prompt = [prompt] if (is_text := isinstance(prompt, str)) else _listed(prompt)
     kinds = {str if isinstance(part, str) else np.ndim(part) for part in prompt}
@@ -178,7 +183,7 @@ def _prompts(params: Qwen, prompt: Any) -> tuple[list[list[int]], bool]:
         raise ValueError(f"got {got}, wanted a text, a list of ids, or a list of either")
     if kinds == {str}:
         tokenizer = text_tokenizer(params)
-        rows = [tokenizer.encode_prompt(text) for text in prompt]
+        rows = [encode(tokenizer, text) for text in prompt]
     else:
         rows = [prompt] if kinds == {0} else [_listed(row) for row in prompt]
     for row in rows:

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api import chat, completions, status, tokenize
+from serve.api import adapters, chat, completions, embeddings, status, tokenize
 from serve.api.sse import Gone
-from serve.dialects import generate, messages, responses
+from serve.dialects import embed, generate, messages, rerank, responses
 from serve.http.errors import ApiError, on_api_error, on_http_error
 from serve.http.keys import Keys
 from serve.http.middleware import Middleware
@@ -35,13 +35,18 @@ _GETS: dict[str, Callable[..., Any]] = {
 _POSTS: dict[str, Callable[..., Any]] = {
     "/v1/chat/completions": chat.complete,
     "/v1/completions": completions.complete,
-    "/": generate.generate,
+    "/": embed.root,
+    "/embed": embed.embed,
     "/generate": generate.generate,
     "/generate_stream": generate.generate_stream,
+    "/v1/embeddings": embeddings.create,
+    **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), rerank.rank),
     "/v1/messages": messages.create,
     "/v1/messages/count_tokens": messages.count_tokens,
     "/v1/responses": responses.create,
     "/v1/responses/{id}/cancel": responses.cancel,
+    "/v1/load_lora_adapter": adapters.load,
+    "/v1/unload_lora_adapter": adapters.unload,
     "/tokenize": tokenize.tokenize,
     "/detokenize": tokenize.detokenize,
 }

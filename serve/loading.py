@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,16 +14,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from qwen_jax import load, memory
-from qwen_jax.adapters import attach, peft
+from qwen_jax.adapters import attach, bank, peft
 from qwen_jax.checkpoint import examine
 from qwen_jax.decoding import drafts
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.decoding.flat_params import flatten
+from qwen_jax.embeddings import end_of
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.program import progress
-from qwen_jax.text import chatml
+from qwen_jax.text import chatml, relevance
 from serve import cache_memory
+from serve.adapters import Adapters, Loaded
 from serve.cache_memory import Room
 from serve.engine.dashboards import Dashboards
 from serve.engine.engine import Engine
@@ -47,9 +50,18 @@ def check(settings: ServeConfig) -> None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
     for name, folder in settings.adapters.items():
         try:
-            attach.check(peft.read(folder), config, manifest.model_type)
+            attach.deltas_of(peft.read(folder), config, manifest.model_type)
         except ValueError as error:
             raise ValueError(f"adapter {name!r}: {error}") from None
+    task = settings.task or _own_task(assets)
+    if task == "rerank":
+        relevance.answers(assets.tokenizer)
+    if task == "embed":
+        end_of(assets.tokenizer)
+    if settings.adapter_folder and jax.process_count() > 1:
+        raise ValueError(
+            "--adapter-folder is for a server of one process; start several with --adapter"
+        )
     _mesh(settings)
     cache_memory.check(settings, config)
 
@@ -65,7 +77,9 @@ def parameters(settings: ServeConfig) -> Qwen:
     """The checkpoint on a mesh over all devices, or on the only one."""
     added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
     params = load(settings.model, _mesh(settings), settings.dtype)
-    if added:
+    if settings.adapter_folder:
+        params = bank.with_room(params, settings.adapter_ranks, settings.max_adapters)
+    elif added:
         params = attach.add_all(params, added)
     if tokenizer_of(params) is None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
@@ -90,8 +104,27 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         settings.chunk,
         settings.step_tokens,
         memory.dtype_of_cache(params, settings.cache_dtype),
+        _pools(params, settings),
         drafts.wanted(flatten(params), 2, settings.draft_tokens),
     )
+
+
+def task_of(params: Qwen, settings: ServeConfig) -> str:
+    """What requests may ask of the model."""
+    return settings.task or _own_task(params.assets)
+
+
+def _own_task(assets: Any) -> str:
+    """What a checkpoint was made for, as far as its files say."""
+    return "embed" if getattr(assets, "pooling", None) is not None else "generate"
+
+
+def _pools(params: Qwen, settings: ServeConfig) -> list[int] | None:
+    """What texts become: None, answers; no ids, vectors; ids, their logits."""
+    task = task_of(params, settings)
+    if task == "generate":
+        return None
+    return relevance.answers(text_tokenizer(params)) if task == "rerank" else []
 
 
 def _warm(service: Service, device: ModelRunner | Leader) -> None:
@@ -110,6 +143,7 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     settings, defaults = service.settings, defaults_of(params)
     tokenizer = copy.copy(text_tokenizer(params))
     tokenizer.longest_stretch = _LONGEST_STRETCH
+    adapters = _adapters(service, params, device)
     compilations = Compilations()
     before, began = compilations.count, time.monotonic()
     _warm(service, device)
@@ -140,12 +174,14 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
     service.metrics.dashboards = Dashboards(
         service.metrics.registry, settings.served_name, device.pages, device.page
     )
+    service.metrics.dashboards.adapters = service.followed
     engine = Engine(device, schedule, service.metrics)
     grammars = Grammars(tokenizer, params.config.vocab, ends or [tokenizer.end_of_text])
     engine.start()
     model = Model(
         name=settings.served_name,
-        adapter=0,
+        adapter=Loaded(),
+        task=task_of(params, settings),
         config=params.config,
         tokenizer=tokenizer,
         defaults=defaults,
@@ -153,13 +189,27 @@ def start(service: Service, params: Qwen, device: ModelRunner | Leader) -> None:
         engine=engine,
         grammars=grammars,
         prefix_scope=device.prefix_scope,
+        prompts=pooling.prompts if (pooling := getattr(params.assets, "pooling", None)) else {},
     )
     service.named = {alias: dataclasses.replace(model, name=alias) for alias in settings.aliases}
     service.named |= {
-        name: dataclasses.replace(model, name=name, adapter=number)
-        for number, name in enumerate(settings.adapters, 1)
+        name: dataclasses.replace(model, name=name, adapter=loaded)
+        for name, loaded in adapters.items()
     }
     service.model = model
+
+
+def _adapters(service: Service, params: Qwen, device: ModelRunner | Leader) -> dict[str, Loaded]:
+    """Those the server starts with; in a bank, where others may come."""
+    folders = service.settings.adapters
+    if not service.settings.adapter_folder:
+        return {name: Loaded(number, number) for number, name in enumerate(folders, 1)}
+    assert isinstance(device, ModelRunner), "several processes have been refused"
+    service.adapters = Adapters(bank.Bank(params), device.replace)
+    try:
+        return {name: service.adapters.load(folder) for name, folder in folders.items()}
+    except ValueError as error:
+        raise ValueError(f"an adapter: {error}; see --adapter-ranks") from None
 
 
 def settle() -> None:

@@ -46,6 +46,7 @@ def serve(settings: ServeConfig) -> None:
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what is no HTTP is no news
     progress.begin(log.info)
     keys = Keys.read(settings.api_keys)
+    keys.expect_owners(settings.admin)
     distributed.join(settings.coordinator, settings.processes, settings.process)
     try:
         loading.check(settings)

@@ -1,16 +1,18 @@
 """A loaded model and everything that serves it, from loading to draining."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.text.tokenizer import Tokenizer
+from serve.adapters import Adapters, Loaded
 from serve.cache_memory import Room
 from serve.engine.engine import Engine
 from serve.engine.metrics import Metrics
+from serve.engine.request import Request
 from serve.lag import Lag
 from serve.lanes import Lanes
 from serve.memory import Memory
@@ -23,7 +25,8 @@ class Model:
     """What answering needs of a checkpoint."""
 
     name: str
-    adapter: int  # its number among those in the network; 0 is none
+    adapter: Loaded
+    task: str  # generate, embed or rerank
     config: Config
     tokenizer: Tokenizer
     defaults: Defaults
@@ -33,6 +36,12 @@ class Model:
     prefix_scope: Callable[
         [int], int
     ]  # prompt length -> what decides, beside the tokens, on keys and values
+
+    prompts: Mapping[str, str] = field(default_factory=dict)  # texts before others, by name
+
+    def scope(self, tenant: str, length: int) -> str:
+        """Texts of this model, of so many tokens, share keys and values within it."""
+        return f"{tenant}/{self.adapter.edition}/{self.prefix_scope(length)}"
 
     @property
     def length(self) -> int:
@@ -55,11 +64,18 @@ class Service:
         )
         self.model: Model | None = None  # until it is loaded and warm
         self.named: dict[str, Model] = {}  # the same by its other names, and with each adapter
+        self.adapters: Adapters | None = None  # those that come and go, where they may
         self.draining = False
         self.stage = "the model is being loaded"
         self.failure = ""  # why the model could not be loaded
         self.created = int(time.time())
         self.metrics.watch("ready", "Whether requests are taken", lambda: not self.trouble)
+
+    def followed(self) -> tuple[int, dict[str, tuple[Request, ...]]]:
+        """How many adapters there may be, and who follows each of those there are."""
+        named = {name: one.adapter for name, one in self.named.copy().items() if one.adapter.number}
+        most = len(named) if self.adapters is None else self.adapters.most
+        return most, {name: tuple(one.followers) for name, one in named.items()}
 
     @property
     def trouble(self) -> str:

@@ -11,18 +11,21 @@ import tyro
 from qwen_jax.program import rendezvous
 
 Number = Literal["float32", "bfloat16", "float16"]
+Task = Literal["generate", "embed", "rerank"]
 _HOST = re.compile(r"\*|[\w.-]+|\[?[0-9A-Fa-f:.]+\]?")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/A-Z]+")
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?) ?([kKMGT]?i?)B?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _NAMES = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME"))
+_FOLDERS = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FOLDER"))
 _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FOLDER"))
 
 
 GROUPS = {  # of --help, as docs/serving.md has them
-    "model and memory": "model name adapter dtype cache_dtype",
+    "model and memory": """model name task adapter adapter_folder adapter_ranks max_adapters dtype
+        cache_dtype""",
     "slot": "slots max_length chunk step_tokens draft_tokens queue prefix_reuse",
-    "access": "host port api_keys tls_certificate tls_key cors allowed_host log_prompts",
+    "access": "host port api_keys admin tls_certificate tls_key cors allowed_host log_prompts",
     "limit": """max_connections max_body max_choices header_seconds body_seconds write_seconds
         idle_seconds request_seconds drain_seconds""",
     "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
@@ -37,8 +40,16 @@ class ServeConfig:
     """Folder that `qwen-jax convert` wrote, or "demo"."""
     name: Annotated[tuple[str, ...], *_NAMES] = ()
     """Name of the model in requests; by default, its folder's; give one --name for each."""
+    task: Task | None = None
+    """What the model is for: by default, to embed where it came for that, else to generate."""
     adapter: Annotated[tuple[str, ...], *_EACH] = ()
     """Name of an adapter in requests and its PEFT folder; give one --adapter for each."""
+    adapter_folder: Annotated[tuple[Path, ...], *_FOLDERS] = ()
+    """Folder from which clients may load adapters while the server runs; give one for each."""
+    adapter_ranks: int = 64
+    """With --adapter-folder: ranks of all adapters together, for which room is made."""
+    max_adapters: int = 8
+    """With --adapter-folder: most adapters at once."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every network."""
     port: int = 8000
@@ -74,6 +85,8 @@ class ServeConfig:
 
     api_keys: Path | None = None
     """File of keys, one a line, each after a name of its owner; without it anyone may ask."""
+    admin: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME…")] = ()
+    """Owners of keys who may load and unload adapters; * is everybody, also without keys."""
     tls_certificate: Path | None = None
     """PEM file of the certificate; with it the server speaks HTTPS."""
     tls_key: Path | None = None
@@ -130,8 +143,8 @@ class ServeConfig:
         problems += self._adapter_problems()
         if self.cache_memory is not None and not _SIZE.fullmatch(self.cache_memory):
             problems.append(f"cache_memory is {self.cache_memory!r}, wanted a size such as 2GiB")
-        if self.draft_tokens is not None and not 0 <= self.draft_tokens <= 16:
-            problems.append(f"draft_tokens is {self.draft_tokens}, wanted 0 to 16")
+        if self.draft_tokens is not None and not 0 <= self.draft_tokens <= 15:
+            problems.append(f"draft_tokens is {self.draft_tokens}, wanted 0 to 15")
         if self.max_length is not None and not 16 <= self.max_length <= 2**24:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -192,6 +205,17 @@ class ServeConfig:
             elif not Path(path).is_dir():
                 yield f"adapter {name!r}: there is no folder {path}"
             names.append(name)
+        for folder in self.adapter_folder:
+            if not folder.is_dir():
+                yield f"adapter_folder: there is no folder {folder}"
+        if self.adapter_folder and not self.admin:
+            yield "adapter_folder needs --admin, which says who may load adapters"
+        if self.admin and not self.adapter_folder:
+            yield f"admin is {self.admin}, which needs --adapter-folder"
+        if self.adapter_folder and len(self.adapter) > self.max_adapters:
+            yield f"max_adapters is {self.max_adapters}, there are {len(self.adapter)} at once"
+        if "*" not in self.admin and self.admin and self.api_keys is None:
+            yield f"admin is {self.admin}, owners of keys, which needs --api-keys; * is everybody"
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -200,6 +224,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("chunk", 16, 2048),
     ("step_tokens", 1, 64),
     ("queue", 1, 100_000),
+    ("adapter_ranks", 1, 2**16),
+    ("max_adapters", 1, 4096),
     ("mesh_data", 1, 4096),
     ("mesh_fsdp", 1, 4096),
     ("max_body", 1024, 2**30),

@@ -19,6 +19,7 @@ from benchmarks.support import record
 from qwen_jax.checkpoint import examine
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.text.tokenizer import Tokenizer
+from serve.adapters import Loaded
 from serve.api import chat, prompting
 from serve.cache_memory import Room
 from serve.schemas.requests import ChatRequest
@@ -160,7 +161,8 @@ def compare(*folders: Path) -> bool:
         assert ours is not None
         model = Model(
             "qwen",
-            0,
+            Loaded(),
+            "generate",
             config,
             ours,
             Defaults(),

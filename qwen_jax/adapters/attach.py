@@ -73,61 +73,63 @@ def add(params: Qwen, adapter: Adapter, dtype: Any = None, model_type: str | Non
     """
     config, model_type = params.config, model_type or model_type_of(params)
     check(adapter, config, model_type)
-    saved, deltas = _ours(adapter, tensor_mappings(config, model_type), _beside(params, dtype))
+    saved, deltas = _ours(adapter, tensor_mappings(config, model_type), beside(params, dtype))
     leaves = named_leaves(params)
     if missing := sorted(saved.keys() - leaves.keys()):
         raise ValueError(f"the adapter has whole {missing}, which this network keeps otherwise")
 
     whole = [saved.get(name, leaf) for name, leaf in leaves.items()]
-    return _wrap(jax.tree.unflatten(jax.tree.structure(params), whole), deltas)
+    return wrap(jax.tree.unflatten(jax.tree.structure(params), whole), deltas)
 
 
 def add_all(params: Qwen, adapters: Mapping[str, Adapter], dtype: Any = None) -> Qwen:
     """params with several adapters beside its layers, by number from 1 in their order.
 
-    `lora.select_adapters` says which row of a batch follows which. Raises ValueError if one does
-    not fit, or has whole tensors, of which a network holds one.
+    `lora.select_adapters` says which row of a batch follows which; `bank` has those that come and
+    go. Raises ValueError if one does not fit, or has whole tensors, of which a network holds one.
     """
-    config, model_type = params.config, model_type_of(params)
-    table, put = tensor_mappings(config, model_type), _beside(params, dtype)
     found: dict[str, dict[Rows | None, dict[int, Delta]]] = {}
     for number, (name, adapter) in enumerate(adapters.items(), 1):
         try:
-            check(adapter, config, model_type)
+            parts = deltas_of(adapter, params.config, model_type_of(params))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        saved, deltas = _ours(adapter, table, lambda array, *_: array)
-        if saved:
-            raise ValueError(
-                f"{name} replaces {', '.join(sorted(saved))} as a whole, and a network with "
-                "several adapters has one of each; merge it into a checkpoint of its own"
-            )
-        for layer, parts in deltas.items():
-            for delta in parts:
+        for layer, deltas in parts.items():
+            for delta in deltas:
                 found.setdefault(layer, {}).setdefault(delta.rows, {})[number] = delta
+    put, count = beside(params, dtype), len(adapters)
     together = {
-        layer: tuple(_together(layer + ".kernel", own, put) for own in parts.values())
+        layer: tuple(_together(layer + ".kernel", own, count, put) for own in parts.values())
         for layer, parts in found.items()
     }
-    return _wrap(params, together)
+    return wrap(params, together)
 
 
-def _together(leaf: str, own: dict[int, Delta], put: "Put") -> Deltas:
+def deltas_of(adapter: Adapter, config: Config, model_type: str) -> dict[str, tuple[Delta, ...]]:
+    """Each layer's deltas on the host, of an adapter beside others; raises as `add_all` does."""
+    check(adapter, config, model_type)
+    saved, deltas = _ours(adapter, tensor_mappings(config, model_type), lambda array, *_: array)
+    if saved:
+        raise ValueError(
+            f"it replaces {', '.join(sorted(saved))} as a whole, and a network with several "
+            "adapters has one of each; merge it into a checkpoint of its own"
+        )
+    return deltas
+
+
+def _together(leaf: str, own: dict[int, Delta], count: int, put: "Put") -> Deltas:
     """The deltas of one projection, by the numbers of their adapters, as one."""
     deltas = list(own.values())
     a, b = np.concatenate([d.a for d in deltas]), np.concatenate([d.b for d in deltas], axis=1)
-    return Deltas(
-        a=put(a, leaf, lambda out, inp: (None, inp)),
-        b=put(b, leaf, lambda out, inp: (out, None)),
-        chosen=None,
-        rows=deltas[0].rows,
-        numbers=tuple(own),
-        ranks=tuple(len(d.a) for d in deltas),
-        scales=tuple(d.scale for d in deltas),
-    )
+    scales, end = np.zeros((count + 1, len(a)), np.float32), 0
+    for number, delta in own.items():
+        begin, end = end, end + len(delta.a)
+        scales[number, begin:end] = delta.scale
+    return Deltas(put(a, leaf, A), put(b, leaf, B), put(scales, leaf, WHOLE), None, deltas[0].rows)
 
 
-def _wrap(params: Qwen, deltas: Mapping[str, tuple[Any, ...]]) -> Qwen:
+def wrap(params: Qwen, deltas: Mapping[str, tuple[Any, ...]]) -> Qwen:
+    """params with what adapters add to its layers, by their names."""
     assert isinstance(params.blocks, tuple), "only blocks that are not stacked are adapted"
 
     def wrap(name: str, layer: Any) -> Any:
@@ -141,9 +143,12 @@ def _wrap(params: Qwen, deltas: Mapping[str, tuple[Any, ...]]) -> Qwen:
 
 
 Put = Callable[[Any, str, Callable[..., Any]], Any]
+A: Callable[..., Any] = lambda out, inp: (None, inp)  # where a matrix [R in] lies beside a kernel
+B: Callable[..., Any] = lambda out, inp: (out, None)  # [out R]
+WHOLE: Callable[..., Any] = lambda out, inp: (None, None)  # scales, as they are everywhere
 
 
-def _beside(params: Qwen, dtype: Any) -> Put:
+def beside(params: Qwen, dtype: Any = None) -> Put:
     """put(array, leaf, axes): an array on the devices where a leaf of params lies."""
     dtype, mesh = np.dtype(dtype or params.embed.dtype), mesh_of(params)
     where = named_leaves(shardings(params.config, mesh)) if mesh else {}
@@ -152,8 +157,8 @@ def _beside(params: Qwen, dtype: Any) -> Put:
         sharding: Any = params.embed.sharding
         if mesh is not None:
             sharding = NamedSharding(mesh, P(*axes(*where[leaf].spec)))
-        host = np.asarray(array)
-        cut = lambda index: np.array(host[index], dtype)  # a copy: the file may be written again
+        host, kind = np.asarray(array), np.float32 if axes is WHOLE else dtype
+        cut = lambda index: np.array(host[index], kind)  # a copy: the file may be written again
         return jax.make_array_from_callback(host.shape, sharding, cut)
 
     return put
@@ -176,8 +181,8 @@ def _ours(
         elif mapping.layer and module in adapter.deltas:
             a, b = adapter.deltas[module]
             delta = Delta(
-                a=put(a, leaf, lambda out, inp: (None, inp)),
-                b=put(b[mapping.order], leaf, lambda out, inp: (out, None)),
+                a=put(a, leaf, A),
+                b=put(b[mapping.order], leaf, B),
                 keys=None,
                 rows=mapping.rows,
                 scale=scales[module],

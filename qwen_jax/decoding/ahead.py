@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from qwen_jax.decoding import aot, decode, prompts, window
 from qwen_jax.decoding import drafts as drafts_
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of, per_call
 from qwen_jax.decoding.flat_params import flatten
+from qwen_jax.decoding.pieces import rows_of
 from qwen_jax.nn.model import Qwen
 
 
@@ -20,22 +23,41 @@ def prepare(
     max_new_tokens: int | None = None,
     cache_dtype: DTypeLike | None = None,
     draft_tokens: int | None = None,
-) -> None:
+) -> list[Future[Any]]:
     """Begin to make, or to read, what `stream_completions` will call first for one prompt.
 
-    shapes: the parameters as ShapeDtypeStructs with shardings. Returns at once. Raises ValueError
-    as that does for a wrong number of tokens, before anything long has begun.
+    shapes: the parameters as ShapeDtypeStructs with shardings. Returns at once what is
+    done when they are. Raises ValueError as that does for a wrong number of tokens, before
+    anything long has begun.
     """
-    defaults = defaults_of(shapes)
-    if max_new_tokens is None:
-        max_new_tokens = defaults.new_tokens(len(prompt), MAX_NEW_TOKENS)
-    with warnings.catch_warnings(action="ignore"):  # who answers will say it
-        budget = window.budget(shapes.config, len(prompt), max_new_tokens)
+    budget = _budget(shapes, len(prompt), max_new_tokens)
     devices: set[jax.Device] = shapes.embed.sharding.device_set
-    cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
+    if cache_dtype is None:
+        cache_dtype = defaults_of(shapes).cache_dtype
     if cache_dtype is None and {device.platform for device in devices} == {"cpu"}:
         cache_dtype = np.float32  # as decode.start has it
     length = decode.cache_length(len(prompt), budget)
     chunk, count = min(len(prompt), prompts.CHUNK), per_call(budget, watch=True)
     drafts = drafts_.wanted(flatten(shapes), 1, draft_tokens)
-    aot.prepare(shapes, 1, length, cache_dtype, prompt=chunk, count=count, draft_tokens=drafts)
+    what = shapes, 1, length, cache_dtype, chunk, count, drafts
+    return aot.prepare(*what)
+
+
+def sizes(shapes: Qwen, longest: int, max_new_tokens: int | None = None) -> list[int]:
+    """Lengths of prompts, one for each set of programs that prompts of up to `longest` need."""
+    device: Any = next(iter(shapes.embed.sharding.device_set))
+    found: dict[Any, int] = {}
+    for size in range(1, longest + 1):
+        budget = _budget(shapes, size, max_new_tokens)
+        tile = min(prompts.tile_of(device.platform), decode.bucket(size))
+        rows = decode.power(rows_of(min(size, prompts.CHUNK), tile))
+        length, count = decode.cache_length(size, budget), per_call(budget, watch=True)
+        found.setdefault((tile, rows, length, count), size)
+    return list(found.values())
+
+
+def _budget(shapes: Qwen, prompt: int, max_new_tokens: int | None) -> int:
+    if max_new_tokens is None:
+        max_new_tokens = defaults_of(shapes).new_tokens(prompt, MAX_NEW_TOKENS)
+    with warnings.catch_warnings(action="ignore"):  # who answers will say it
+        return window.budget(shapes.config, prompt, max_new_tokens)

@@ -9,6 +9,7 @@ more than its compiler at hand. Arrays of a real model and state will do as well
 """
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -59,19 +60,21 @@ def state(
     slots: int,
     length: int,
     cache_dtype: Any = None,
+    pages: int | None = None,
+    attention: str | None = None,
     draft_tokens: int = 0,
 ) -> State:
     """What decode.start would give, as ShapeDtypeStructs beside the weights.
 
-    cache_dtype: a float type or int8, default the weights'.
+    cache_dtype: a float type or int8, default the weights'. pages, attention: see decode.start.
     """
     weights = flatten(params)
     first = weights.leaves[0]
     dtype = jnp.dtype(cache_dtype or weights.dtype)
-    start = decode._start
-    made = jax.eval_shape(
-        lambda: start(weights.structure, slots, length, dtype, None, draft_tokens)
-    )
+    platform = "cpu" if first.sharding is None else weights.platform
+    backend = decode.choose(weights.structure, platform, length, pages, attention)
+    what = weights.structure, slots, length, dtype, pages, backend, draft_tokens
+    made = jax.eval_shape(lambda: decode._start(*what))
     if weights.structure.mesh is not None:
         return _put(made, state_shardings(made, weights.structure.mesh))
     return made if first.sharding is None else _put(made, first.sharding)
@@ -98,16 +101,17 @@ def prepare(
     prompt: int,
     count: int,
     draft_tokens: int = 0,
-) -> None:
+) -> list[Future[Any]]:
     """Have the programs of a first prompt of so many tokens, and of a step, ready when called.
 
-    Returns at once; nothing happens where `executables` has no folder.
+    Returns at once what is done when they are; nothing where `executables` has no folder.
     """
     weights = flatten(params)
-    made = state(weights, slots, length, cache_dtype, draft_tokens)
+    made = state(weights, slots, length, cache_dtype, draft_tokens=draft_tokens)
     tile = prompts.tile_of(weights.platform)
-    prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
-    decode._step.prepare(*_step(weights, made, count), **_widths(weights, made, count))
+    first = prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
+    step = decode._step.prepare(*_step(weights, made, count), **_widths(weights, made, count))
+    return [*first, *step]
 
 
 def _step(weights: Weights, state: State, count: int) -> tuple[Any, ...]:

@@ -26,11 +26,21 @@ import numpy as np
 from jax import Array
 
 from qwen_jax.decoding import drafts
-from qwen_jax.decoding.drafts import Texts
+from qwen_jax.decoding.drafts import Going, Passes
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays
-from qwen_jax.decoding.passes import Going, Passes
-from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
+from qwen_jax.decoding.state import (
+    Output,
+    Rows,
+    State,
+    Texts,
+    constrain,
+    gather_logits,
+    replicated,
+)
+from qwen_jax.nn import backends
+from qwen_jax.nn.attention import PAGE
+from qwen_jax.nn.backends import Backend
 from qwen_jax.nn.kv_cache import Cache, NoCache
 from qwen_jax.nn.lora import select_adapters
 from qwen_jax.nn.model import Qwen
@@ -44,19 +54,30 @@ def start(
     length: int,
     cache_dtype: Any = None,
     pages: int | None = None,
+    attention: str | None = None,
     draft_tokens: int = 0,
 ) -> State:
     """Empty slots of `length` tokens each.
 
     cache_dtype: a float type or int8; default the model's, but float32 on a CPU, which widens
     shorter floats again at every step. pages: of kv_cache.PAGE tokens, which slots share as the
-    tables say that each call is given; default, a slot has memory of its own. draft_tokens: that a
-    step may look up in a slot's own text, and verify beside the one that is sure to come.
+    tables say that each call is given; default, a slot has memory of its own. attention: "triton",
+    "mosaic" or "xla"; default, the platform's kernel where it can run. draft_tokens: that a step
+    may look up in a slot's own text, and verify beside the one that is sure to come.
     """
     weights = flatten(params)
     default = jnp.float32 if weights.platform == "cpu" else weights.dtype
     dtype = jnp.dtype(cache_dtype or default)
-    return _start(weights.structure, slots, length, dtype, pages, draft_tokens)
+    backend = choose(weights.structure, weights.platform, length, pages, attention)
+    return _start(weights.structure, slots, length, dtype, pages, backend, draft_tokens)
+
+
+def choose(
+    structure: Structure, platform: str, length: int, pages: int | None, attention: str | None
+) -> Backend:
+    """What attends in such slots; ValueError if that cannot run there."""
+    shared, page = pages is not None, length if pages is None else PAGE
+    return backends.choose(attention, platform, structure.config, page, structure.mesh, shared)
 
 
 def step(
@@ -131,13 +152,14 @@ def power(length: int) -> int:
     return 1 << max(0, length - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
 def _start(
     structure: Structure,
     slots: int,
     length: int,
     cache_dtype: Any,
     pages: int | None = None,
+    backend: Backend = backends.XLA,
     draft_tokens: int = 0,
 ) -> State:
     config = structure.config
@@ -145,6 +167,7 @@ def _start(
         cache = Cache.empty(config, slots, length, cache_dtype)
     else:
         cache = Cache.paged(config, pages, cache_dtype)
+    cache = replace(cache, backend=backend)
     zeros = functools.partial(jnp.zeros, slots, jnp.int32)
     rows = Rows(
         tokens=zeros(),

@@ -19,15 +19,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import xxhash
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
 
 FOLDER = "QWEN_JAX_PROGRAMS"  # the environment's name for it; without one nothing is kept
 LIMIT = 4 << 30  # bytes of all files
@@ -57,7 +59,7 @@ def get(
     circumstances = repr([name, what, device, _surroundings(), _settings()])
     file = place / f"{name}-{_digest(circumstances.encode())}"
     with _told(f"{file} is made again"), _timed("reading"):
-        if (found := _read(file, circumstances)) is not None:
+        if (found := _read(file, circumstances, devices)) is not None:
             content, out_tree = found
             in_tree = jax.tree.structure(arguments)
             return serialize_executable.deserialize_and_load(
@@ -180,7 +182,7 @@ def _digest(content: bytes) -> str:
 
 
 # --- files ------------------------------------------------------------------------------------
-def _read(file: Path, circumstances: str) -> tuple[bytes, Any] | None:
+def _read(file: Path, circumstances: str, devices: Sequence[Any]) -> tuple[bytes, Any] | None:
     """What was kept and the tree of what it gives; None where there is nothing to trust."""
     if not file.exists():
         return None
@@ -192,7 +194,7 @@ def _read(file: Path, circumstances: str) -> tuple[bytes, Any] | None:
     if told["circumstances"] != circumstances or told["hash"] != _digest(content):
         raise ValueError("it is damaged")
     os.utime(file)  # it is used: others go first
-    return content, jax.tree.structure(_restored(told["out_tree"]))
+    return content, jax.tree.structure(_restored(told["out_tree"], devices))
 
 
 def _expect_own(found: os.stat_result, path: Path) -> None:
@@ -232,29 +234,49 @@ def _described(tree: Any) -> Any:
     kind, static = tree.node_data() or (int, None)
     if kind in (int, type(None)):
         return 0 if kind is int else None
-    if not all(isinstance(value, _PLAIN) for value in static or ()):
-        raise ValueError(f"a tree with {kind.__qualname__} of {static} cannot be described")
     return [
         kind.__module__,
         kind.__qualname__,
-        [*(static or ())],
+        [_plain(value) for value in static or ()],
         *map(_described, tree.children()),
     ]
 
 
-def _restored(described: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """A static value: a plain one, a mesh, or a dataclass of this package with such fields."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Mesh):
+        return {"mesh": value.axis_names, "shape": value.devices.shape}
+    kind = type(value)
+    if not is_dataclass(kind) or not kind.__module__.startswith("qwen_jax."):
+        raise ValueError(f"a tree with {value!r:.99} cannot be described")
+    values = {field.name: _plain(getattr(value, field.name)) for field in fields(kind)}
+    return {"kind": [kind.__module__, kind.__qualname__], "fields": values}
+
+
+def _restored(described: Any, devices: Sequence[Any]) -> Any:
     """A thing of the tree that was described; its types must have been imported already."""
+    if isinstance(described, dict):
+        if "mesh" in described:
+            return Mesh(np.array(devices).reshape(described["shape"]), described["mesh"])
+        values = {name: _restored(part, devices) for name, part in described["fields"].items()}
+        return _ours(*described["kind"])(**values)
     if not isinstance(described, list):
         return described
     module, name, static, *parts = described
-    children = [_restored(part) for part in parts]
+    children = [_restored(part, devices) for part in parts]
     if module == "builtins":
         return {"tuple": tuple, "list": list}[name](children)
+    kind = _ours(module, name)
+    given = {True: iter([_restored(value, devices) for value in static]), False: iter(children)}
+    return kind(**{f.name: next(given[bool(f.metadata.get("static"))]) for f in fields(kind)})
+
+
+def _ours(module: str, name: str) -> Any:
     if not module.startswith("qwen_jax."):
         raise ValueError(f"a tree with {module}.{name} is not of this package")
-    kind = getattr(sys.modules[module], name)
-    values = {True: iter(static), False: iter(children)}
-    return kind(**{f.name: next(values[bool(f.metadata.get("static"))]) for f in fields(kind)})
+    return getattr(sys.modules[module], name)
 
 
 _PLAIN = (int, float, str, type(None))

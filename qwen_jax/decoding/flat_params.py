@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen_jax.config import Config
 from qwen_jax.decoding import executables
@@ -95,10 +95,14 @@ class Program:
         """The jitted function itself."""
         return self.quantised if weights.structure.quantised else self.plain
 
-    def prepare(self, weights: Weights, *arguments: Any, **named: Any) -> None:
-        """Have the program ready when it is called; of arrays the shapes are enough."""
-        if executables.folder() is not None:
-            self._begin(weights, arguments, named, threading.Thread)
+    def prepare(self, weights: Weights, *arguments: Any, **named: Any) -> "list[Future[Any]]":
+        """Have the program ready when it is called; of arrays the shapes are enough.
+
+        What comes back is done when it is; empty where nothing is kept.
+        """
+        if executables.folder() is None:
+            return []
+        return [self._begin(weights, arguments, named, threading.Thread)[0]]
 
     def _begin(
         self, weights: Weights, arguments: Any, named: Any, start: Any = None
@@ -156,7 +160,13 @@ def _kind(leaf: Any) -> tuple[Any, ...]:
 
 
 def _placed_kind(leaf: Any) -> tuple[Any, ...]:
-    return *_kind(leaf), getattr(leaf, "sharding", None)
+    sharding = getattr(leaf, "sharding", None)
+    if isinstance(sharding, NamedSharding):  # one split has several spellings
+        names = [*sharding.spec]
+        while names and names[-1] is None:
+            names.pop()
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*names))
+    return *_kind(leaf), sharding
 
 
 def flatten(params: Qwen | Weights) -> Weights:

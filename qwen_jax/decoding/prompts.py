@@ -15,13 +15,20 @@ import numpy as np
 from jax import Array
 
 from qwen_jax.decoding.decode import bucket, power
-from qwen_jax.decoding.drafts import Texts
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays, best
-from qwen_jax.decoding.passes import sample_next
 from qwen_jax.decoding.pieces import Packed, Piece, pack, rows_of
 from qwen_jax.decoding.sampling import Sampling
-from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
+from qwen_jax.decoding.state import (
+    Output,
+    Rows,
+    State,
+    Texts,
+    constrain,
+    gather_logits,
+    replicated,
+    sample_next,
+)
 from qwen_jax.nn.kv_cache import Cache
 from qwen_jax.nn.lora import select_adapters
 from qwen_jax.nn.model import Qwen
@@ -59,20 +66,25 @@ def prefill(
     tokens of a row, rows and pieces; default, few sizes.
     """
     weights = flatten(params)
+    packed = packed_for(weights, state, pieces, tile, rows, count)
+    return _prefill(weights, state, packed, own_pages(table, packed))
+
+
+def packed_for(
+    weights: Weights,
+    state: State,
+    pieces: Sequence[Piece],
+    tile: int | None,
+    rows: int | None,
+    count: int | None,
+) -> Packed:
+    """Pieces for one call; see `prefill`."""
     if tile is None:
         longest = max(len(piece.tokens) for piece in pieces)
         tile = min(tile_of(weights.platform), bucket(longest))
     needed = sum(rows_of(len(piece.tokens), tile) for piece in pieces)
-    slots = len(state.rows.active)
-    packed = pack(
-        pieces,
-        slots,
-        weights.structure.config.vocab,
-        tile,
-        rows or power(needed),
-        count or power(len(pieces)),
-    )
-    return _prefill(weights, state, packed, _own_pages(table, packed))
+    slots, vocab = len(state.rows.active), weights.structure.config.vocab
+    return pack(pieces, slots, vocab, tile, rows or power(needed), count or power(len(pieces)))
 
 
 def recall(
@@ -124,7 +136,7 @@ def score_chunk(
     packed = pack([piece], slots, vocab, tile, rows, 1)
     wanted = np.zeros(tile * rows, np.int32)
     wanted[: len(following)] = following
-    return _score_chunk(weights, state, packed, wanted, _own_pages(table, packed))
+    return _score_chunk(weights, state, packed, wanted, own_pages(table, packed))
 
 
 def tile_of(platform: str) -> int:
@@ -132,7 +144,7 @@ def tile_of(platform: str) -> int:
     return _TILE.get(platform, _LARGEST)
 
 
-def _own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:
+def own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:
     """[C blocks]: the pages of each row's text, a copy that the host's table may outgrow."""
     return None if table is None else table[np.minimum(packed.slots, len(table) - 1)[packed.owner]]
 
@@ -141,7 +153,7 @@ def _own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:
 def _prefill(
     weights: Weights, state: State, packed: Packed, table: Array | None
 ) -> tuple[State, Output]:
-    x, cache = _compute(weights, state, packed, table)
+    x, cache = compute(weights, state, packed, table)
     ends = packed.starts + packed.lengths
     remaining = packed.budgets - jnp.maximum(0, ends - packed.prompt_lengths)
     rows = replace(
@@ -153,9 +165,7 @@ def _prefill(
         adapters=packed.adapters,
         settings=packed.settings,
     )
-    newest = packed.first * packed.tokens.shape[1] + packed.lengths - 1
-    x = x.reshape(-1, x.shape[-1]).at[newest].get(mode="clip")
-    mesh = weights.structure.mesh
+    x, mesh = newest(x, packed), weights.structure.mesh
 
     def begin() -> tuple[Rows, Output]:
         logits = gather_logits(weights.model().logits(x), mesh)
@@ -186,7 +196,7 @@ def _score_chunk(
     weights: Weights, state: State, packed: Packed, following: Array, table: Array | None
 ) -> tuple[State, Scores]:
     mesh = weights.structure.mesh
-    x, cache = _compute(weights, state, packed, table)
+    x, cache = compute(weights, state, packed, table)
     logits = weights.model().logits(x.reshape(-1, x.shape[-1]))
     logprobs = jax.nn.log_softmax(gather_logits(logits, mesh), axis=-1)  # [T V]
     ids, values = best(logprobs, jnp.bool_(True))
@@ -196,7 +206,7 @@ def _score_chunk(
     return constrain(state, mesh), replicated(Scores(chosen, ids, values), mesh)
 
 
-def _compute(
+def compute(
     weights: Weights, state: State, packed: Packed, table: Array | None
 ) -> tuple[Array, Cache]:
     """Hidden states [C T D] of pieces, and the cache that holds them."""
@@ -211,6 +221,12 @@ def _compute(
     cache = state.cache.select(table, ends)
     x, cache = model(packed.tokens, positions, packed.prompt_lengths[owner], cache)
     return x, cache.select(None, None)
+
+
+def newest(x: Array, packed: Packed) -> Array:
+    """Of hidden states [C T D], those [B D] of the pieces' last tokens."""
+    last = packed.first * packed.tokens.shape[1] + packed.lengths - 1
+    return x.reshape(-1, x.shape[-1]).at[last].get(mode="clip")
 
 
 def _remember(state: State, packed: Packed) -> Rows:

@@ -38,6 +38,12 @@ def new_file(path: Path, need: int | None = None) -> Iterator[Path]:
         raise
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """To a folder that is written, or one in it."""
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, target)
+
+
 def write_text(path: Path, text: str) -> None:
     content = text.encode()
     with new_file(path, len(content)) as partial:

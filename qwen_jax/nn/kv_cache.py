@@ -14,6 +14,7 @@ from jax import Array
 
 from qwen_jax.config import Config
 from qwen_jax.nn.attention import PAGE, attend, attend_whole
+from qwen_jax.nn.backends import XLA, Backend
 
 
 @jax.tree_util.register_dataclass
@@ -78,6 +79,7 @@ class Cache:
     table: Array | None = None  # [B blocks] pages of a call's rows; None: row b has page b alone
     ends: Array | None = None  # [B] tokens of a row's text with those of the call; None: see attend
     shared: bool = field(default=False, metadata={"static": True})  # any row may have any page
+    backend: Backend = field(default=XLA, metadata={"static": True})  # what attends
 
     @staticmethod
     def empty(config: Config, slots: int, length: int, dtype: Any) -> "Cache":
@@ -105,19 +107,9 @@ class Cache:
         the new tokens.
         """
         ends = positions[:, -1] + 1 if self.ends is None else self.ends
-        page = self.keys[layer].data.shape[2]
-        if self.table is None:
-            pages, room = jnp.broadcast_to(jnp.arange(len(q))[:, None], positions.shape), page
-        else:
-            pages = jnp.take_along_axis(self.table, positions // page, axis=1, mode="clip")
-            room = self.table.shape[1] * page
-        real = positions < jnp.minimum(ends, room)[:, None]
-        offsets = jnp.where(real, positions % page, page)
-        key, value = (
-            store.write(x, pages, offsets, in_order=self.table is None)
-            for store, x in ((self.keys[layer], k), (self.values[layer], v))
-        )
-        y = attend(_grouped(q, k.shape[2]), key, value, self.table, positions, ends)
+        form = self.backend.kernel(q.shape[1], self.table) or store_and_attend
+        query, stores = _grouped(q, k.shape[2]), (self.keys[layer], self.values[layer])
+        y, key, value = form(query, (k, v), *stores, self.table, positions, ends)
         at = lambda stores, new: (*stores[:layer], new, *stores[layer + 1 :])
         cache = replace(self, keys=at(self.keys, key), values=at(self.values, value))
         return y.reshape(q.shape), cache
@@ -127,6 +119,31 @@ class Cache:
         move = lambda x: x.at[target].set(x[source])
         keys, values = jax.tree.map(move, (self.keys, self.values))
         return replace(self, keys=keys, values=values)
+
+
+def store_and_attend(
+    query: Array,
+    new: tuple[Array, Array],
+    key: Store,
+    value: Store,
+    table: Array | None,
+    positions: Array,
+    ends: Array,
+) -> tuple[Array, Store, Store]:
+    """XLA's form of what kernels do; query [B T K G H], new keys and values [B T K H]."""
+    page = key.data.shape[2]
+    if table is None:
+        pages, room = jnp.broadcast_to(jnp.arange(len(query))[:, None], positions.shape), page
+    else:
+        pages = jnp.take_along_axis(table, positions // page, axis=1, mode="clip")
+        room = table.shape[1] * page
+    real = positions < jnp.minimum(ends, room)[:, None]
+    offsets = jnp.where(real, positions % page, page)
+    key, value = (
+        store.write(x, pages, offsets, in_order=table is None)
+        for store, x in zip((key, value), new, strict=True)
+    )
+    return attend(query, key, value, table, positions, ends), key, value
 
 
 def quantize(x: Array) -> tuple[Array, Array]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -61,19 +60,16 @@ class Deltas(nnx.Module):
 
     a: Array = nnx.data()  # [R in], R the ranks of all
     b: Array = nnx.data()  # [out R]
+    scales: Array = nnx.data()  # float32 [N R]: by number, 0 at ranks that are not the adapter's
     chosen: Array | None = nnx.data()  # [B] each row's adapter; see `select_adapters`
     rows: Rows | None = nnx.static()
-    numbers: tuple[int, ...] = nnx.static()  # of the adapters that are here, from 1
-    ranks: tuple[int, ...] = nnx.static()
-    scales: tuple[float, ...] = nnx.static()
 
     def __call__(self, x: Array) -> Array:
         """x [B T in] -> float32 [B T out]."""
         assert self.chosen is not None, "several adapters, none chosen: see select_adapters"
-        numbers = np.repeat(self.numbers, self.ranks)
-        scales = jnp.asarray(np.repeat(self.scales, self.ranks), jnp.float32)
+        scales = self.scales[self.chosen][:, None]  # [B 1 R]
         inner = scales * matmul(x, self.a.astype(x.dtype))
-        inner = jnp.where(numbers == self.chosen[:, None, None], inner, 0)
+        inner = jnp.where(scales == 0, 0, inner)  # what is not finite stays its own
         return matmul(inner.astype(x.dtype), self.b.astype(x.dtype))
 
 

@@ -33,7 +33,7 @@ from qwen_jax.files import atomic, strict_json
 from qwen_jax.files.strict_json import SIZE, TEXT, StrictObject, choice, listed, shown, tabled
 from qwen_jax.nn.quant import abstract_leaves, formats_of
 from qwen_jax.nn.tree import FLOATS, INTEGERS
-from qwen_jax.storage import hashed_arrays, int4
+from qwen_jax.storage import hashed_arrays, int4, pooling_config
 from qwen_jax.storage.hashed_arrays import Rows, digest, digest_file
 
 FORMAT, VERSION = "qwen_jax", 2
@@ -103,7 +103,7 @@ class Manifest:
             pieces=file.take(tabled(TEXT), "pieces"),
         )
         for name in (*made.files, *shards):
-            if not re.fullmatch(r"\w[\w.-]*", name):
+            if name not in pooling_config.FILES and not re.fullmatch(r"\w[\w.-]*", name):
                 file.problems.append(f"{shown(name)} is no plain file name")
         file.stop()
         return made

@@ -5,7 +5,7 @@ so that tiktoken makes the same of every text.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,13 @@ _MERGES = listed(either(TEXT, listed(TEXT)))
 
 @dataclass(frozen=True)
 class Added:
-    """Tokens beside the merges. markup, normalized and start as in `vocabulary.Vocabulary`."""
+    """Tokens beside the merges. The other fields are as in `vocabulary.Vocabulary`."""
 
     ids: Mapping[str, int]
     markup: Collection[str] = frozenset()
     normalized: Collection[str] = frozenset()
     start: Sequence[str] = ()
+    end: Sequence[str] = ()
 
 
 def read_tokenizer_json(path: Path) -> tuple[dict[bytes, int], Added]:
@@ -53,8 +54,8 @@ def read_tokenizer_json(path: Path) -> tuple[dict[bytes, int], Added]:
     file = StrictObject.of(path)
     model = file.inside("model")
     tokens = ((token, token.take(COUNT, "id")) for _, token in file.each("added_tokens"))
-    start = _start(file.inside("post_processor"))
-    added = _added(tokens, start)
+    start, end = _around(file.inside("post_processor"))
+    added = replace(_added(tokens), start=start, end=end)
     vocab, merges = model.take(tabled(COUNT), "vocab"), model.take(_MERGES, "merges")
     _refuse_other_kinds(path, file, model)
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
@@ -93,7 +94,7 @@ def _ids(path: Path) -> dict[str, int]:
     return made
 
 
-def _added(tokens: Iterable[tuple[StrictObject, int]], start: Sequence[str] = ()) -> Added:
+def _added(tokens: Iterable[tuple[StrictObject, int]]) -> Added:
     """From what files say of each; one that matches loosely is a problem."""
     ids: dict[str, int] = {}
     markup, normalized = set[str](), set[str]()
@@ -111,25 +112,33 @@ def _added(tokens: Iterable[tuple[StrictObject, int]], start: Sequence[str] = ()
                 f"added tokens that match loosely: got {[name]} with {', '.join(loosely)}"
             )
         token.leave()
-    return Added(ids, markup, normalized, start)
+    return Added(ids, markup, normalized)
 
 
-def _start(processor: StrictObject) -> list[str]:
-    """The tokens that a post-processor puts before a text; a problem for anything else it does."""
+def _around(processor: StrictObject) -> tuple[list[str], list[str]]:
+    """The tokens that a post-processor puts before and behind a text.
+
+    A problem for anything else it does.
+    """
     kind = processor.take(ANYTHING, "type", default="ByteLevel")
     if kind == "Sequence":
-        return [name for _, one in processor.each("processors") for name in _start(one)]
+        start, end = list[str](), list[str]()
+        for _, one in processor.each("processors"):  # each around what the one before made
+            before, behind = _around(one)
+            start, end = [*before, *start], [*end, *behind]
+        return start, end
     if kind == "ByteLevel":  # it moves offsets, no ids
-        return []
+        return [], []
     single = processor.take(listed(_PIECE), "single", default=[]) if kind == _TEMPLATE else []
     kinds = [next(iter(piece)) for piece in single]
     if kinds.count("Sequence") != 1:
         processor.problems.append(
             f"post_processor: got {shown(kind)}, wanted ByteLevel, or {_TEMPLATE} of one text"
         )
-        return []
-    # what comes behind is for embeddings: a text that is to go on has no end
-    return [piece["SpecialToken"]["id"] for piece in single[: kinds.index("Sequence")]]
+        return [], []
+    at = kinds.index("Sequence")
+    named = lambda pieces: [piece["SpecialToken"]["id"] for piece in pieces]
+    return named(single[:at]), named(single[at + 1 :])
 
 
 _TEMPLATE = "TemplateProcessing"

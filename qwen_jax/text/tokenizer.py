@@ -28,6 +28,7 @@ class Tokenizer:
         (`"special": false` in Hugging Face files); `skip_specials` keeps these.
     names: what tokenizer_config.json calls bos_token, eos_token and so on; templates may use them.
     start: ids that begin a text to be completed; Qwen's own have none.
+    end: ids behind a text that becomes a vector, where the vocabulary says.
     chat_template: jinja2 source, or None (v1 has none: ChatML is built in `chatml`).
     encoding: the tiktoken engine, for libraries that want one.
     longest_stretch: bytes that text may have without a place where it divides, such as a blank
@@ -42,6 +43,7 @@ class Tokenizer:
         self.chat_template = vocabulary.chat_template
         self.names = vocabulary.names
         self.start = tuple(vocabulary.start)
+        self.end = tuple(vocabulary.end)
         self.normalized = frozenset(vocabulary.normalized)
         self.encoding = tiktoken.Encoding(
             "qwen",

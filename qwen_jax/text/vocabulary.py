@@ -61,6 +61,7 @@ class Vocabulary:
     normalized: control tokens that are looked for in the NFC form of a text: v1's. The others are
         what divides it before.
     start: ids that begin a text to be completed, such as DeepSeek's; Qwen's own have none.
+    end: ids behind a text that becomes a vector: Qwen3-Embedding's.
     """
 
     ranks: Mapping[bytes, int]
@@ -70,6 +71,7 @@ class Vocabulary:
     names: Mapping[str, str] = field(default_factory=dict)
     normalized: Sequence[str] = ()
     start: Sequence[int] = ()
+    end: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if missing := [byte for byte in range(256) if bytes([byte]) not in self.ranks]:
@@ -112,8 +114,10 @@ def read(folder: str | Path, extra_vocab_file: str | Path | None = None) -> Voca
     names = _names(StrictObject.of(folder / "special_tokens_map.json")) | _names(config)
     config.stop()
     start = added.start or ([names["bos_token"]] if starts and "bos_token" in names else [])
-    if strangers := [name for name in start if name not in added.ids]:
-        raise ValueError(f"{folder} begins texts with {strangers}, which are none of its tokens")
+    if strangers := [name for name in (*start, *added.end) if name not in added.ids]:
+        raise ValueError(
+            f"{folder} begins or ends texts with {strangers}, which are none of its tokens"
+        )
     try:
         return Vocabulary(
             ranks,
@@ -123,6 +127,7 @@ def read(folder: str | Path, extra_vocab_file: str | Path | None = None) -> Voca
             names,
             tuple(added.normalized),
             tuple(added.ids[name] for name in start),
+            tuple(added.ids[name] for name in added.end),
         )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None

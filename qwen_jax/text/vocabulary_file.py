@@ -20,6 +20,8 @@ _NUMBER = np.dtype("<u4")
 def pack(vocabulary: Vocabulary) -> bytes:
     head = {**vars(vocabulary), "markup": sorted(vocabulary.markup)}
     ranks = head.pop("ranks")
+    if not head["end"]:  # few have one
+        del head["end"]
     numbers = np.array([[*ranks.values()], [*map(len, ranks)]], _NUMBER)
     first = json.dumps({"tokens": len(ranks), **head})
     return first.encode() + b"\n" + numbers.tobytes() + b"".join(ranks)
@@ -37,6 +39,7 @@ def unpack(content: bytes) -> Vocabulary:
         "names": head.take(tabled(TEXT), "names"),
         "normalized": tuple(head.take(listed(TEXT), "normalized")),
         "start": tuple(head.take(listed(COUNT), "start")),
+        "end": tuple(head.take(listed(COUNT), "end", default=[])),
     }
     head.finish()
     if size > len(rest):

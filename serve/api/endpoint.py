@@ -12,6 +12,7 @@ from serve.api import formats
 from serve.api.choices import Choice
 from serve.api.sse import EventStream, Gone, Reply, parts, until_gone
 from serve.engine.fair_queue import QueueFull
+from serve.engine.request import Request as EngineRequest
 from serve.engine.ticket import Ticket
 from serve.http.body import parse
 from serve.http.errors import ApiError, busy
@@ -78,8 +79,25 @@ async def in_lane(
         raise busy(f"the server is busy: {error}", 429) from None
 
 
-def model(service: Service, name: str | None) -> Model:
-    """The model a client asks for, by its own name or an adapter's; None: the bare one."""
+TASKS = {  # what a model is for, and where it is asked
+    "generate": "answers, at /v1/chat/completions, and makes no vectors (see --task)",
+    "embed": "makes vectors of texts, at /v1/embeddings, and does nothing else",
+    "rerank": "ranks documents, at /v1/rerank, and does nothing else",
+}
+
+
+def model(service: Service, name: str | None, task: str | None = None) -> Model:
+    """The model a client asks for, by its own name or an adapter's; None: the bare one.
+
+    task: what it has to be for.
+    """
+    found = _model(service, name)
+    if task not in (None, found.task):
+        raise ApiError(400, f"model {found.name!r} {TASKS[found.task]}", "model")
+    return found
+
+
+def _model(service: Service, name: str | None) -> Model:
     if service.trouble or service.model is None:
         raise ApiError(503, service.trouble, headers={"Retry-After": "5"})
     if name is None or name == service.model.name:
@@ -91,16 +109,23 @@ def model(service: Service, name: str | None) -> Model:
     return service.named[name]
 
 
-def queue(request: Request, model: Model, choices: list[Choice]) -> Ticket:
-    """Puts the choices in line."""
+def ticket(model: Model, asked: list[EngineRequest]) -> Ticket:
+    """Puts requests in line."""
+    if model.adapter.gone:
+        raise busy(f"adapter {model.name!r} was taken away or replaced; ask again", 503)
     try:
-        ticket = Ticket(model.engine, [choice.request for choice in choices])
+        return Ticket(model.engine, asked, model.adapter.followers)
     except QueueFull as error:
         raise ApiError(429, f"the server is busy: {error}", headers={"Retry-After": "1"}) from None
     except RuntimeError as error:
         raise ApiError(503, str(error), headers={"Retry-After": "5"}) from None
-    request.state.choices = choices
-    return ticket
+
+
+def rendered(request: Request, size: int, build: Callable[[], Any]) -> Response:
+    """What build makes, of so many bytes, in pieces and off the event loop."""
+    lane = lane_for(request, size)
+    run = lambda rendering: lane.run(request.state.tenant, rendering, bounded=False)
+    return Rendered(run, build)
 
 
 async def answered(
@@ -116,7 +141,7 @@ async def answered(
     """
     service: Service = request.app.state.service
     fields = await read(request, kind)
-    found = model(service, fields.wanted)
+    found = model(service, fields.wanted, "generate")
 
     async def preparing() -> list[Choice]:
         most, tenant = service.settings.max_choices, request.state.tenant
@@ -129,18 +154,16 @@ async def answered(
     made = reply(found, fields, choices)
     fields = fields.without_texts()
     request.state.understood()  # nothing of the body is held while the answer waits for its slot
-    ticket = queue(request, found, choices)
-    working = parts(ticket, choices, service.settings.request_seconds)
+    line = ticket(found, [choice.request for choice in choices])
+    request.state.choices = choices
+    working = parts(line, choices, service.settings.request_seconds)
     if fields.stream:
-        return EventStream(ticket, made, working)
+        return EventStream(line, made, working)
     try:
         build = await until_gone(request.receive, made.whole(working))
     finally:
-        ticket.close()
-    lane = lane_for(request, _size(choices))
-    return Rendered(
-        lambda rendering: lane.run(request.state.tenant, rendering, bounded=False), build
-    )
+        line.close()
+    return rendered(request, _size(choices), build)
 
 
 def _size(choices: list[Choice]) -> int:

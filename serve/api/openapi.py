@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serve.schemas.adapters import LoadRequest, UnloadRequest
+from serve.schemas.embeddings import EmbeddingsRequest, EmbedRequest
 from serve.schemas.generate import GenerateRequest, StreamRequest
 from serve.schemas.messages import CountRequest, MessagesRequest
 from serve.schemas.requests import (
@@ -15,6 +17,7 @@ from serve.schemas.requests import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from serve.schemas.rerank import RerankRequest
 from serve.schemas.responses import ResponsesRequest
 
 _POSTS: dict[str, tuple[type[BaseModel], str]] = {
@@ -25,6 +28,13 @@ _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/messages/count_tokens": (CountRequest, "How many tokens its prompt has"),
     "/generate": (GenerateRequest, "Continue a text, as text-generation-inference does"),
     "/generate_stream": (StreamRequest, "The same, event by event"),
+    "/v1/embeddings": (EmbeddingsRequest, "Vectors of texts"),
+    "/embed": (EmbedRequest, "The same, as text-embeddings-inference does"),
+    "/v1/rerank": (RerankRequest, "Rank documents by how they answer a query"),
+    "/v2/rerank": (RerankRequest, "The same, as Cohere's clients ask for it"),
+    "/rerank": (RerankRequest, "The same"),
+    "/v1/load_lora_adapter": (LoadRequest, "Load an adapter into the running server"),
+    "/v1/unload_lora_adapter": (UnloadRequest, "Take an adapter out of it"),
     "/tokenize": (TokenizeRequest, "Ids of a text or a conversation"),
     "/detokenize": (DetokenizeRequest, "Text of ids"),
 }
@@ -77,6 +87,7 @@ _GENERATE = {
 _ERRORS = {
     "/v1/messages": "AnthropicError",
     "/generate": "GenerateError",
+    "/embed": "GenerateError",
 }  # of other dialects, by how their paths begin
 
 
@@ -104,7 +115,7 @@ def _document() -> dict[str, Any]:
                 "summary": summary,
                 "requestBody": {"required": True, "content": content},
                 "responses": _responses(
-                    *(400, 401, 403, 404, 408, 413, 415, 421, 429, 500, 503, 504),
+                    *(400, 401, 403, 404, 408, 409, 413, 415, 421, 429, 500, 503, 504),
                     error=next((e for p, e in _ERRORS.items() if path.startswith(p)), "Error"),
                 ),
             }

@@ -82,7 +82,7 @@ def _described(service: Service, found: Model) -> dict[str, object]:
         "cache_tokens": found.room.tokens,
         "cache_tokens_reason": found.room.reason(service.settings, found.config),
         "sampling": {name: getattr(found.defaults.sampling, name) for name in _SAMPLING},
-        "parent": endpoint.model(service, None).name if found.adapter else None,
+        "parent": endpoint.model(service, None).name if found.adapter.number else None,
     }
 
 

@@ -11,7 +11,7 @@ from qwen_jax.text.tokenizer import TextStream, Tokenizer
 from serve.api import endpoint, prompting
 from serve.api.prompting import Tools
 from serve.http.errors import ApiError
-from serve.http.rendering import Rendered, Text
+from serve.http.rendering import Text
 from serve.schemas.requests import DetokenizeRequest, TokenizeRequest
 from serve.service import Model
 
@@ -36,9 +36,7 @@ async def tokenize(request: Request) -> Response:
 
 async def _rendered(request: Request, answer: Callable[[], dict[str, Any]]) -> Response:
     made = await endpoint.work(request, answer)  # a fault of it is an answer of its own
-    lane = endpoint.lane_for(request, request.state.size)
-    run = lambda rendering: lane.run(request.state.tenant, rendering, bounded=False)
-    return Rendered(run, lambda: made)
+    return endpoint.rendered(request, request.state.size, lambda: made)
 
 
 def _ids(model: Model, fields: TokenizeRequest) -> "array[int]":

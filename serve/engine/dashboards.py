@@ -4,10 +4,13 @@ vLLM's dashboards read them, and so does the Gateway API's inference extension, 
 request to the server whose queue and cache have room.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
+
+from serve.engine.request import Request
 
 NAMES = {  # ours, and theirs with its kind
     "qwen_requests_running": ("vllm:num_requests_running", "gauge"),
@@ -26,6 +29,7 @@ NAMES = {  # ours, and theirs with its kind
     "qwen_time_per_output_token_seconds": ("vllm:time_per_output_token_seconds", "histogram"),
     "qwen_request_duration_seconds": ("vllm:e2e_request_latency_seconds", "histogram"),
 }
+Followed = Mapping[str, Collection[Request]]  # those of an adapter that are not answered
 _LABELS = {"reason": "finished_reason"}
 _REASONS = {"cancelled": "abort"}
 
@@ -36,6 +40,8 @@ class Dashboards:
     def __init__(self, registry: CollectorRegistry, model: str, pages: int, page: int):
         self._registry, self._model = registry, model
         self._cache = {"block_size": str(page), "num_gpu_blocks": str(pages)}
+        # the most there may be, and who follows each
+        self.adapters: Callable[[], tuple[int, Followed]] = lambda: (0, {})
 
     def collect(self) -> Iterator[Metric]:
         for ours in self._registry.collect():
@@ -45,6 +51,9 @@ class Dashboards:
         cache = GaugeMetricFamily("vllm:cache_config_info", "The cache", labels=list(labels))
         cache.add_metric(list(labels.values()), 1)
         yield cache
+        most, followed = self.adapters()
+        if most:
+            yield _adapters(most, followed)
 
     def _renamed(self, ours: Metric) -> Metric:
         name, kind = NAMES[ours.name]
@@ -59,3 +68,18 @@ class Dashboards:
             }
             made.add_sample(name + suffix, {"model_name": self._model, **labels}, sample.value)
         return made
+
+
+def _adapters(most: int, followed: Followed) -> Metric:
+    """Which are used and waited for: a balancer sends a request where its adapter is."""
+    some = lambda slotted: ",".join(
+        name for name, asked in followed.items() if any((r.slot >= 0) == slotted for r in asked)
+    )
+    labels = {
+        "max_lora": str(most),
+        "running_lora_adapters": some(True),
+        "waiting_lora_adapters": some(False),
+    }
+    made = GaugeMetricFamily("vllm:lora_requests_info", "Adapters, as of now", labels=list(labels))
+    made.add_metric(list(labels.values()), time.time())
+    return made

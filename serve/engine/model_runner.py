@@ -1,5 +1,7 @@
 """The device side of serving: operations in, results out; compiles everything beforehand."""
 
+import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from qwen_jax import memory
-from qwen_jax.decoding import decode, prompts
+from qwen_jax.decoding import decode, pooling, prompts
 from qwen_jax.decoding import pieces as pieces_
 from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.decoding.logits import SamplingArrays, every_id
@@ -51,8 +53,9 @@ class ModelRunner:
     """All slots of one model on one device or mesh, and the pages that they share.
 
     length: most tokens of a slot. pages: how many, of `page` tokens each. chunk: most tokens of
-    one prefill, a power of two, in rows of `tile` that belong to one text each. In a run of
-    several processes each has a Runner and all run the same operations.
+    one prefill, a power of two, in rows of `tile` that belong to one text each. pools: texts give
+    vectors and no tokens, of hidden states, or of the logits of these ids. In a run of several
+    processes each has a Runner and all run the same operations.
     """
 
     page = PAGE
@@ -66,6 +69,7 @@ class ModelRunner:
         chunk: int,
         step_tokens: int,
         cache_dtype: DTypeLike | None = None,
+        pools: Sequence[int] | None = None,
         draft_tokens: int = 0,
     ):
         self.weights = flatten(params)
@@ -73,9 +77,9 @@ class ModelRunner:
         self.slots, self.length, self.pages, self.chunk = slots, length, pages, chunk
         self.tile = max(16, chunk // 16)
         self._step_tokens, self._cache_dtype = step_tokens, cache_dtype
-        self.draft_tokens = draft_tokens
+        self._pools, self.draft_tokens = pools, draft_tokens if pools is None else 0
         self._chunk_rows = sorted({max(1, chunk // 4 // self.tile), chunk // self.tile})
-        alone = draft_tokens > 0 and self.weights.platform == "cpu"
+        alone = self.draft_tokens > 0 and self.weights.platform == "cpu"
         self._rows = _powers(slots, alone)
         self._every_id = every_id(self.config.vocab)
         # XLA's CPU sums few numbers in another order, and an answer's bits must not depend on how
@@ -87,18 +91,21 @@ class ModelRunner:
         """Empty slots, whatever became of those there were."""
         self._state: Any = None  # first, so that there is room for the new ones
         self._table = np.zeros((self.slots, -(-self.length // PAGE)), np.int32)
-        state = decode.start(
-            self.weights,
-            self.slots,
-            self.length,
-            self._cache_dtype,
-            pages=self.pages,
-            draft_tokens=self.draft_tokens,
-        )
+        where = self.slots, self.length, self._cache_dtype, self.pages
+        state = decode.start(self.weights, *where, draft_tokens=self.draft_tokens)
         # Parameters that were loaded are bound to their devices and bind what is computed from
         # them. A state that is not would be another kind of argument, and compile everything again.
         bind = lambda x: x if x.committed else jax.device_put(x, x.sharding)
         self._state = jax.tree.map(bind, state)
+
+    def replace(self, place: int, array: Any) -> None:
+        """Have another array of the same kind at a place of the weights from the next operation on.
+
+        Nothing is compiled; what is under way ends with the array that it began with.
+        """
+        leaves = list(self.weights.leaves)
+        leaves[place] = array
+        self.weights = dataclasses.replace(self.weights, leaves=tuple(leaves))
 
     def close(self) -> None:
         """Nothing outlives the process."""
@@ -129,10 +136,10 @@ class ModelRunner:
                 output = self._step(slots, count, masks)
         return output
 
-    def _prefill(self, wanted: Sequence[Piece]) -> Output:
+    def _prefill(self, wanted: Sequence[Piece]) -> Any:
         pieces = []
         for one in wanted:
-            if one.before:
+            if one.before and self._pools is None:
                 at = one.start - len(one.before)
                 self._state = prompts.recall(
                     self.weights, self._state, one.slot, one.before, at, one.prompt_length
@@ -152,7 +159,10 @@ class ModelRunner:
             )
         needed = sum(pieces_.rows_of(len(piece.tokens), self.tile) for piece in pieces)
         rows = next(rows for rows in self._chunk_rows if rows >= needed)
-        self._state, output = prompts.prefill(
+        compute: Any = prompts.prefill
+        if self._pools is not None:
+            compute = functools.partial(pooling.pool, ids=self._pools or None)
+        self._state, output = compute(
             self.weights,
             self._state,
             pieces,
@@ -231,10 +241,12 @@ class ModelRunner:
         for rows in self._chunk_rows:
             tokens = [0] * (rows * self.tile)
             yield Prefill([Piece(0, tokens, 0, len(tokens), settings, 0)])
-        yield Prefill([Piece(0, [0], 1, 2, settings, 0, before=[0])])
-        yield ScoreChunk(0, [0], [0], 0, 1)
         yield CopyPage(0, 0)
         yield Release(0)
+        if self._pools is not None:
+            return
+        yield Prefill([Piece(0, [0], 1, 2, settings, 0, before=[0])])
+        yield ScoreChunk(0, [0], [0], 0, 1)
         for rows in self._rows:
             yield Step(range(min(rows, self.slots)), 1)
 
@@ -262,6 +274,9 @@ def _result(operation: Operation, output: Any) -> Result:
                     output.top_tokens[index, :most], output.top_logprobs[index, :most]
                 ),
             )
+        case Prefill(pieces=pieces) if isinstance(output, np.ndarray):
+            none: list[Any] = [[] for _ in pieces]
+            return Result(none, none, [False for _ in pieces], lambda *_: [], list(output))
         case Step(slots=rows) | Prefill(pieces=rows):
             return Result(
                 tokens=[

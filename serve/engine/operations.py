@@ -90,12 +90,14 @@ class Result:
     """What an operation gave, by row: a piece of a Prefill, a slot of a Step, or the one there is.
 
     best: the likeliest ids and their log probabilities at a row and index, so many of them.
+    vectors: of each row, where the network is asked for these and not for tokens.
     """
 
     tokens: Sequence[Sequence[int]]
     logprobs: Sequence[Sequence[float]]
     active: Sequence[bool]
     best: Callable[[int, int, int], list[tuple[int, float]]]
+    vectors: Sequence[Any] | None = None
     drafts: Sequence[Sequence[int]] = ()  # by row: drafts verified, their tokens, those that held
 
 
@@ -108,3 +110,4 @@ class Update:
     best: list[list[tuple[int, float]]] = field(default_factory=list)
     finish: str = ""  # stop, length, cancelled or error, when nothing more will come
     of_prompt: bool = False  # the scores are those of prompt tokens
+    vector: Any = None  # what the whole prompt amounts to

@@ -288,7 +288,8 @@ class Scheduler:
 
 
 def _update(request: Request, row: int, result: Result, of_prompt: bool = False) -> Update:
-    update = Update(list(result.tokens[row]), of_prompt=of_prompt)
+    vector = None if result.vectors is None else result.vectors[row]
+    update = Update(list(result.tokens[row]), of_prompt=of_prompt, vector=vector)
     if of_prompt or request.logprobs is not None:
         count, indices = request.logprobs or 0, range(len(update.tokens))
         update.logprobs = list(result.logprobs[row][: len(update.tokens)])

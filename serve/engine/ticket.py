@@ -12,11 +12,11 @@ from serve.engine.request import Request
 class Ticket:
     """Requests that were queued together; whoever holds it must close it.
 
-    Raises QueueFull, and then none is queued.
+    followers: has them while they are not answered. Raises QueueFull, and then none is queued.
     """
 
-    def __init__(self, engine: Engine, requests: list[Request]):
-        self._engine, self.requests = engine, requests
+    def __init__(self, engine: Engine, requests: list[Request], followers: set[Request]):
+        self._engine, self.requests, self._followers = engine, requests, followers
         self._loop = asyncio.get_running_loop()
         self._updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
         self._began = time.monotonic()
@@ -25,6 +25,7 @@ class Ticket:
         for index, request in enumerate(requests):
             request.emit = self._carrier(index)
         engine.submit(requests)
+        followers.update(requests)
         engine.metrics.prompt_tokens.inc(sum(len(request.tokens) for request in requests))
 
     def _carrier(self, index: int) -> Callable[[Update], None]:
@@ -64,6 +65,7 @@ class Ticket:
                 metrics.first_token.observe(now - self._began)
         if update.finish:
             self._open.discard(index)
+            self._followers.discard(self.requests[index])
             metrics.finished.labels(update.finish).inc()
             metrics.whole.observe(now - self._began)
             count = len(self.requests[index].answer)

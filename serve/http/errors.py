@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
-_GENERATE = ("/generate", "/generate_stream")
+_GENERATE = ("/generate", "/generate_stream", "/embed")
 _ANTHROPIC = {
     401: "authentication_error",
     403: "permission_error",

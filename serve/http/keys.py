@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 from pathlib import Path
 
 from serve.http.pages import FILES
@@ -47,6 +48,11 @@ class Keys:
         if file is not None and not owners:
             raise ValueError(f"{file} holds no key")
         return Keys(owners)
+
+    def expect_owners(self, names: Iterable[str]) -> None:
+        """Raises ValueError for a name that owns no key; * is everybody."""
+        if missing := set(names) - {"*", *self._owners.values()}:
+            raise ValueError(f"--admin has {', '.join(sorted(missing))}, who has no key")
 
     def owner(self, path: str, authorization: str, method: str = "GET") -> str | None:
         """Who asks, "" where anyone may; None: refuse."""

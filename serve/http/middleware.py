@@ -115,6 +115,8 @@ class Middleware:
             line["finish"] = [choice.finish for choice in choices]
             if self._service.settings.log_prompts:
                 line["prompt"] = choices[0].prompt.ids
+        if "read" in state:
+            line["prompt_tokens"] = state["read"]
         quiet = scope["path"] in _QUIET and status in (200, 503)
         log.log(logging.DEBUG if quiet else logging.INFO, json.dumps(line))
 

@@ -217,7 +217,9 @@ async function listModels() {
   const select = byId("model");
   try {
     served = await models(settings.key);
-    select.replaceChildren(...served.map(({ id }) => element("option", { value: id }, id)));
+    const names = served.map(({ id }) => id);
+    if (`${names}` !== `${[...select.options].map(({ value }) => value)}`)
+      select.replaceChildren(...names.map((id) => element("option", { value: id }, id)));
     if (served.some(({ id }) => id === settings.model)) select.value = settings.model;
     inForce();
   } catch (error) {
@@ -292,6 +294,7 @@ addEventListener("pagehide", () => {
   running.forEach(({ conversation }) => keep(conversation));
 });
 addEventListener("pageshow", () => (leaving = false));
+addEventListener("focus", listModels); // adapters come and go
 addEventListener("storage", () => sidebar.draw(current.id)); // another tab did something
 
 suggest();

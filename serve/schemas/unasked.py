@@ -168,3 +168,26 @@ THINKING: Idle = {"display": ("summarized",)}
 # Of text-generation-inference
 GENERATE: Idle = {**REQUEST, "best_of": (0, 1), "stop": ([],)}
 STREAM: Idle = {"stream": (False,)}
+
+# Of embeddings: vLLM's, and text-embeddings-inference's
+EMBEDDINGS: Idle = {
+    "priority": (0,),
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+    "use_activation": (True,),
+    "normalize": (True,),
+}
+EMBED: Idle = {"truncation_direction": ("right", "Right"), "encoding_format": ("float",)}
+
+# Of rerank: Cohere's, Jina's and vLLM's
+RERANK: Idle = {
+    "priority": (0,),
+    "rank_fields": (["text"],),
+    "max_chunks_per_doc": (1, 10),
+    "truncation": (True,),
+    "truncate_prompt_tokens": (-1,),
+    "use_activation": (True,),
+}
+
+# of loading an adapter: vLLM's and SGLang's
+ADAPTER: Idle = {"is_3d_lora_weight": (False,), "pinned": (False,)}

@@ -46,7 +46,7 @@ def test_help_and_version_need_no_jax(word: str) -> None:
 def test_help_lists_the_programs() -> None:
     code, out, error = shell("--help")
     assert (code, error) == (0, "")
-    for word in "convert generate chat train serve bench evaluate plan profile demo".split():
+    for word in "convert generate chat train serve bench evaluate plan profile warm demo".split():
         assert f"\n  {word} " in out
     assert shell() == (2, "", out)
 

@@ -5,14 +5,18 @@ import json
 import logging
 import re
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from serve.app import build
+from serve.engine.dashboards import Dashboards
+from serve.engine.request import Request
 from serve.http.keys import Keys
 from serve.service import Service
 from serve.settings import ServeConfig
@@ -128,6 +132,20 @@ def test_metrics_have_the_names_that_others_look_for(scripted: Serve) -> None:
     assert number(after, f"vllm:e2e_request_latency_seconds_count{label}") == [2]
     assert 'vllm:cache_config_info{block_size="16",' in after
     assert 'num_gpu_blocks="100"' in after
+
+
+def test_metrics_say_who_follows_which_adapter() -> None:
+    running, waiting = (Request([1], None, 1, lambda update: None) for _ in range(2))
+    running.slot = 3
+    dashboards = Dashboards(CollectorRegistry(), "tiny", 1, 1)
+    dashboards.adapters = lambda: (4, {"fox": [running, waiting], "dog": [running], "cat": []})
+    (told,) = [one for one in dashboards.collect() if one.name == "vllm:lora_requests_info"]
+    assert told.samples[0].labels == {
+        "max_lora": "4",
+        "running_lora_adapters": "fox,dog",
+        "waiting_lora_adapters": "fox",
+    }
+    assert told.samples[0].value == pytest.approx(time.time(), abs=60)
 
 
 def test_before_the_model_is_there() -> None:

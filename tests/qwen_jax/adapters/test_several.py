@@ -67,7 +67,7 @@ def test_judged_with_an_adapter() -> None:
 def test_several_that_cannot_be() -> None:
     params, made = several("qwen2")
     whole = random_adapter(random_checkpoint(NETWORKS["qwen2"], seed=2), SETTINGS["qwen2"])
-    with pytest.raises(ValueError, match=r"mine replaces head\.kernel as a whole"):
+    with pytest.raises(ValueError, match=r"mine: it replaces head\.kernel as a whole"):
         attach.add_all(params, {"fine": made["1"], "mine": whole})
     _, others = several("v1")
     with pytest.raises(ValueError, match="mine: the adapter does not fit this network"):

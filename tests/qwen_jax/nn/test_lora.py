@@ -80,14 +80,14 @@ def test_each_row_its_own() -> None:
     base = Linear(draw(OUT, IN), draw(OUT, seed=9))
     one, two = delta(PARTS[1], 1), delta(PARTS[1], 2)
     broken = np.full((2, IN), np.inf, np.float32)  # a third, of rank 2
+    scales = np.zeros((4, 2 * RANK + 2))
+    scales[1, :RANK], scales[2, RANK : 2 * RANK], scales[3, -2:] = SCALE, SCALE, 1.0
     several = Deltas(
         a=jnp.concatenate([one.a, two.a, broken]),
         b=jnp.concatenate([one.b, two.b, draw(len(one.b), 2)], axis=1),
+        scales=jnp.asarray(scales, jnp.float32),
         chosen=jnp.array([2, 0, 1, 2]),
         rows=PARTS[1],
-        numbers=(1, 2, 5),
-        ranks=(RANK, RANK, 2),
-        scales=(SCALE, SCALE, 1.0),
     )
     x = draw(4, 5, IN)
     got = LoraLinear(base, (several,))(x)

@@ -11,7 +11,7 @@ from qwen_jax.text.vocabulary import Vocabulary, read
 from qwen_jax.text.vocabulary_file import pack, unpack
 from tests.assets import read_vocabulary
 
-ORDERED = ("ranks", "normalized", "start")
+ORDERED = ("ranks", "normalized", "start", "end")
 UNORDERED = {"ranks": dict, "specials": dict, "names": dict, "markup": set, "chat_template": str}
 
 
@@ -19,7 +19,7 @@ UNORDERED = {"ranks": dict, "specials": dict, "names": dict, "markup": set, "cha
 def small_vocabulary(small_folder: Path) -> Vocabulary:
     read = read_vocabulary(small_folder)
     template = "{{ 你好 }}\n{{ x }}"
-    return replace(read, chat_template=template, normalized=["<think>"], start=[7])
+    return replace(read, chat_template=template, normalized=["<think>"], start=[7], end=[3])
 
 
 def same(one: Vocabulary, other: Vocabulary) -> bool:

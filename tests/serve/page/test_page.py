@@ -281,3 +281,12 @@ def test_phone(browser: Any, stub: Stub) -> None:
         page.tap("#new")
         page.wait_for_function("document.querySelector('#sidebar').inert")
         assert questions(page) == []
+
+
+def test_models_come_and_go(page: Any, stub: Stub) -> None:
+    """The list is what the server has when somebody comes back to the page; the choice stays."""
+    page.locator("#model").select_option("qwen-tiny-adapter")
+    stub.models = ["qwen-tiny", "another", "qwen-tiny-adapter"]
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    page.locator("#model option", has_text="another").wait_for(state="attached")
+    assert page.locator("#model").input_value() == "qwen-tiny-adapter"

@@ -1,0 +1,138 @@
+"""The forms of attention over a cache: which can run where, and which one a call takes.
+
+A form stores new keys and values and attends, `form(query, new, key, value, table, positions,
+ends)`; kv_cache.store_and_attend is the one that XLA compiles, kernels hold the others.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from qwen_jax.config import Config
+from qwen_jax.nn import sharding
+
+MOST = 16  # tokens a row that a kernel takes; XLA has longer pieces of prompts
+_BLOCK = 64  # pages are cut into so many tokens
+Form = Callable[..., tuple[Array, Any, Any]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A form and the mesh whose devices run it, each for its slots and heads."""
+
+    name: str = "xla"
+    mesh: Mesh | None = None
+    interpret: Any = False  # of a kernel, on a CPU
+
+    def kernel(self, length: int, table: Array | None) -> Form | None:
+        """What takes a call of so many tokens a row; None: XLA's form does."""
+        if self.name == "xla" or length > MOST or (table is not None and _split(self.mesh)):
+            return None
+        return functools.partial(self._run, load(self.name))
+
+    def _run(
+        self,
+        decode: Form,
+        query: Array,
+        new: tuple[Array, Array],
+        key: Any,
+        value: Any,
+        table: Array | None,
+        positions: Array,
+        ends: Array,
+    ) -> tuple[Array, Any, Any]:
+        run = functools.partial(decode, interpret=self.interpret)
+        pair = lambda store: (store.data, store.scale)
+        arguments = (query, new, pair(key), pair(value), table, positions, ends)
+        if self.mesh is not None:
+            spec = functools.partial(sharding.spec, self.mesh)
+            rows, heads, *_ = spec(("slot", "heads"), (query.shape[0], query.shape[2]))
+            pages = rows if table is None else None
+            tokens, data = P(rows, None, heads), P(pages, heads)
+            stored = data, None if key.scale is None else data
+            places = None if table is None else P(rows), P(rows), P(rows)
+            run = jax.shard_map(
+                run,
+                mesh=self.mesh,
+                in_specs=(tokens, (tokens, tokens), stored, stored, *places),
+                out_specs=(tokens, stored, stored),
+                check_vma=False,
+            )
+        y, keys, values = run(*arguments)
+        put = lambda store, pair: dataclasses.replace(store, data=pair[0], scale=pair[1])
+        return y, put(key, keys), put(value, values)
+
+
+XLA = Backend()
+
+
+def load(name: str) -> Form:
+    """The kernel of that name; imported late, for each needs its part of jax."""
+    if name == "triton":
+        from qwen_jax.nn.kernels import triton
+
+        return triton.decode
+    from qwen_jax.nn.kernels import mosaic
+
+    return mosaic.decode
+
+
+# what each form runs on; the first that can is the one of a platform
+PLATFORMS = {"triton": ("gpu",), "mosaic": ("tpu",), "xla": ("cpu", "gpu", "tpu")}
+
+
+def choose(
+    name: str | None,
+    platform: str,
+    config: Config,
+    page: int,
+    mesh: Mesh | None = None,
+    shared: bool = False,
+) -> Backend:
+    """The form of that name, or the platform's best that can; ValueError if that one cannot.
+
+    page: tokens of a page. shared: any row may have any page.
+    """
+    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+    reasons = {
+        form: _problem(form, platform, config, page, shared and _split(mesh)) for form in PLATFORMS
+    }
+    able = [form for form, reason in reasons.items() if reason is None]
+    if name is None:
+        name = able[0]
+    if name not in PLATFORMS:
+        raise ValueError(f"attention is {name!r}, wanted one of {', '.join(PLATFORMS)}")
+    if name not in able:
+        raise ValueError(f"attention {name} {reasons[name]}; here can run: {', '.join(able)}")
+    return Backend(name, mesh) if name != "xla" else XLA
+
+
+def _problem(name: str, platform: str, config: Config, page: int, scattered: bool) -> str | None:
+    """Why this form cannot run, None if it can."""
+    size, groups = config.head_dim, config.heads // config.kv_heads
+    if platform not in PLATFORMS[name]:
+        return f"runs on {' and '.join(PLATFORMS[name])}, this is {platform}"
+    if name == "xla":
+        return None
+    if page % _BLOCK:
+        return f"takes pages of {_BLOCK} tokens or multiples of that, got {page}"
+    if scattered:
+        return "takes no pages that slots on several devices share"
+    if name == "triton" and (size & (size - 1) or size < 16 or groups > 16):
+        return f"takes heads of 16, 32, 64 ... in groups of up to 16, got {size} and {groups}"
+    if name == "mosaic" and size % 128:
+        return f"takes heads of 128 or multiples of that, got {size}"
+    return None
+
+
+def _split(mesh: Mesh | None) -> bool:
+    """Whether different devices have different slots."""
+    return mesh is not None and math.prod(mesh.shape[n] for n in sharding.RULES["slot"]) > 1

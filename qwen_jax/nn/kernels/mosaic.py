@@ -1,0 +1,273 @@
+"""Decode attention for TPUs: stores the new keys and values, reads filled blocks alone.
+
+One kernel whose grid is a list of work: for each row a step for every block of its text, then one
+for every tile of the cache that its new tokens lie in. Neither empty slots nor room cost anything.
+Blocks are added in order, by products of one size: what a query gets depends on its own text alone.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from qwen_jax.nn.kernels.integers import div, rem
+
+MASKED = -1e30
+BLOCK = 64  # positions of a product
+ROWS = 16  # queries of a product
+_BYTES = 2**20  # of keys in a step: four such buffers lie in on-chip memory
+_LANES = 128
+Pair = tuple[Array, Array | None]  # keys or values [P K page H], the scales of int8 [P K page]
+
+
+@functools.partial(jax.jit, static_argnames="interpret")
+def decode(
+    query: Array,
+    new: tuple[Array, Array],
+    keys: Pair,
+    values: Pair,
+    table: Array | None,
+    positions: Array,
+    ends: Array,
+    *,
+    interpret: Any = False,
+) -> tuple[Array, Pair, Pair]:
+    """Store and attend. query [B T K G H], new keys and values [B T K H], positions [B T].
+
+    table [B blocks] and ends [B]: see attention.attend. -> [B T K G H], keys, values.
+    """
+    batch, length, heads, groups, size = query.shape
+    page, kind = keys[0].shape[2], keys[0].dtype
+    if table is None:
+        table = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    stores = [x for pair in zip(keys, values, strict=True) for x in pair if x is not None]
+    quantised = len(stores) == 4
+    part = _part(page, heads * size * kind.itemsize, quantised)
+    work = _Work(length, page, part, tile=32 // kind.itemsize, room=table.shape[1] * page)
+    steps, total = work.plan(table, positions[:, 0], ends)
+    rows = pl.cdiv(length * groups, ROWS) * ROWS
+    q = jnp.moveaxis(query, 1, 2).reshape(batch, heads, length * groups, size)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - length * groups), (0, 0)))
+
+    row = lambda *shape: pl.BlockSpec((None, *shape), lambda i, *s: (s[0][i], *[0] * len(shape)))
+    block = lambda x: pl.BlockSpec(
+        (None, heads, part, *x.shape[3:]), lambda i, *s: work.block(i, s, x.ndim)
+    )
+    lanes = _LANES if part % _LANES == 0 else part  # of a block of scales
+    unit = lambda x: work.tile if x.ndim == 4 else lanes
+    written = lambda x: pl.BlockSpec(
+        (None, heads, unit(x), *x.shape[3:]), lambda i, *s: work.written(i, s, unit(x), x.ndim)
+    )
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    y, *stores = pl.pallas_call(
+        functools.partial(_step, work=work, groups=groups, lanes=lanes),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(steps),
+            grid=(total,),
+            in_specs=[row(heads, rows, size)] + [row(length, heads, size)] * 2
+            + [block(x) for x in stores],
+            out_specs=[row(heads, rows, size)] + [written(x) for x in stores],
+            scratch_shapes=[
+                pltpu.VMEM((heads, rows, size), jnp.float32),
+                pltpu.VMEM((heads, rows, 1), jnp.float32),
+                pltpu.VMEM((heads, rows, 1), jnp.float32),
+            ],
+        ),
+        out_shape=[like(q), *map(like, stores)],
+        input_output_aliases={len(steps) + 3 + n: 1 + n for n in range(len(stores))},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
+        interpret=interpret,
+        name="decode",
+    )(*steps, q, *new, *stores)  # fmt: skip
+    y = y[:, :, : length * groups].reshape(batch, heads, length, groups, size)
+    y = jnp.where(ends[:, None, None, None, None] > 0, jnp.moveaxis(y, 2, 1), 0)
+    return (
+        y,
+        (stores[0], stores[2] if quantised else None),
+        (
+            stores[1],
+            stores[3] if quantised else None,
+        ),
+    )
+
+
+def _part(page: int, token: int, quantised: bool) -> int:
+    """Positions of a step: few enough for on-chip memory; scales are cut by their lanes."""
+    sizes = (512, 256, 128) if quantised else (512, 256, 128, 64)
+    fits = [n for n in sizes if page % n == 0 and (n * token <= _BYTES or n == sizes[-1])]
+    return fits[0] if fits else page
+
+
+class _Work:
+    """What each step does. A row's steps: its blocks, then the tiles that it writes."""
+
+    def __init__(self, length: int, page: int, part: int, tile: int, room: int):
+        self.length, self.page, self.part, self.tile, self.room = length, page, part, tile, room
+
+    def plan(self, table: Array, starts: Array, ends: Array) -> tuple[tuple[Array, ...], Array]:
+        """The row of every step, the first step of every row, table, starts, ends; the count."""
+        most = len(ends) * (self.room // self.part + (self.length - 1) // self.tile + 2)
+        _, blocks, first, last = self._row(starts, ends)
+        counts = jnp.where(ends > 0, blocks + last - first + 1, 0)
+        until = jnp.cumsum(counts, dtype=jnp.int32)
+        steps = jnp.arange(most, dtype=jnp.int32)
+        rows = jnp.sum(steps[:, None] >= until, axis=1, dtype=jnp.int32)
+        rows = jnp.minimum(rows, len(ends) - 1)
+        return (rows, until - counts, table, starts, ends), jnp.maximum(until[-1], 1)
+
+    def _row(self, start: Array, end: Array) -> tuple[Array, Array, Array, Array]:
+        """End of what is seen and stored, blocks, first and last tile."""
+        limit = jnp.minimum(jnp.minimum(end, start + self.length), self.room)
+        blocks = div(limit + self.part - 1, self.part)
+        first = jnp.minimum(start, self.room - 1)
+        last = jnp.maximum(limit - 1, first)
+        return limit, blocks, div(first, self.tile), div(last, self.tile)
+
+    def at(self, i: Array, s: Any) -> tuple[Array, ...]:
+        """Row, number of the row's step, how many are blocks, the block and the tile in use."""
+        rows, begins, _, starts, ends = s
+        row = rows[i]
+        _, blocks, first, last = self._row(starts[row], ends[row])
+        step = i - begins[row]
+        tile = jnp.minimum(first + jnp.maximum(step - blocks, 0), last)
+        block = jnp.where(step < blocks, step, div(tile * self.tile, self.part))
+        return row, step, blocks, block, tile
+
+    def block(self, i: Array, s: Any, axes: int) -> tuple[Any, ...]:
+        row, _, _, block, _ = self.at(i, s)
+        parts = self.page // self.part
+        return s[2][row, div(block, parts)], 0, rem(block, parts), *[0] * (axes - 3)
+
+    def written(self, i: Array, s: Any, unit: int, axes: int) -> tuple[Any, ...]:
+        row, *_, tile = self.at(i, s)
+        place = tile * self.tile
+        return (
+            s[2][row, div(place, self.page)],
+            0,
+            div(rem(place, self.page), unit),
+            *[0] * (axes - 3),
+        )
+
+
+def _step(*refs: Any, work: _Work, groups: int, lanes: int) -> None:
+    scalars, (q_ref, *new), rest = refs[:5], refs[5:8], refs[8:]
+    count = (len(rest) - 4) // 2
+    stored, y_ref, written = rest[:count], rest[count], rest[count + 1 : -3]
+    y_sum, top_ref, total_ref = rest[-3:]
+    row, step, blocks, block, tile = work.at(pl.program_id(0), scalars)
+    start, begin = scalars[3][row], block * work.part
+    limit = work._row(start, scalars[4][row])[0]
+    size, quantised = q_ref.shape[-1], count == 4
+    kind = q_ref.dtype if quantised else jnp.promote_types(q_ref.dtype, stored[0].dtype)
+
+    @pl.when(step == 0)
+    def begin_row() -> None:
+        y_sum[...] = jnp.zeros_like(y_sum)
+        top_ref[...] = jnp.full_like(top_ref, MASKED)
+        total_ref[...] = jnp.zeros_like(total_ref)
+
+    def merged(data: Array, scale: Array | None, n: int, base: Array) -> tuple[Array, Any]:
+        """What is stored from `base` on with what is new; zeros where nothing is."""
+        data, scale = _with_new(data, scale, base, base, new[n], stored[n].dtype, start, limit)
+        data = jnp.where(_places(data.ndim, data.shape[1], base) < limit, data, 0)
+        if scale is not None:
+            scale = jnp.where(_places(2, scale.shape[1], base) < limit, scale, 0)
+        return data, scale
+
+    def attend(keys: Any, values: Any, base: Array, hidden: bool) -> None:
+        """One block [K BLOCK H] and its scales; hidden: not every query sees all of it."""
+        for first in range(0, q_ref.shape[1], ROWS):
+            own = slice(first, first + ROWS)
+            scores = _dot(q_ref[:, own, :].astype(kind), keys[0].astype(kind), 2)
+            scores = scores * keys[1][:, None] if quantised else scores
+            scores = scores * size**-0.5
+            if hidden:
+                shape = (1, ROWS, BLOCK)
+                key_at = base + jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+                token = div(first + jax.lax.broadcasted_iota(jnp.int32, shape, 1), groups)
+                scores = jnp.where((key_at <= start + token) & (key_at < limit), scores, MASKED)
+            top = top_ref[:, own, :]
+            higher = jnp.maximum(top, scores.max(-1, keepdims=True))
+            weights, faded = jnp.exp(scores - higher), jnp.exp(top - higher)
+            top_ref[:, own, :] = higher
+            total_ref[:, own, :] = total_ref[:, own, :] * faded + weights.sum(-1, keepdims=True)
+            weights = weights * values[1][:, None] if quantised else weights
+            y = _dot(weights.astype(kind), values[0].astype(kind), 1)
+            y_sum[:, own, :] = y_sum[:, own, :] * faded + y
+
+    def visit(own: slice, base: Array, hidden: bool) -> None:
+        data: list[Any] = [x[:, own, :] for x in stored[:2]]
+        scales: list[Any] = [x[:, own] for x in stored[2:]] or [None, None]
+        pairs = list(zip(data, scales, strict=True))
+        if hidden:
+            pairs = [merged(x, scale, n, base) for n, (x, scale) in enumerate(pairs)]
+        attend(pairs[0], pairs[1], base, hidden)
+
+    for n in range(work.part // BLOCK):
+        base, own = begin + n * BLOCK, slice(n * BLOCK, (n + 1) * BLOCK)
+        seen, old = (step < blocks) & (base < limit), base + BLOCK <= start
+        pl.when(seen & old)(functools.partial(visit, own, base, False))
+        pl.when(seen & ~old)(functools.partial(visit, own, base, True))
+
+    @pl.when(step == blocks - 1)
+    def end_row() -> None:
+        y_ref[...] = (y_sum[...] / total_ref[...]).astype(y_ref.dtype)
+
+    @pl.when(step >= blocks)
+    def write() -> None:
+        place = tile * work.tile
+        base = div(place, lanes) * lanes  # of the scales around it
+        at = pl.ds(pl.multiple_of(place - begin, work.tile), work.tile)
+        for n in range(2):
+            scale = None
+            if quantised:
+                near = pl.ds(pl.multiple_of(base - begin, lanes), lanes)
+                scale = stored[2 + n][:, near] if lanes < work.part else stored[2 + n][...]
+            data, scale = _with_new(
+                stored[n][:, at, :], scale, place, base, new[n], stored[n].dtype, start, limit
+            )
+            written[n][...] = data.astype(written[n].dtype)
+            if quantised:
+                written[2 + n][...] = scale
+
+
+def _with_new(
+    data: Array, scale: Any, base: Array, scale_base: Array, new: Any, dtype: Any, start: Array,
+    limit: Array,
+) -> tuple[Array, Any]:  # fmt: skip
+    """Stored vectors [K S H], as float32, and scales [K S] with the new tokens in their places."""
+    data = data.astype(jnp.float32)
+    for t in range(new.shape[0]):
+        x, factor = _stored(new[t], dtype)
+        position = jnp.where(start + t < limit, start + t, -1)
+        here = _places(3, data.shape[1], base) == position
+        data = jnp.where(here, x.astype(jnp.float32)[:, None], data)
+        if factor is not None:
+            scale = jnp.where(_places(2, scale.shape[1], scale_base) == position, factor, scale)
+    return data, scale
+
+
+def _places(axes: int, count: int, base: Array) -> Array:
+    """base, base + 1 ... along the second of so many axes."""
+    shape = (1, count, 1)[:axes]
+    return base + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+
+
+def _dot(x: Array, y: Array, over: int) -> Array:
+    """x [K M N], y [K ...]: products for every head."""
+    dims = (((2,), (over,)), ((0,), (0,)))
+    precise = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jax.lax.dot_general(x, y, dims, precision=precise, preferred_element_type=jnp.float32)
+
+
+def _stored(x: Array, dtype: Any) -> tuple[Array, Array | None]:
+    """As a cache keeps x [K H], with the scales [K 1] of int8; see kv_cache.quantize."""
+    if dtype != jnp.int8:
+        return x.astype(dtype), None
+    x = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+    return jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), scale

@@ -1,0 +1,228 @@
+"""Decode attention for NVIDIA GPUs: stores the new keys and values, reads filled blocks alone.
+
+Two kernels. `_part` has a program for every row, some of its queries, key/value head and chunk of
+positions; the first chunk's also stores what is new. What others store cannot be relied on, so
+every program takes new keys and values from the call. `_join` weighs the chunks. Blocks, chunks
+and the rows of a product have fixed sizes: what a query gets depends on its own text alone.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from qwen_jax.nn.kernels.integers import div, rem
+
+MASKED = -1e30
+BLOCK = 64  # positions read at once
+ROWS = 16  # of a product: the fewest that a tensor core takes
+_SLAB = 32  # chunks joined at once
+Pair = tuple[Array, Array | None]  # keys or values [P K page H], the scales of int8 [P K page]
+
+
+@functools.partial(jax.jit, static_argnames="interpret")
+def decode(
+    query: Array,
+    new: tuple[Array, Array],
+    keys: Pair,
+    values: Pair,
+    table: Array | None,
+    positions: Array,
+    ends: Array,
+    *,
+    interpret: bool = False,
+) -> tuple[Array, Pair, Pair]:
+    """Store and attend. query [B T K G H], new keys and values [B T K H], positions [B T].
+
+    table [B blocks] and ends [B]: see attention.attend. -> [B T K G H], keys, values.
+    """
+    batch, length, heads, groups, size = query.shape
+    page = keys[0].shape[2]
+    if table is None:
+        table = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    room = table.shape[1] * page
+    chunk = 256 if groups == 1 else 128
+    chunks = pl.cdiv(room, chunk)
+    most = max(1, ROWS // groups)  # queries of a program
+    parts, own = pl.cdiv(length, most), min(most, length) * groups
+    stores = [x for pair in zip(keys, values, strict=True) for x in pair if x is not None]
+    count = len(stores)
+    starts, ends = positions[:, 0], jnp.minimum(ends, room)
+    whole = pl.no_block_spec
+    split = batch, parts, heads, chunks
+    partial = lambda *shape: jax.ShapeDtypeStruct((*split, *shape), jnp.float32)
+    part = lambda *shape: pl.BlockSpec(
+        (None, None, None, None, *shape),
+        lambda b, h, c: (div(b, parts), rem(b, parts), h, c, *[0] * len(shape)),
+    )
+    compiler = lambda stages: plgpu.CompilerParams(num_warps=4, num_stages=stages)
+    *stores, y, top, total = pl.pallas_call(
+        functools.partial(_part, chunk=chunk, parts=parts, most=most),
+        grid=(batch * parts, heads, chunks),
+        in_specs=[whole] * (6 + count),
+        out_specs=[whole] * count + [part(own, size), part(own), part(own)],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in stores]
+        + [partial(own, size), partial(own), partial(own)],
+        input_output_aliases={6 + n: n for n in range(count)},
+        compiler_params=compiler(3),
+        interpret=interpret,
+        name="decode_part",
+    )(table, starts, ends, query, *new, *stores)
+    y = pl.pallas_call(
+        functools.partial(_join, chunk=chunk, most=most, length=length),
+        grid=(batch * length, heads, groups),
+        in_specs=[whole] * 5,
+        out_specs=pl.BlockSpec(
+            (None, None, None, None, size),
+            lambda b, h, g: (div(b, length), rem(b, length), h, g, 0),
+        ),
+        out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
+        compiler_params=compiler(1),
+        interpret=interpret,
+        name="decode_join",
+    )(starts, ends, y, top, total)
+    return (
+        y,
+        (stores[0], stores[2] if count == 4 else None),
+        (
+            stores[1],
+            stores[3] if count == 4 else None,
+        ),
+    )
+
+
+def _part(
+    table: Any, starts: Any, ends: Any, query: Any, new_key: Any, new_value: Any, *refs: Any,
+    chunk: int, parts: int, most: int,
+) -> None:  # fmt: skip
+    count = (len(refs) - 3) // 2
+    key, value, *scales = refs[count : 2 * count]  # the outputs, which are the inputs' memory
+    y_ref, top_ref, total_ref = refs[2 * count :]
+    _, length, _, groups, size = query.shape
+    page, kind = key.shape[2], query.dtype
+    kind = kind if scales else jnp.promote_types(kind, key.dtype)
+    b, h, c = div(pl.program_id(0), parts), pl.program_id(1), pl.program_id(2)
+    first, start, end = rem(pl.program_id(0), parts) * most, starts[b], ends[b]
+
+    def write(t: int) -> None:
+        at = (table[b, div(start + t, page)], h, rem(start + t, page))
+        for n, x in enumerate((new_key, new_value)):
+            stored, scale = _stored(x[b, t, h, :], key.dtype)
+            (key, value)[n][*at, slice(None)] = stored
+            if scales:
+                scales[n][at] = scale
+
+    for t in range(length):
+        pl.when((c == 0) & (first == 0) & (start + t < end))(functools.partial(write, t))
+
+    # the last query again and again, for a product of more rows
+    row = jnp.minimum(jnp.arange(ROWS), y_ref.shape[0] - 1)
+    token = jnp.minimum(first + div(row, groups), length - 1)
+    lane = jnp.arange(size)[None]
+    q = query[b, token[:, None], h, rem(row, groups)[:, None], lane].astype(kind)
+
+    def read(block: Array, at: Array, n: int) -> tuple[Array, Array]:
+        """Keys or values [BLOCK H] in `kind` and their scales [BLOCK]; zeros where none are."""
+        store = (key, value)[n]
+        place = (table[b, div(block, page)], h, pl.ds(rem(block, page), BLOCK))
+        old = at < jnp.minimum(start, end)
+        wide = lambda x: jnp.broadcast_to(x[:, None], (BLOCK, size))
+        load = lambda ref, mask: plgpu.load(ref, mask=mask, other=jnp.zeros((), ref.dtype))
+        data = load(store.at[*place, slice(None)], wide(old)).astype(kind)
+        factor = load(scales[n].at[place], old) if scales else jnp.ones(BLOCK, jnp.float32)
+
+        def merged() -> tuple[Array, Array]:
+            fresh = (at >= start) & (at < end) & (at < start + length)
+            source = jnp.clip(at - start, 0, length - 1)
+            x = (new_key, new_value)[n][b, source[:, None], h, lane]
+            x, scale = _stored(x, store.dtype)
+            one = jnp.where(fresh, scale, factor) if scales else factor
+            return jnp.where(fresh[:, None], x.astype(kind), data), one
+
+        return jax.lax.cond(block + BLOCK > start, merged, lambda: (data, factor))
+
+    def more(n: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        y, top, total = carry
+        block = c * chunk + n * BLOCK
+        at = block + jnp.arange(BLOCK)
+        keys, key_scale = read(block, at, 0)
+        values, value_scale = read(block, at, 1)
+        scores = _dot(q, keys, trans_b=True)
+        scores = scores * key_scale[None] if scales else scores
+        seen = (at[None] <= start + token[:, None]) & (at < end)[None]
+        scores = jnp.where(seen, scores * size**-0.5, MASKED)
+        higher = jnp.maximum(top, jnp.max(scores, axis=1))
+        weights, faded = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
+        total = total * faded + jnp.sum(weights, axis=1)
+        weights = weights * value_scale[None] if scales else weights
+        return y * faded[:, None] + _dot(weights.astype(kind), values), higher, total
+
+    limit = _limit(start, end, first, most, length)
+    blocks = div(jnp.clip(limit - c * chunk, 0, chunk) + BLOCK - 1, BLOCK)
+    none = jnp.zeros((ROWS,), jnp.float32)
+    carry = jnp.zeros((ROWS, size), jnp.float32), none + MASKED, none
+    y, top, total = jax.lax.fori_loop(0, blocks, more, carry)
+
+    @pl.when(blocks > 0)  # the others are not read
+    def keep() -> None:
+        y_ref[row, :] = y
+        top_ref[row] = top
+        total_ref[row] = total
+
+
+def _join(
+    starts: Any, ends: Any, y_ref: Any, top_ref: Any, total_ref: Any, out_ref: Any,
+    *, chunk: int, most: int, length: int,
+) -> None:  # fmt: skip
+    b, token = div(pl.program_id(0), length), rem(pl.program_id(0), length)
+    head, part, groups = pl.program_id(1), div(token, most), pl.num_programs(2)
+    row = rem(token, most) * groups + pl.program_id(2)
+    live = div(_limit(starts[b], ends[b], part * most, most, length) + chunk - 1, chunk)
+    size = out_ref.shape[-1]
+
+    def more(n: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        y, top, total = carry
+        seen = n * _SLAB + jnp.arange(_SLAB) < live
+        at = (b, part, head, pl.ds(n * _SLAB, _SLAB), row)
+        tops = plgpu.load(top_ref.at[at], mask=seen, other=MASKED)
+        totals = plgpu.load(total_ref.at[at], mask=seen, other=0.0)
+        wide = jnp.broadcast_to(seen[:, None], (_SLAB, size))
+        parts = plgpu.load(y_ref.at[*at, slice(None)], mask=wide, other=0.0)
+        higher = jnp.maximum(top, jnp.max(tops))
+        weights, faded = jnp.exp(tops - higher), jnp.exp(top - higher)
+        y = y * faded + jnp.sum(weights[:, None] * parts, axis=0)
+        return y, higher, total * faded + jnp.sum(weights * totals)
+
+    carry = jnp.zeros((size,), jnp.float32), jnp.float32(MASKED), jnp.float32(0)
+    y, _, total = jax.lax.fori_loop(0, div(live + _SLAB - 1, _SLAB), more, carry)
+    out_ref[...] = (y / jnp.where(total > 0, total, 1.0)).astype(out_ref.dtype)
+
+
+def _limit(start: Array, end: Array, first: Array, most: int, length: int) -> Array:
+    """Up to where keys may be seen by the queries of a part."""
+    return jnp.minimum(end, start + jnp.minimum(first + most, length))
+
+
+def _dot(x: Array, y: Array, trans_b: bool = False) -> Array:
+    return plgpu.dot(x, y, trans_b=trans_b, allow_tf32=False).astype(jnp.float32)
+
+
+def _stored(x: Array, dtype: Any) -> tuple[Array, Array]:
+    """As a cache keeps x [... H], with the scales of int8; see kv_cache.quantize."""
+    if dtype != jnp.int8:
+        return x.astype(dtype), jnp.ones(x.shape[:-1], jnp.float32)
+    x = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(x), axis=-1) / 127
+    x = x / jnp.where(scale > 0, scale, 1.0)[..., None]
+    return _nearest(x).astype(jnp.int8), scale
+
+
+def _nearest(x: Array) -> Array:
+    """To even where in the middle: Triton has no rounding, and XLA undoes adding 2^23."""
+    low = jnp.floor(x)
+    rest, odd = x - low, low - 2 * jnp.floor(low / 2)
+    return low + jnp.where((rest > 0.5) | ((rest == 0.5) & (odd == 1)), 1.0, 0.0)

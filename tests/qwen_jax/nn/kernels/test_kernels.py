@@ -1,0 +1,149 @@
+"""Both kernels, interpreted, against NumPy; what nothing may read is poison."""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # who counts races
+from jax.experimental.pallas import tpu as pltpu
+
+from qwen_jax.nn import backends
+from qwen_jax.nn.kv_cache import Store, store_and_attend
+from tests.qwen_jax.nn.kernels.cases import Case, answer, make, only
+
+MORE = int(os.environ.get("QWEN_JAX_KERNEL_CASES", "0"))  # random cases beside the fixed ones
+BOUNDS = {"float32": 2e-5, "bfloat16": 2e-2}
+KERNELS = ["triton", "mosaic"]
+CASES: list[dict[str, Any]] = [
+    {"fills": [0, 63, 130]},
+    {"fills": [64, 200, 5], "groups": 7, "length": 3, "cache": "int8", "real": [3, 2, 0]},
+    {"fills": [60, 190], "length": 9, "groups": 4, "real": [9, 4], "blocks": 3},
+    {"fills": [100, 256], "cache": "bfloat16", "dtype": "bfloat16", "own": True},
+]
+
+
+def run(name: str, case: Case, interpret: Any = True) -> tuple[np.ndarray, list[Any]]:
+    y, keys, values = backends.load(name)(*case.arguments(), interpret=interpret)
+    return np.asarray(y, np.float32), [keys, values]
+
+
+def check(name: str, case: Case, dtype: str) -> None:
+    """What queries get, and every bit of what is stored but for a scale's last one."""
+    y, stores = run(name, case)
+    wanted, wanted_stores = answer(case)
+    real = ~np.isnan(wanted)
+    np.testing.assert_allclose(y[real], wanted[real], rtol=0, atol=BOUNDS[dtype])
+    assert np.isfinite(y).all()
+    for (data, scale), (wanted_data, wanted_scale) in zip(stores, wanted_stores, strict=True):
+        plain = lambda x: np.asarray(x, np.float32)
+        np.testing.assert_array_equal(plain(data), plain(wanted_data))
+        if scale is not None:
+            np.testing.assert_allclose(np.asarray(scale), wanted_scale, rtol=2e-7)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("asked", CASES, ids=lambda asked: f"{asked['fills']}")
+def test_a_kernel_is_the_reference(name: str, asked: dict[str, Any]) -> None:
+    check(name, make(0, **asked), asked.get("dtype", "float32"))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("seed", range(MORE))
+def test_a_kernel_is_the_reference_for_any_call(name: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    blocks, length = int(random.integers(1, 6)), int(random.choice([1, 1, 2, 5, 16]))
+    fills = random.integers(0, 64 * blocks + 1 - length, random.integers(1, 5))
+    dtype = str(random.choice(["float32", "bfloat16"]))
+    asked: dict[str, Any] = {
+        "fills": fills.tolist(),
+        "length": length,
+        "blocks": blocks,
+        "heads": int(random.integers(1, 4)),
+        "groups": int(random.integers(1, 9)),
+        "size": int(random.choice([16, 32, 64, 128])),
+        "cache": str(random.choice([dtype, "int8"])),
+        "dtype": dtype,
+        "own": bool(random.integers(2)),
+        "real": random.integers(0, length + 1, len(fills)).tolist(),
+    }
+    check(name, make(seed, **asked), dtype)
+
+
+@pytest.mark.parametrize("cache", ["float32", "int8"])
+def test_the_twin_is_the_reference(cache: str) -> None:
+    """XLA's form takes the same call."""
+    case = make(1, [60, 130], length=2, groups=2, cache=cache)
+    stores = (Store(*case.keys), Store(*case.values))
+    y, *_ = store_and_attend(case.query, case.new, *stores, case.table, case.positions, case.ends)
+    np.testing.assert_allclose(np.asarray(y), answer(case)[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("cache", ["bfloat16", "int8"])
+def test_a_row_is_its_own(name: str, cache: str) -> None:
+    """No bit of it depends on neighbours, on where pages lie, on room, or on tokens a call."""
+    case = make(2, [70, 130, 9], length=2, groups=3, cache=cache, dtype="bfloat16")
+    together, (keys, values) = run(name, case)
+    alone, _ = run(name, only(case, 1))
+    np.testing.assert_array_equal(alone[0], together[1])
+
+    long = dataclasses.replace(case, table=jnp.pad(case.table, ((0, 0), (0, 5))))
+    np.testing.assert_array_equal(run(name, long)[0], together)
+
+    order = np.random.default_rng(0).permutation(len(case.keys[0]))
+    move = lambda pair: tuple(None if x is None else x[np.argsort(order)] for x in pair)
+    moved: Any = {"keys": move(case.keys), "values": move(case.values)}
+    moved = dataclasses.replace(case, table=jnp.asarray(order[case.table]), **moved)
+    np.testing.assert_array_equal(run(name, moved)[0], together)
+
+    first = dataclasses.replace(
+        case,
+        query=case.query[:, :1],
+        new=(case.new[0][:, :1], case.new[1][:, :1]),
+        positions=case.positions[:, :1],
+        ends=case.ends - 1,
+    )
+    one, (own_keys, own_values) = run(name, first)
+    second = dataclasses.replace(
+        case,
+        query=case.query[:, 1:],
+        new=(case.new[0][:, 1:], case.new[1][:, 1:]),
+        positions=case.positions[:, 1:],
+        keys=own_keys,
+        values=own_values,
+    )
+    two, stores = run(name, second)
+    np.testing.assert_array_equal(np.concatenate([one, two], axis=1), together)
+    for got, wanted in zip(jax.tree.leaves(stores), jax.tree.leaves((keys, values)), strict=True):
+        np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(wanted, np.float32))
+
+
+@pytest.mark.parametrize("cache", ["float32", "int8"])
+def test_no_race_on_a_tpu(cache: str) -> None:
+    """With memory that is NaN before it is written, and copies that come as late as they may."""
+    case = make(3, [60, 128], length=8, heads=1, size=16, cache=cache, blocks=3)
+    how = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    y, _ = run("mosaic", case, how)
+    np.testing.assert_allclose(y, answer(case)[0], atol=2e-5)
+    races = interpret_pallas_call.races
+    assert races is not None
+    assert not races.races_found
+
+
+@pytest.mark.parametrize(("name", "platform"), [("triton", "cuda"), ("mosaic", "tpu")])
+@pytest.mark.parametrize("cache", ["bfloat16", "int8"])
+def test_a_kernel_lowers(name: str, platform: str, cache: str) -> None:
+    case = make(0, [5, 70], length=2, groups=4, size=128, cache=cache, dtype="bfloat16")
+    lowered = jax.jit(functools.partial(backends.load(name), interpret=False))
+    checks = [jax.export.DisabledSafetyCheck.custom_call(x) for x in _TARGETS]
+    exported = jax.export.export(lowered, platforms=[platform], disabled_checks=checks)
+    text = exported(*case.arguments()).mlir_module()
+    assert sum(text.count(f"@{target}") for target in _TARGETS) == {"triton": 2, "mosaic": 1}[name]
+
+
+_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "triton_kernel_call")

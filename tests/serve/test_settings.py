@@ -1,0 +1,39 @@
+"""What a server cannot be started with."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.settings import ServeConfig
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("folder", "adapter is 'folder', wanted NAME=FOLDER"),
+        ("=folder", "adapter is '=folder', wanted NAME=FOLDER"),
+        ("demo=.", "adapter 'demo' has the name of another model"),
+        ("x=nowhere", "adapter 'x': there is no folder nowhere"),
+    ],
+)
+def test_names_that_are_wrong(given: str, wanted: str) -> None:
+    with pytest.raises(ValueError, match=wanted):
+        dataclasses.replace(ServeConfig(), adapter=(given,))
+    with pytest.raises(ValueError, match="'x' has the name"):
+        ServeConfig(adapter=("x=.", "x=."))
+
+
+@pytest.mark.parametrize(
+    ("how", "wanted"),
+    [
+        ({"adapter_folder": (Path("nowhere"),)}, "there is no folder nowhere"),
+        ({"adapter_folder": (Path(),)}, "adapter_folder needs --admin"),
+        ({"admin": ("*",)}, r"admin is \('\*',\), which needs --adapter-folder"),
+        ({"adapter_folder": (Path(),), "admin": ("ann",)}, "which needs --api-keys"),
+    ],
+)
+def test_settings_that_are_wrong(how: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(ValueError, match=wanted):
+        ServeConfig(**how)
