@@ -116,7 +116,7 @@ def prepare(
 
 def _step(weights: Weights, state: State, count: int) -> tuple[Any, ...]:
     """What decode._step is called with."""
-    return weights, state, np.int32(count), True, None, None, None
+    return weights, state, np.int32(count), np.bool_(True), None, None, None
 
 
 def _widths(weights: Weights, state: State, count: int) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from qwen_jax.nn.kv_cache import Cache, Store
 
 _GRAM = 3  # ids that must have stood before
 _FACTORS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)  # odd, of a hash
-_TRUST = 0.5  # the share of drafts that hold, lately, from which on they cost less than they save
-_BEGINNING = 0.4  # of it, in a new text: one that holds is enough
+_TRUST = 0.4  # the share of drafts that hold, lately, from which on they cost less than they save
+_BEGINNING = 0.4  # of it, in a new text: the first draft is worth a try
 _RATE = 0.25  # by which a draft moves it
 
 
