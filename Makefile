@@ -32,7 +32,9 @@ aot: .venv-aot ## compile for an H200 and for TPU pods with neither
 plans: .venv-aot ## compile training steps for the same
 	.venv-aot/bin/python -m benchmarks.plans all
 
-clients: .venv-clients ## openai, LangChain and lm-eval against a server of the bundled model
+NODE = benchmarks/clients/node
+
+clients: .venv-clients $(NODE)/node_modules ## clients of all dialects, and agents, against servers
 	.venv-clients/bin/pytest -n 0 -v -W default --timeout 900 benchmarks/clients
 
 templates: .venv-clients ## prompts with tools against transformers', for FOLDERS="…" of tokenizers
@@ -59,6 +61,9 @@ manifests: .venv-manifests ## what Kubernetes' schemas and hadolint say of deplo
 .venv-clients:
 	python -m venv .venv-clients
 	.venv-clients/bin/pip install --editable '.[clients]'
+
+$(NODE)/node_modules: # 1 GB, and Node itself 20 or later
+	npm --prefix $(NODE) install --no-package-lock
 
 .venv-ray:
 	python -m venv .venv-ray

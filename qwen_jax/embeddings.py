@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen_jax.decoding import decode, window
+from qwen_jax.decoding import decode, generation_config
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.pieces import Piece, share
@@ -36,7 +36,7 @@ def embed(
     than the checkpoint reads.
     """
     rows, single = prompts_of(params, texts, whole_ids)
-    window.check_prompt(params.config, max(map(len, rows)))
+    generation_config.check_prompt(params.config, max(map(len, rows)))
     dimensions = check_dimensions(dimensions, params.config.width)
     weights = flatten(params)
     found = np.zeros((len(rows), params.config.width), np.float32)

@@ -36,7 +36,7 @@ class Memory:
         self.most, self._seconds, self._clock = most, seconds, clock
         self._owners: dict[str, OrderedDict[str, Kept]] = {}
         self._sizes: dict[str, int] = {}
-        self._items: dict[tuple[str, str], dict[str, Any]] = {}  # of answers, by their own ids
+        self._items: dict[tuple[str, str], tuple[Kept, dict[str, Any]]] = {}  # by their own ids
         self._lock = threading.Lock()
 
     def keep(self, owner: str, id: str, kept: Kept) -> bool:
@@ -50,7 +50,7 @@ class Memory:
             self._owners.setdefault(owner, OrderedDict())[id] = kept
             self._sizes[owner] = self._sizes.get(owner, 0) + kept.size
             for item in kept.answer.get("output", ()):
-                self._items[owner, item["id"]] = item
+                self._items[owner, item["id"]] = kept, item
             while sum(self._sizes.values()) > self.most:
                 richest = max(self._sizes, key=self._sizes.__getitem__)
                 self._remove(richest, next(iter(self._owners[richest])))
@@ -65,7 +65,14 @@ class Memory:
         """A part of one of the answers."""
         with self._lock:
             self._expire()
-            return self._items.get((owner, id))
+            return self._items.get((owner, id), (None, None))[1]
+
+    def size(self, owner: str, *ids: str) -> int:
+        """Bytes of what is kept under these ids, of answers or of parts of them, at most."""
+        with self._lock:
+            answers = self._owners.get(owner, OrderedDict())
+            found = (answers.get(id) or self._items.get((owner, id), (None,))[0] for id in ids)
+            return sum(kept.size for kept in found if kept is not None)
 
     def remove(self, owner: str, id: str) -> bool:
         """Whether it was there."""

@@ -1,6 +1,9 @@
 """One server with a key for all clients, and what became of every check as JSON."""
 
+import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +11,10 @@ from benchmarks.support import record
 from benchmarks.support.server import Server, started
 
 KEY = "a-key-for-all-clients"
-CLIENTS = "openai anthropic openai-agents pydantic-ai-slim litellm huggingface_hub langchain-openai"
+CLIENTS = """openai anthropic openai-agents pydantic-ai-slim litellm huggingface_hub
+    langchain-openai cohere"""
 PACKAGES = (*CLIENTS.split(), "lm-eval", "jax", "starlette", "uvicorn", "llguidance")
+NODE = Path(__file__).parent / "node"
 found: dict[str, str] = {}
 
 
@@ -23,6 +28,15 @@ def server() -> Iterator[Server]:
         assert metrics["qwen_compilations"] == metrics["qwen_engine_failures_total"] == 0
 
 
+def node_versions() -> dict[str, str]:
+    """Of Node and of the packages that its clients are."""
+    packages = json.loads((NODE / "package.json").read_text())["dependencies"]
+    files = {name: NODE / "node_modules" / name / "package.json" for name in packages}
+    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+    found = {name: json.loads(file.read_text())["version"] for name, file in files.items()}
+    return {"node": node.stdout.strip(), **{f"{name} for Node": v for name, v in found.items()}}
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.failed:
         found[report.nodeid.removeprefix("benchmarks/clients/test_")] = report.outcome
@@ -32,5 +46,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Only a whole run is kept."""
     if session.config.getoption("keyword") or len(session.config.args) != 1 or not found:
         return
-    result = {"versions": record.versions(*PACKAGES), "machine": record.machine()}
+    versions = record.versions(*PACKAGES) | node_versions()
+    result = {"versions": versions, "machine": record.machine()}
     record.write("clients", result | {"checks": found})

@@ -51,16 +51,16 @@ def read(folder: str | Path) -> Adapter:
     problems = Problems()
     matrices: dict[str, dict[str, np.ndarray]] = {}
     saved: dict[str, np.ndarray] = {}
-    for name, tensor in file.tensors.items():
+    for name, array in file.read_all().items():
         words = re.fullmatch(r"base_model\.model\.([\w.]+?)(?:\.(lora_[AB]))?\.(weight|bias)", name)
         if words is None or "lora_" in words[1] or (words[2] and words[3] == "bias"):
             problems.add(f"tensor {name:.200} is of a kind that is not supported")
-        elif tensor.dtype.name not in FLOATS:
-            problems.add(f"{name} is {tensor.dtype.name}, expected {', '.join(FLOATS)}")
+        elif array.dtype.name not in FLOATS:
+            problems.add(f"{name} is {array.dtype.name}, expected {', '.join(FLOATS)}")
         elif words[2]:
-            matrices.setdefault(words[1], {})[words[2]] = file.read(name)
+            matrices.setdefault(words[1], {})[words[2]] = array
         else:
-            saved[f"{words[1]}.{words[3]}"] = file.read(name)
+            saved[f"{words[1]}.{words[3]}"] = array
     settings = read_settings(strict_json.read(folder / FILE), tuple(matrices))
     problems.add(*_faults(settings, matrices, saved))
     problems.stop(f"{folder} cannot be read")

@@ -12,7 +12,7 @@ from qwen_jax import distributed, memory
 from qwen_jax.checkpoint import examine, load, outline
 from qwen_jax.command.settings import SAMPLING, GenerateConfig
 from qwen_jax.conversation import chat_prompt, stream_chat
-from qwen_jax.decoding import drafts, executables, window
+from qwen_jax.decoding import drafts, executables, generation_config
 from qwen_jax.decoding.ahead import prepare
 from qwen_jax.decoding.completion import (
     Completion,
@@ -46,7 +46,7 @@ def answer(settings: GenerateConfig) -> None:
         "draft_tokens": settings.draft_tokens,
     }
     ids, raw = _ids(settings, sketch, prompt)
-    window.check_prompt(config, len(ids))
+    generation_config.check_prompt(config, len(ids))
     sizes = (settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
     split = jax.device_count() > 1 or sizes != (1, 1, None)
     mesh = make_mesh(*sizes) if split else None

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from qwen_jax.decoding import aot, decode, prompts, window
+from qwen_jax.decoding import aot, decode, generation_config, prompts
 from qwen_jax.decoding import drafts as drafts_
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of, per_call
 from qwen_jax.decoding.flat_params import flatten
@@ -39,8 +39,9 @@ def prepare(
     length = decode.cache_length(len(prompt), budget)
     chunk, count = min(len(prompt), prompts.CHUNK), per_call(budget, watch=True)
     drafts = drafts_.wanted(flatten(shapes), 1, draft_tokens)
-    what = shapes, 1, length, cache_dtype, chunk, count, drafts
-    return aot.prepare(*what)
+    return aot.prepare(
+        shapes, 1, length, cache_dtype, prompt=chunk, count=count, draft_tokens=drafts
+    )
 
 
 def sizes(shapes: Qwen, longest: int, max_new_tokens: int | None = None) -> list[int]:
@@ -60,4 +61,4 @@ def _budget(shapes: Qwen, prompt: int, max_new_tokens: int | None) -> int:
     if max_new_tokens is None:
         max_new_tokens = defaults_of(shapes).new_tokens(prompt, MAX_NEW_TOKENS)
     with warnings.catch_warnings(action="ignore"):  # who answers will say it
-        return window.budget(shapes.config, prompt, max_new_tokens)
+        return generation_config.budget(shapes.config, prompt, max_new_tokens)

@@ -73,8 +73,8 @@ def state(
     dtype = jnp.dtype(cache_dtype or weights.dtype)
     platform = "cpu" if first.sharding is None else weights.platform
     backend = decode.choose(weights.structure, platform, length, pages, attention)
-    what = weights.structure, slots, length, dtype, pages, backend, draft_tokens
-    made = jax.eval_shape(lambda: decode._start(*what))
+    arguments = (weights.structure, slots, length, dtype, pages, backend, draft_tokens)
+    made = jax.eval_shape(lambda: decode._start(*arguments))
     if weights.structure.mesh is not None:
         return _put(made, state_shardings(made, weights.structure.mesh))
     return made if first.sharding is None else _put(made, first.sharding)

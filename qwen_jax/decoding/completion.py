@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from qwen_jax.decoding import decode, window
+from qwen_jax.decoding import decode, generation_config
 from qwen_jax.decoding import drafts as drafts_
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
@@ -119,7 +119,7 @@ def answers(
     if max_new_tokens is None:
         max_new_tokens = defaults.new_tokens(max(map(len, prompts)), MAX_NEW_TOKENS)
     cache_dtype = defaults.cache_dtype if cache_dtype is None else cache_dtype
-    budget = window.budget(params.config, max(map(len, prompts)), max_new_tokens)
+    budget = generation_config.budget(params.config, max(map(len, prompts)), max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = defaults.sampling if sampling is None else sampling
     samplings = _each(sampling, Sampling, len(prompts), "sampling")

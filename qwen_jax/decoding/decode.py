@@ -106,8 +106,7 @@ def step(
     weights = flatten(params)
     most = drafts_of(weights, state, table)
     how = {"width": width, "most": most}
-    numbers = np.int32(count), np.bool_(drafting)
-    return _step(weights, state, *numbers, allowed, slots, table, **how)
+    return _step(weights, state, np.int32(count), np.bool_(drafting), allowed, slots, table, **how)
 
 
 def drafts_of(weights: Weights, state: State, table: Any) -> int:

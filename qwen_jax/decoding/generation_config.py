@@ -1,9 +1,12 @@
-"""generation_config.json: how the makers of a checkpoint would generate from it."""
+"""How long an answer may be, and how the makers would sample it: generation_config.json."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
+from qwen_jax.config import Config
 from qwen_jax.decoding.sampling import MAX_STOP_LENGTH, Sampling
 from qwen_jax.files.strict_json import (
     ANYTHING,
@@ -18,6 +21,7 @@ from qwen_jax.files.strict_json import (
     listed,
 )
 
+_MOST = 2**30  # new tokens that 32 bits can count, with a prompt
 _TRANSFORMERS_TOP_K = 50  # what transformers samples with when the file does not say
 _HARMLESS = frozenset(
     "transformers_version _from_model_config output_attentions output_hidden_states use_cache "
@@ -131,3 +135,33 @@ def _ends(reader: StrictObject) -> tuple[tuple[int, ...], ...]:
     ends = [[id] for id in (eos if isinstance(eos, list) else [eos]) if id is not None]
     ends += reader.take(listed(_SEQUENCE), "stop_words_ids", default=[])
     return tuple(dict.fromkeys(map(tuple, ends)))
+
+
+def budget(config: Config, longest: int, max_new_tokens: int) -> int:
+    """The new tokens, if a prompt of `longest` may have so many; a warning past the window."""
+    whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
+    if not whole or not 0 < max_new_tokens <= _MOST:
+        raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
+    check_prompt(config, longest)
+    if longest + max_new_tokens > config.max_length:
+        warnings.warn(
+            f"prompt and answer may take {longest + max_new_tokens} tokens, this checkpoint is "
+            f"made for {config.max_length}; the text may lose its thread past that",
+            stacklevel=3,
+        )
+    return max_new_tokens
+
+
+def check_prompt(config: Config, length: int) -> None:
+    """Raise ValueError for a prompt of so many tokens that no answer to it could be right.
+
+    Dynamic NTK stretches as far as a prompt is long; YaRN and plain positions end.
+    """
+    most = config.max_length
+    if config.yarn is not None:
+        most = max(most, round(config.yarn.factor * config.yarn.original_length))
+    if length > most and config.ntk_length is None:
+        raise ValueError(
+            f"the prompt has {length} tokens, this checkpoint reads {most} at most; shorten it, or "
+            "take a checkpoint with a longer window"
+        )

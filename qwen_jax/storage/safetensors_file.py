@@ -76,6 +76,14 @@ class Shard:
         raw = np.memmap(self.path, np.uint8, "r", offset=self.data + tensor.start, shape=(size,))
         return np.asarray(raw).view(tensor.dtype).reshape(tensor.shape)
 
+    def read_all(self) -> dict[str, np.ndarray]:
+        """Views of all tensors; the file is opened once, however many it has."""
+        raw = np.asarray(np.memmap(self.path, np.uint8, "r"))[self.data :]
+        return {
+            name: raw[tensor.start : tensor.stop].view(tensor.dtype).reshape(tensor.shape)
+            for name, tensor in self.tensors.items()
+        }
+
 
 def read_shard(path: Path) -> Shard:
     """Check the header and that it accounts for every byte of the file. Raises ValueError."""

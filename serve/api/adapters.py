@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from qwen_jax.adapters.bank import Full
 from serve.adapters import Adapters, within
 from serve.api import endpoint
-from serve.http.errors import ApiError, busy
+from serve.http.errors import ApiError, busy, shown
 from serve.schemas.adapters import LoadRequest, UnloadRequest
 from serve.service import Model, Service
 
@@ -41,6 +41,10 @@ async def load(request: Request) -> Response:
         except (OSError, ValueError) as error:
             message = f"adapter {name!r} cannot be loaded: {error}"
             raise ApiError(400, message, "lora_path") from None
+        except (MemoryError, RuntimeError) as error:  # of the device; nothing follows what there is
+            raise busy(
+                f"adapter {name!r} cannot be placed: {shown(str(error), 300)}", 503
+            ) from None
         service.named[name] = dataclasses.replace(bare, name=name, adapter=loaded)
         if old is not None:
             old.adapter.retired = True

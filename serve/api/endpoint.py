@@ -133,14 +133,17 @@ async def answered(
     kind: type[Asked],
     prepared: Callable[[Model, str, Asked, int], list[Choice]],
     reply: Callable[[Model, Asked, list[Choice]], Reply],
+    referred: Callable[[Asked], int] = lambda fields: 0,
 ) -> Response:
     """Answer a request of a kind, whole or as a stream of events.
 
     prepared: what the engine is asked for, of model, owner, fields and the most answers there may
-    be; off the event loop, since texts may be long.
+    be; off the event loop, since texts may be long. referred: bytes that the server keeps and the
+    request names, which are as much work as if they stood in its body.
     """
     service: Service = request.app.state.service
     fields = await read(request, kind)
+    request.state.size += referred(fields)
     found = model(service, fields.wanted, "generate")
 
     async def preparing() -> list[Choice]:

@@ -133,7 +133,7 @@ class Reply(sse.Reply):
         self._output.append(item := self._item(block, "incomplete" if cut else "completed"))
         name = f"{_KINDS[block.kind][2]}.done"
         if block.kind == "call":
-            said = {"arguments": block.text, "name": block.name}
+            said = {"arguments": block.text, **self._named(block)}
             yield _event(name, block, **_where(block), **said)
         else:
             scored = {"logprobs": self._logged} if block.kind == "text" else {}
@@ -145,8 +145,8 @@ class Reply(sse.Reply):
         prefix, kind, _ = _KINDS[block.kind]
         made: dict[str, Any] = {"id": f"{prefix}_{block.id}", "type": kind, "status": status}
         if block.kind == "call":
-            said = {"call_id": block.call_id, "name": block.name, "arguments": block.text}
-            return made | said
+            said = {"call_id": block.call_id, "arguments": block.text}
+            return made | said | self._named(block)
         made["content"] = [self._part(block)]
         if block.kind == "text":
             return made | {"role": "assistant"}
@@ -154,6 +154,13 @@ class Reply(sse.Reply):
         if self._fields.wants("reasoning.encrypted_content"):
             made["encrypted_content"] = sealed(block.text)
         return made
+
+    def _named(self, block: Block) -> dict[str, str]:
+        """The function that is called, as the client named it."""
+        for namespace, name, tool in self._fields.functions:
+            if name == block.name and namespace is not None:
+                return {"name": tool.name, "namespace": namespace}
+        return {"name": block.name}
 
     def _part(self, block: Block) -> dict[str, Any]:
         made: dict[str, Any] = {"type": _KINDS[block.kind][2], "text": block.text}
@@ -205,7 +212,7 @@ class Reply(sse.Reply):
             "temperature": given(fields.temperature, sampling.temperature),
             "text": {"format": form.shown() if form else {"type": "text"}, "verbosity": "medium"},
             "tool_choice": choice if isinstance(choice, str) else _dumped(choice) or "auto",
-            "tools": [_tool(tool.shown()) for tool in fields.tools or ()],
+            "tools": [tool.told() for tool in fields.tools or ()],
             "top_logprobs": fields.top_logprobs or 0,
             "top_p": given(fields.top_p, sampling.top_p),
             "truncation": fields.truncation or "disabled",
@@ -238,7 +245,3 @@ def _where(block: Block) -> dict[str, Any]:
 
 def _dumped(choice: Any) -> dict[str, Any] | None:
     return None if choice is None else choice.model_dump()
-
-
-def _tool(shown: dict[str, Any]) -> dict[str, Any]:
-    return {"parameters": None, "strict": None, **shown}

@@ -15,15 +15,14 @@ from serve.http.errors import ApiError
 from serve.memory import Kept
 from serve.schemas.responses import (
     ITEM,
-    AllowedTools,
     CalledFunction,
     CallOutput,
     InputMessage,
     ItemReference,
-    NamedFunction,
     ResponsesRequest,
     Thought,
 )
+from serve.schemas.tools import AllowedTools, NamedFunction
 from serve.service import Model, Service
 
 # of the chat that is asked -> what the client called it
@@ -38,18 +37,21 @@ _NAMES = {
 async def create(request: Request) -> Response:
     """Answer what is said, in the conversation that it goes on with."""
     exchange = _Exchange(request.app.state.service, request.state.tenant)
-    return await endpoint.answered(request, ResponsesRequest, exchange.prepared, exchange.reply)
+    return await endpoint.answered(
+        request, ResponsesRequest, exchange.prepared, exchange.reply, exchange.referred
+    )
 
 
 async def kept(request: Request) -> Response:
     """A response that is kept; DELETE forgets it."""
-    answer = _kept(request).answer
+    found = _kept(request)
+    answer = found.answer
     if request.method == "DELETE":
         request.app.state.service.memory.remove(request.state.tenant, answer["id"])
         return JSONResponse({"id": answer["id"], "object": "response", "deleted": True})
     if request.query_params.get("stream", "false").lower() != "false":
         raise ApiError(400, "stream is not supported here; a response is given whole", "stream")
-    return JSONResponse(answer)
+    return endpoint.rendered(request, found.size, lambda: answer)
 
 
 async def cancel(request: Request) -> Response:
@@ -58,7 +60,8 @@ async def cancel(request: Request) -> Response:
     id = request.path_params["id"]
     end = service.underway.get((request.state.tenant, id))
     if end is not None:
-        return JSONResponse(end())
+        answer, size = end(), service.memory.size(request.state.tenant, id)
+        return endpoint.rendered(request, size, lambda: answer)
     status = _kept(request).answer["status"]
     raise ApiError(400, f"response {id!r} is {status}; only one in progress can be cancelled")
 
@@ -101,6 +104,13 @@ class _Exchange:
             self.service.memory.keep(tenant, self.id, kept)
         return choices
 
+    def referred(self, fields: ResponsesRequest) -> int:
+        """Bytes of what is kept and gone on from."""
+        ids = [item.id for item in fields.input if isinstance(item, ItemReference)]
+        if fields.previous_response_id is not None:
+            ids.append(fields.previous_response_id)
+        return self.service.memory.size(self.tenant, *ids)
+
     def _before(self, id: str | None) -> list[Any]:
         if id is None:
             return []
@@ -128,16 +138,16 @@ def _chat(fields: ResponsesRequest, items: list[Any]) -> dict[str, Any]:
     if fields.instructions:
         messages.insert(0, {"role": "system", "content": fields.instructions})
     body |= {"messages": messages, "parallel_tool_calls": fields.parallel_tool_calls}
-    choice, tools = fields.tool_choice, fields.tools or []
+    choice, tools = fields.tool_choice, fields.functions
     if isinstance(choice, AllowedTools):
         allowed = {tool.name for tool in choice.tools}
-        choice, tools = choice.mode, [tool for tool in tools if tool.name in allowed]
+        choice, tools = choice.mode, [tool for tool in tools if tool[1] in allowed]
     if isinstance(choice, NamedFunction):
         body["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
     else:
         body["tool_choice"] = choice
     if tools:
-        body["tools"] = [tool.chat() for tool in tools]
+        body["tools"] = [tool.chat(name) for _, name, tool in tools]
     if fields.text and fields.text.format:
         body["response_format"] = fields.text.format.chat()
     if fields.reasoning and fields.reasoning.effort == "none":
@@ -164,7 +174,7 @@ def messages_of(items: Iterable[Any]) -> list[dict[str, Any]]:
                 message["reasoning_content"] = message.get("reasoning_content", "") + item.text
             case CalledFunction():
                 message = _assistant(made, lambda m: True)
-                function = {"name": item.name, "arguments": item.arguments}
+                function = {"name": item.whole_name, "arguments": item.arguments}
                 call = {"id": item.call_id, "type": "function", "function": function}
                 message.setdefault("tool_calls", []).append(call)
     return made

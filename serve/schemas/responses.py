@@ -20,13 +20,13 @@ from serve.schemas.conversation import (
     MAX_TOOLS,
     CallId,
     Content,
-    Function,
     FunctionCall,
     Name,
     content_of,
 )
 from serve.schemas.fields import Fields
 from serve.schemas.requests import MAX_MESSAGES, Effort, SamplingFields, StreamOptions
+from serve.schemas.tools import AllowedTools, FunctionTool, NamedFunction, Tools, choice, joined
 
 Id = Annotated[str, Field(max_length=256)]
 
@@ -44,6 +44,11 @@ class CalledFunction(FunctionCall):
 
     type: Literal["function_call"]
     call_id: CallId
+    namespace: Name | None = None  # in which the function is
+
+    @property
+    def whole_name(self) -> str:
+        return joined(self.namespace, self.name)
 
 
 class CallOutput(Fields):
@@ -127,51 +132,6 @@ def _items(value: Any) -> Any:
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
     return value
-
-
-def _function(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, dict) else "function"
-    if kind != "function":
-        raise ValueError(
-            f"the built-in tool {str(kind)[:40]!r} is not supported; send tools of type function"
-        )
-    return value
-
-
-def _choice(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, dict) else "function"
-    if kind not in ("function", "allowed_tools"):
-        raise ValueError(f"the tool {str(kind)[:40]!r} is not supported; name a function")
-    return value
-
-
-class FunctionTool(Function):
-    """A function as this API has it, without an object of its own."""
-
-    labels, idle = unasked.TOOL_LABELS, unasked.FUNCTION_TOOL
-
-    type: Literal["function"]
-    name: Name
-    parameters: dict[str, JsonValue] | None = None
-
-    def chat(self) -> dict[str, Any]:
-        """The tool as chat completions have it."""
-        shown = self.shown()
-        return {"type": shown.pop("type"), "function": shown}
-
-
-Tools = Annotated[list[Annotated[FunctionTool, BeforeValidator(_function)]], FIRST]
-
-
-class NamedFunction(Fields):
-    type: Literal["function"]
-    name: Name
-
-
-class AllowedTools(Fields):
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], FIRST] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
 class TextFormat(Fields):
@@ -260,7 +220,7 @@ class ResponsesRequest(SamplingFields):
     tool_choice: (
         Annotated[
             Literal["none", "auto", "required"] | NamedFunction | AllowedTools,
-            BeforeValidator(_choice),
+            BeforeValidator(choice),
         ]
         | None
     ) = None
@@ -273,10 +233,15 @@ class ResponsesRequest(SamplingFields):
         if not self.input and self.previous_response_id is None:
             raise ValueError("wanted an input")
         if isinstance(self.tool_choice, AllowedTools):
-            names = {tool.name for tool in self.tools or ()}
+            names = {name for _, name, _ in self.functions}
             if unknown := [one.name for one in self.tool_choice.tools if one.name not in names]:
                 raise ValueError(f"tool_choice names {unknown[0]!r}, which was not sent")
         return self
+
+    @property
+    def functions(self) -> list[tuple[str | None, str, FunctionTool]]:
+        """All that may be called: namespace, name for the model, function."""
+        return [one for tool in self.tools or () for one in tool.functions()]
 
     @property
     def logged(self) -> int | None:

@@ -124,7 +124,7 @@ STRUCTURED_OUTPUTS: Idle = {
 }
 
 # Of the Responses API: no built-in tool is called, nothing is read twice or made elsewhere.
-RESPONSES_LABELS = frozenset({"max_tool_calls", "prompt_cache_options"})
+RESPONSES_LABELS = frozenset({"max_tool_calls", "prompt_cache_options", "client_metadata"})
 RESPONSES: Idle = {
     **REQUEST,
     "background": (False,),

@@ -4,8 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
+from serve import loading
 from serve.settings import ServeConfig
 
 
@@ -37,3 +39,15 @@ def test_names_that_are_wrong(given: str, wanted: str) -> None:
 def test_settings_that_are_wrong(how: dict[str, Any], wanted: str) -> None:
     with pytest.raises(ValueError, match=wanted):
         ServeConfig(**how)
+
+
+def test_what_shows_before_an_array_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="this vocabulary cannot be asked as Qwen3-Reranker is"):
+        loading.check(ServeConfig(task="rerank"))
+    roomy = ServeConfig(adapter_folder=(tmp_path,), admin=("*",))
+    loading.check(roomy)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="--adapter-folder is for a server of one process"):
+        loading.check(roomy)

@@ -47,6 +47,16 @@ def test_reads_what_safetensors_wrote(tmp_path: Path) -> None:
     for name, array in arrays.items():
         assert shard.read(name).dtype == array.dtype
         np.testing.assert_array_equal(shard.read(name), array)
+        np.testing.assert_array_equal(shard.read_all()[name], array)
+
+
+def test_many_tensors_take_no_descriptors(tmp_path: Path) -> None:
+    """Else a file of a few megabytes leaves none for a server's connections."""
+    (tmp_path / "s").write_bytes(save({str(n): np.zeros(n % 2) for n in range(50)}))
+    before = len([*Path("/dev/fd").iterdir()])
+    held = read_shard(tmp_path / "s").read_all()
+    assert len(held) == 50
+    assert len([*Path("/dev/fd").iterdir()]) <= before + 1
 
 
 def test_safetensors_reads_what_we_wrote(tmp_path: Path) -> None:

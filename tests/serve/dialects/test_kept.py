@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from serve.http.keys import Keys
+from serve.lanes import Lane
 from tests.serve.conftest import Serve
 from tests.serve.dialects.test_responses import ASK
 
@@ -54,3 +55,30 @@ def test_a_server_without_memory(scripted: Serve) -> None:
         assert made.to_dict()["store"] is False
         with pytest.raises(openai.NotFoundError):
             running.client().responses.retrieve(made.id)
+
+
+def test_what_is_kept_is_long_work(scripted: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small request that goes on from much, or reads it, is where a large body would be."""
+    with scripted(max_body=2**20) as running:
+        sizes, lanes = list[int](), running.service.lanes
+        for_text = lanes.for_text
+
+        def noted(size: int) -> Lane:
+            sizes.append(size)
+            return for_text(size)
+
+        monkeypatch.setattr(lanes, "for_text", noted)
+        client = running.client()
+        metadata: Any = {str(n): "x" * 512 for n in range(16)}
+        made = client.responses.create(**ASK, metadata=metadata)
+        reference: Any = [{"type": "item_reference", "id": made.output[0].id}]
+        said = [{"role": "user", "content": "and"}]
+        asks: Any = (
+            lambda: client.responses.create(**ASK, previous_response_id=made.id),
+            lambda: client.responses.create(**ASK | {"input": [*said, *reference, *said]}),
+            lambda: client.responses.retrieve(made.id),
+        )
+        for ask in asks:
+            sizes.clear()
+            ask()
+            assert sizes[0] > 16 * 512

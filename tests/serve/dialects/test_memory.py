@@ -48,6 +48,17 @@ def test_it_holds_so_many_bytes() -> None:
     assert not Memory(0, 9).keep("bob", "x", answer("x"))
 
 
+def test_what_a_request_names_has_a_size() -> None:
+    """A part of an answer counts as all of it; what is somebody else's, or gone, as nothing."""
+    memory, size = Memory(10_000, 9), answer("a").size
+    assert memory.keep("ann", "a", answer("a"))
+    assert memory.size("ann", "a") == memory.size("ann", "a-item") == size
+    assert memory.size("ann", "a", "a-item", "b") == 2 * size
+    assert memory.size("bob", "a", "a-item") == memory.size("ann") == 0
+    assert memory.remove("ann", "a")
+    assert memory.size("ann", "a", "a-item") == 0
+
+
 def test_what_replaces_an_answer_counts_once() -> None:
     memory = Memory(answer("a").size, 9)
     for _ in range(3):

@@ -79,6 +79,24 @@ def test_a_stream_is_the_same_response(thinker: Running) -> None:
     assert "response.function_call_arguments.done" in kinds
 
 
+def test_a_namespace_of_functions(scripted: Serve) -> None:
+    """As Codex sends them: the model sees both names in one, the client both apart."""
+    space = {"type": "namespace", "name": "crm", "description": "All", "tools": TOOLS}
+    said = HERMES.replace('"weather"', '"crm__weather"')
+    with scripted(said, HYBRID, length=1024) as running:
+        body = ASK | {"tools": [space]}
+        made = httpx.post(running.url + URL, json=body, timeout=60).json()
+        call = next(item for item in made["output"] if item["type"] == "function_call")
+        assert (call["namespace"], call["name"]) == ("crm", "weather")
+        assert [tool["name"] for tool in made["tools"][0]["tools"]] == ["weather", "time"]
+        streamed = [event for _, event in sent(running.url + URL, body)]
+        done = [e for e in streamed if e["type"] == "response.function_call_arguments.done"]
+        assert [(e["namespace"], e["name"]) for e in done] == [("crm", "weather")]
+        output = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
+        items = [{"role": "user", "content": "hi"}, call, output]
+        assert httpx.post(running.url + URL, json=body | {"input": items}).status_code == 200
+
+
 def test_log_probabilities_are_those_of_the_text(plain: Running, thinker: Running) -> None:
     include: Any = ["message.output_text.logprobs"]
     made = plain.client().responses.create(**ASK, include=include, top_logprobs=2)

@@ -16,6 +16,7 @@ PART = {"type": "reasoning_text", "text": "hm"}
 THOUGHT = {"type": "reasoning", "summary": [], "content": [PART]}
 BARE = {"type": "reasoning", "summary": []}
 NAMED = {"type": "function", "name": "time"}
+SPACE = {"type": "namespace", "name": "crm", "description": "All", "tools": TOOLS}
 ALLOWED = {"type": "allowed_tools", "mode": "auto", "tools": [NAMED]}
 FORM = {"type": "json_schema", "name": "x", "schema": ODD, "strict": False}
 WORDS: Any = {"model": "tiny", "input": "hi", "seed": 1, "max_output_tokens": 200}
@@ -24,6 +25,7 @@ BASES: Any = {
     "items": (URL, WORDS | {"input": [HI, THOUGHT, CALL, OUTPUT]}),
     "unread": (URL, WORDS | {"input": [HI, BARE, CALL, OUTPUT]}),
     "tools": (URL, WORDS | {"tools": TOOLS}),
+    "spaces": (URL, WORDS | {"tools": [SPACE]}),
     "named": (URL, WORDS | {"tools": TOOLS, "tool_choice": NAMED}),
     "allowed": (URL, WORDS | {"tools": TOOLS, "tool_choice": ALLOWED}),
     "options": (URL, WORDS | {"text": {}}),
@@ -34,6 +36,7 @@ USED: Any = {
     "InputMessage.role": ("items", "input.0.role", "developer"),
     "InputMessage.content": ("items", "input.0.content", [{"type": "input_text", "text": "bye"}]),
     "CalledFunction.call_id": ("items", "input.2.call_id", "b"),
+    "CalledFunction.namespace": ("items", "input.2.namespace", "crm"),
     "CallOutput.call_id": ("items", "input.3.call_id", "b"),
     "CallOutput.output": ("items", "input.3.output", "5"),
     "Thought.content": ("items", "input.1.content", [{"type": "reasoning_text", "text": "ah"}]),
@@ -41,6 +44,8 @@ USED: Any = {
     "Thought.encrypted_content": ("unread", "input.1.encrypted_content", "YWg="),
     "FunctionTool.name": ("tools", "tools.0.name", "other"),
     "FunctionTool.parameters": ("tools", "tools.0.parameters", {"type": "object"}),
+    "Namespace.name": ("spaces", "tools.0.name", "erp"),
+    "Namespace.tools": ("spaces", "tools.0.tools.0.name", "other"),
     "NamedFunction.name": ("named", "tool_choice.name", "weather"),
     "AllowedTools.mode": ("allowed", "tool_choice.mode", "required"),
     "AllowedTools.tools": ("allowed", "tool_choice.tools.0.name", "weather"),
@@ -70,6 +75,7 @@ FIXED: Any = {
     "CallOutput.type": ("items", "input.3.type", "shell_call_output"),
     "Thought.type": ("items", "input.1.type", "compaction"),
     "FunctionTool.type": ("tools", "tools.0.type", "web_search"),
+    "Namespace.type": ("spaces", "tools.0.type", "mcp"),
     "NamedFunction.type": ("named", "tool_choice.type", "custom"),
     "AllowedTools.type": ("allowed", "tool_choice.type", "mcp"),
     "PaddingOptions.include_usage": ("text", "stream_options", {"include_usage": True}),
@@ -83,6 +89,7 @@ FIXED: Any = {
     "ResponsesRequest.return_token_ids": ("text", "return_token_ids", True),
 }
 LABELS: Any = {
+    "Namespace.description": ("spaces", "tools.0.description", "Others"),
     "TextFormat.name": ("format", "text.format.name", "y"),
     "TextFormat.description": ("format", "text.format.description", "y"),
 }
@@ -97,6 +104,7 @@ TABLE = Table(
     # in tests/serve/dialects: what they name must have been answered before
     elsewhere={"ItemReference.type", "ItemReference.id", "ResponsesRequest.previous_response_id"},
     refused={"TextFormat.strict"},
+    beside=("tools",),
     renamed={"max_tokens", "n", "stream_options", "return_token_ids"},
     unasked={
         "text": (("",), unasked.RESPONSES_LABELS, unasked.RESPONSES),

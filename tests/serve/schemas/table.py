@@ -22,3 +22,4 @@ class Table:
     prefix: str = ""  # where its sampling fields are
     refused: frozenset[str] | set[str] = frozenset()  # whose new value may be
     renamed: frozenset[str] | set[str] = frozenset()  # sampling fields of other names, or one value
+    beside: tuple[str, ...] = ()  # other files of the same requests
