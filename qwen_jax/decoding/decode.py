@@ -26,11 +26,18 @@ import numpy as np
 from jax import Array
 
 from qwen_jax.decoding import drafts
-from qwen_jax.decoding.drafts import Texts
+from qwen_jax.decoding.drafts import Going, Passes
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays
-from qwen_jax.decoding.passes import Going, Passes
-from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
+from qwen_jax.decoding.state import (
+    Output,
+    Rows,
+    State,
+    Texts,
+    constrain,
+    gather_logits,
+    replicated,
+)
 from qwen_jax.nn import backends
 from qwen_jax.nn.attention import PAGE
 from qwen_jax.nn.backends import Backend

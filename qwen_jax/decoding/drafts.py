@@ -1,104 +1,180 @@
-"""What an answer may say next, looked up in its own text: the prompt and the answer so far.
+"""Passes of the network over the newest token of every row, and over drafts of what follows.
 
-Where the newest three ids of a text stood before, what followed them then is a draft of what
-follows now. An index remembers where each three stood last; it grows with the text, on the device,
-so that a step of many tokens needs nothing of the host.
+A draft is kept as far as it is what would have been drawn: an answer is the same with and without.
 """
 
-from dataclasses import dataclass, field, replace
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from qwen_jax.decoding.flat_params import Weights
+from qwen_jax.decoding.state import Output, Rows, Texts, gather_logits, sample_next
+from qwen_jax.nn.kv_cache import Cache
+from qwen_jax.nn.model import Qwen
 
 DRAFT_TOKENS = 4  # where nobody says
-MOST_DRAFT_TOKENS = 16
-_GRAM = 3  # ids that must have stood before
-_FACTORS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)  # odd, of a hash
-_TRUST = 0.5  # the share of drafts that hold, lately, from which on they cost less than they save
-_BEGINNING = 0.4  # of it, in a new text: one that holds is enough
-_RATE = 0.25  # by which a draft moves it
+MOST_DRAFT_TOKENS = 15  # kernels take 16 tokens a row
 _ROWS = {"cpu": 16}  # of a pass, up to which more cost little
 _MANY_ROWS = 128
 _FEW_ROWS = 4  # of them on a CPU in bfloat16; up to so many go through integer weights alike
+_NOWHERE = 2**31 - 1  # a place past every output
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Texts:
-    """The ids of every slot's text, of B slots, and where to look in them."""
+class Drafts:
+    """What B rows may say next."""
 
-    ids: Array  # [B L] int32
-    index: Array  # [B 2^n] int32: by hash of three ids, the place behind them; 0: nowhere
-    trust: Array  # [B] float32: share of the drafts that held, lately
-    most: int = field(metadata={"static": True})  # tokens of a draft
+    ids: Array  # [B most] int32
+    found: Array  # [B] bool: whether there is a draft
+    count: Array  # [B] int32: tokens of it that the answer has room for
+    worth: Array  # [B] int32: tokens of it that are worth their cost
 
-    @staticmethod
-    def empty(slots: int, length: int, most: int) -> "Texts":
-        return Texts(
-            ids=jnp.zeros((slots, length), jnp.int32),
-            index=jnp.zeros((slots, 1 << max(4, (length - 1).bit_length())), jnp.int32),
-            trust=jnp.full(slots, _BEGINNING, jnp.float32),
-            most=most,
-        )
 
-    def begin(self, slots: Array, fresh: Array) -> "Texts":
-        """Forget the texts of those of slots [R] that are fresh [R]."""
-        slots = jnp.where(fresh, slots, len(self.ids))
-        return replace(
-            self,
-            index=self.index.at[slots].set(0, mode="drop"),
-            trust=self.trust.at[slots].set(_BEGINNING, mode="drop"),
-        )
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Going:
+    """Answers between two passes: B rows, of which the network computes the first b."""
 
-    def extend(self, slots: Array, tokens: Array, places: Array, real: Array) -> "Texts":
-        """Add tokens [R T] of slots [R] at places [R T], of which some are real; all behind others.
+    cache: Cache
+    rows: Rows
+    texts: Texts | None
+    output: Output
+    filled: Array  # [B] int32: tokens in the output
+    done: Array  # [] int32: passes
+    drafts: Drafts | None = None  # for the next one
 
-        What stands before a place is known: it is among them, or was added earlier.
+
+@dataclass(frozen=True)
+class Passes:
+    """What all passes of a call have in common."""
+
+    model: Qwen
+    mesh: Mesh | None
+    slots: Array  # [B] whose texts the rows are
+    table: Array | None  # [b blocks]
+    allowed: Array | None  # [B W]
+    drafting: Array  # [] bool: whether drafts may be made
+    live: int  # b
+
+    def run(self, going: Going, count: Array, most: int) -> Going:
+        """So many passes, or until no row is active; with drafts of `most` tokens at most.
+
+        Loops, where one might branch: XLA would copy the cache for each branch.
         """
-        slots = slots[:, None]
-        ids = self.ids.at[slots, jnp.where(real, places, self.ids.shape[1])].set(
-            tokens, mode="drop"
-        )
-        known = real & (places >= _GRAM)
-        where = jnp.where(known, self._hash(_before(ids, slots, places)), self.index.shape[1])
-        return replace(self, ids=ids, index=self.index.at[slots, where].max(places, mode="drop"))
+        more = lambda going: (going.done < count) & jnp.any(going.rows.active)
+        if going.texts is None or most == 0:
+            nothing = jnp.zeros((len(going.rows.active), 0), jnp.int32)
+            one = lambda going: self._pass(going, nothing, jnp.zeros_like(going.filled))[0]
+            return jax.lax.while_loop(more, one, going)
+        # XLA's CPU has another path for products of one row, so that a server's only text has a
+        # shadow, which may as well be a draft.
+        least = int(self.table is not None and self.live == 1)
+        few, many = (functools.partial(self._verify, width) for width in (least, most))
+        worth = lambda going: jnp.any(going.drafts.worth > least)
 
-    def find(self, slots: Array, positions: Array, most: int) -> tuple[Array, Array]:
-        """Drafts [R most] of what follows the newest ids, at positions [R]; and whether there are.
+        def both(going: Going) -> Going:
+            going = jax.lax.while_loop(lambda going: more(going) & ~worth(going), few, going)
+            return jax.lax.while_loop(lambda going: more(going) & worth(going), many, going)
 
-        Where a text repeats itself, the draft does so too.
-        """
-        newest = _before(self.ids, slots, positions + 1)
-        place = self.index.at[slots, self._hash(newest)].get(mode="clip")
-        same = jnp.all(_before(self.ids, slots, place) == newest, axis=-1)
-        period = jnp.maximum(1, positions + 1 - place)[:, None]
-        at = place[:, None] + jnp.arange(most) % period
-        drafts = self.ids.at[slots[:, None], at].get(mode="clip")
-        return drafts, same & (place > 0) & (positions + 1 >= _GRAM)
+        return jax.lax.while_loop(more, both, self._drafted(going, most))
 
-    def trusted(self, slots: Array) -> Array:
-        """Whether the drafts of slots [R] have held often enough to be worth their cost."""
-        return self.trust.at[slots].get(mode="clip") >= _TRUST
+    def _drafted(self, going: Going, most: int) -> Going:
+        """With drafts for the next pass."""
+        assert going.texts is not None
+        rows = going.rows
+        ids, found = going.texts.find(self.slots, rows.positions, most)
+        found &= rows.active & self.drafting
+        count = jnp.where(found, jnp.minimum(most, rows.remaining - 1), 0)
+        worth = jnp.where(going.texts.trusted(self.slots), count, 0)
+        return replace(going, drafts=Drafts(ids, found, count, worth))
 
-    def judge(self, slots: Array, share: Array, judged: Array) -> "Texts":
-        """Learn which share [R] of a draft held, for the rows that were judged [R]."""
-        old = self.trust.at[slots].get(mode="clip")
-        slots = jnp.where(judged, slots, len(self.ids))
-        new = old + (share - old) * _RATE
-        return replace(self, trust=self.trust.at[slots].set(new, mode="drop"))
+    def _verify(self, width: int, going: Going) -> Going:
+        """A pass with drafts of `width` tokens, and what is learnt from it."""
+        assert going.drafts is not None
+        drafts, most = going.drafts, going.drafts.ids.shape[1]
+        number = drafts.worth if width == most else jnp.minimum(drafts.count, width)
+        after, said = self._pass(going, drafts.ids[:, :width], number)
+        return self._drafted(_learnt(after, self.slots, said, drafts, number), most)
 
-    def _hash(self, grams: Array) -> Array:
-        """Three ids [... 3] -> a place of the index."""
-        mixed = grams.astype(jnp.uint32) * jnp.asarray(_FACTORS, jnp.uint32)
-        mixed = mixed[..., 0] ^ (mixed[..., 1] >> 3) ^ (mixed[..., 2] << 5)
-        bits = (self.index.shape[1] - 1).bit_length()
-        return (mixed * jnp.uint32(_FACTORS[0]) >> (32 - bits)).astype(jnp.int32)
+    def _pass(self, going: Going, drafts: Array, number: Array) -> tuple[Going, Array]:
+        """A pass over rows with drafts [B T-1], of each row so many; and what was said [B T]."""
+        rows, live, width = going.rows, self.live, drafts.shape[1] + 1
+        tokens = jnp.concatenate([rows.tokens[:, None], drafts], axis=1)
+        positions = rows.positions[:, None] + jnp.arange(width)
+        ends = jnp.where(rows.active, rows.positions + 1 + number, 0)
+        cache = going.cache.select(self.table, ends[:live], apart=True)
+        x, cache = self.model(tokens[:live], positions[:live], rows.prompt_lengths[:live], cache)
+        logits = self._logits(x, len(rows.active))
+        going = replace(going, cache=cache.select(None, None), done=going.done + 1)
+        Carry = tuple[Array, Array, Going, Array]
+
+        def one(carry: Carry) -> Carry:
+            at, taking, going, said = carry
+            going, new = _take(going, taking, logits(at), self.allowed)
+            said = jax.lax.dynamic_update_slice_in_dim(said, new.tokens, at, axis=1)
+            draft = jax.lax.dynamic_index_in_dim(tokens, at + 1, axis=1, keepdims=False)
+            held = (at < number) & (draft == going.rows.tokens)
+            return at + 1, taking & going.rows.active & held, going, said
+
+        carry = (jnp.int32(0), rows.active, going, jnp.full(tokens.shape, -1, jnp.int32))
+        if width == 1:
+            _, _, going, said = one(carry)
+        else:
+            _, _, going, said = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), one, carry)
+        if going.texts is not None:
+            texts = going.texts.extend(self.slots, said, positions + 1, said >= 0)
+            going = replace(going, texts=texts)
+        return going, said
+
+    def _logits(self, x: Array, rows: int) -> Callable[[Array], Array]:
+        """Of hidden states [b T D], the logits [B V] at a place of T."""
+        missing = ((0, rows - self.live), (0, 0))
+        if x.shape[1] == 1:
+            logits = gather_logits(self.model.logits(jnp.pad(x[:, 0], missing)), self.mesh)
+            return lambda at: logits
+        logits = gather_logits(self.model.logits(x), self.mesh)
+        part = lambda at: jax.lax.dynamic_index_in_dim(logits, at, axis=1, keepdims=False)
+        return lambda at: jnp.pad(part(at), missing)
 
 
+def _take(
+    going: Going, taking: Array, logits: Array, allowed: Array | None
+) -> tuple[Going, Output]:
+    """The next token of the rows that are taking one [B]."""
+    rows = replace(going.rows, positions=going.rows.positions + taking, active=taking)
+    rows, new = sample_next(rows, logits, allowed)
+    active = jnp.where(taking, rows.active, going.rows.active)
+    output = going.output.write(new, jnp.where(taking, going.filled, _NOWHERE))
+    going = replace(
+        going,
+        rows=replace(rows, active=active),
+        output=replace(output, active=active),
+        filled=going.filled + taking,
+    )
+    return going, new
+
+
+def _learnt(going: Going, slots: Array, said: Array, drafts: Drafts, number: Array) -> Going:
+    """How far the drafts were right, also where none was made: its first token tells."""
+    assert going.texts is not None
+    assert going.output.drafts is not None
+    tried, count = jnp.maximum(1, number), min(said.shape[1], drafts.ids.shape[1])
+    same = (said[:, :count] == drafts.ids[:, :count]) & (jnp.arange(count) < tried[:, None])
+    held = jnp.sum(same, axis=1, dtype=jnp.int32)
+    made = (number > 0).astype(jnp.int32)
+    told = jnp.stack([made, number, made * held], axis=1)
+    output = replace(going.output, drafts=going.output.drafts + told)
+    return replace(going, texts=going.texts.judge(slots, held / tried, drafts.found), output=output)
+
+
+# --- how many ----------------------------------------------------------------------------------
 def most(weights: Weights, rows: int, wanted: int) -> int:
     """Tokens of a draft that a pass over so many rows verifies at little cost, of those wanted."""
     limit = _ROWS.get(weights.platform, _MANY_ROWS)
@@ -126,9 +202,3 @@ def check(draft_tokens: int | None) -> None:
     if draft_tokens is None or (whole and 0 <= draft_tokens <= MOST_DRAFT_TOKENS):
         return
     raise ValueError(f"got draft_tokens {draft_tokens!r}, wanted 0 to {MOST_DRAFT_TOKENS}")
-
-
-def _before(ids: Array, slots: Array, places: Array) -> Array:
-    """The three ids before places [...] in the texts of slots [...]."""
-    at = places[..., None] - jnp.arange(_GRAM, 0, -1)
-    return ids.at[slots[..., None], at].get(mode="clip", wrap_negative_indices=False)

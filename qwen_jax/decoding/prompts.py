@@ -15,13 +15,20 @@ import numpy as np
 from jax import Array
 
 from qwen_jax.decoding.decode import bucket, power
-from qwen_jax.decoding.drafts import Texts
 from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays, best
-from qwen_jax.decoding.passes import sample_next
 from qwen_jax.decoding.pieces import Packed, Piece, pack, rows_of
 from qwen_jax.decoding.sampling import Sampling
-from qwen_jax.decoding.state import Output, Rows, State, constrain, gather_logits, replicated
+from qwen_jax.decoding.state import (
+    Output,
+    Rows,
+    State,
+    Texts,
+    constrain,
+    gather_logits,
+    replicated,
+    sample_next,
+)
 from qwen_jax.nn.kv_cache import Cache
 from qwen_jax.nn.lora import select_adapters
 from qwen_jax.nn.model import Qwen

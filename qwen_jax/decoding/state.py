@@ -1,6 +1,6 @@
 """What lives between two calls of the decode functions, and what they give the host."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -9,11 +9,16 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwen_jax.decoding.drafts import Texts
-from qwen_jax.decoding.logits import History, SamplingArrays
+from qwen_jax.decoding.logits import History, SamplingArrays, best, sample, stopped
 from qwen_jax.decoding.sampling import MAX_LOGPROBS
 from qwen_jax.nn import sharding
 from qwen_jax.nn.kv_cache import Cache, Store
+
+_GRAM = 3  # ids that must have stood before
+_FACTORS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)  # odd, of a hash
+_TRUST = 0.4  # the share of drafts that hold, lately, from which on they cost less than they save
+_BEGINNING = 0.4  # of it, in a new text: the first draft is worth a try
+_RATE = 0.25  # by which a draft moves it
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +47,83 @@ class Rows:
         if slots is None:
             return rows
         return jax.tree.map(lambda x, part: x.at[slots].set(part, mode="drop"), self, rows)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Texts:
+    """The ids of every slot's text, of B slots, and an index that grows with them.
+
+    Where the newest three ids of a text stood before, what followed them then is a draft of what
+    follows now. It is looked up on the device: a step of many tokens needs nothing of the host.
+    """
+
+    ids: Array  # [B L] int32
+    index: Array  # [B 2^n] int32: by hash of three ids, the place behind them; 0: nowhere
+    trust: Array  # [B] float32: share of the drafts that held, lately
+    most: int = field(metadata={"static": True})  # tokens of a draft
+
+    @staticmethod
+    def empty(slots: int, length: int, most: int) -> "Texts":
+        return Texts(
+            ids=jnp.zeros((slots, length), jnp.int32),
+            index=jnp.zeros((slots, 1 << max(4, (length - 1).bit_length())), jnp.int32),
+            trust=jnp.full(slots, _BEGINNING, jnp.float32),
+            most=most,
+        )
+
+    def begin(self, slots: Array, fresh: Array) -> "Texts":
+        """Forget the texts of those of slots [R] that are fresh [R]."""
+        slots = jnp.where(fresh, slots, len(self.ids))
+        return replace(
+            self,
+            index=self.index.at[slots].set(0, mode="drop"),
+            trust=self.trust.at[slots].set(_BEGINNING, mode="drop"),
+        )
+
+    def extend(self, slots: Array, tokens: Array, places: Array, real: Array) -> "Texts":
+        """Add tokens [R T] of slots [R] at places [R T], of which some are real; all behind others.
+
+        What stands before a place is known: it is among them, or was added earlier.
+        """
+        slots = slots[:, None]
+        ids = self.ids.at[slots, jnp.where(real, places, self.ids.shape[1])].set(
+            tokens, mode="drop"
+        )
+        known = real & (places >= _GRAM)
+        where = jnp.where(known, self._hash(_before(ids, slots, places)), self.index.shape[1])
+        return replace(self, ids=ids, index=self.index.at[slots, where].max(places, mode="drop"))
+
+    def find(self, slots: Array, positions: Array, most: int) -> tuple[Array, Array]:
+        """Drafts [R most] of what follows the newest ids, at positions [R]; and whether there are.
+
+        Where a text repeats itself, the draft does so too.
+        """
+        newest = _before(self.ids, slots, positions + 1)
+        place = self.index.at[slots, self._hash(newest)].get(mode="clip")
+        same = jnp.all(_before(self.ids, slots, place) == newest, axis=-1)
+        period = jnp.maximum(1, positions + 1 - place)[:, None]
+        at = place[:, None] + jnp.arange(most) % period
+        drafts = self.ids.at[slots[:, None], at].get(mode="clip")
+        return drafts, same & (place > 0) & (positions + 1 >= _GRAM)
+
+    def trusted(self, slots: Array) -> Array:
+        """Whether the drafts of slots [R] have held often enough to be worth their cost."""
+        return self.trust.at[slots].get(mode="clip") >= _TRUST
+
+    def judge(self, slots: Array, share: Array, judged: Array) -> "Texts":
+        """Learn which share [R] of a draft held, for the rows that were judged [R]."""
+        old = self.trust.at[slots].get(mode="clip")
+        slots = jnp.where(judged, slots, len(self.ids))
+        new = old + (share - old) * _RATE
+        return replace(self, trust=self.trust.at[slots].set(new, mode="drop"))
+
+    def _hash(self, grams: Array) -> Array:
+        """Three ids [... 3] -> a place of the index."""
+        mixed = grams.astype(jnp.uint32) * jnp.asarray(_FACTORS, jnp.uint32)
+        mixed = mixed[..., 0] ^ (mixed[..., 1] >> 3) ^ (mixed[..., 2] << 5)
+        bits = (self.index.shape[1] - 1).bit_length()
+        return (mixed * jnp.uint32(_FACTORS[0]) >> (32 - bits)).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -138,3 +220,32 @@ def gather_logits(logits: Array, mesh: Mesh | None) -> Array:
     axes = (*[None] * (logits.ndim - 1), "vocab")
     part = NamedSharding(mesh, sharding.spec(mesh, axes, logits.shape))
     return replicated(jax.lax.with_sharding_constraint(logits, part), mesh)
+
+
+@jax.named_scope("sampling")
+def sample_next(rows: Rows, logits: Array, allowed: Array | None) -> tuple[Rows, Output]:
+    """The next token of every active row, from logits [B V], and the rows that follow."""
+    active, settings = rows.active, rows.settings
+    tokens = sample(logits, settings, rows.history, rows.positions, allowed)
+    tokens = jnp.where(active, tokens, rows.tokens)
+    history = rows.history.append(tokens, active)
+    remaining = rows.remaining - active
+    going = active & (remaining > 0) & ~stopped(settings, history)
+
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    top_tokens, top_logprobs = best(logprobs, jnp.any(settings.logprobs & active))
+    output = Output(
+        tokens=jnp.where(active, tokens, -1)[:, None],
+        logprobs=jnp.take_along_axis(logprobs, tokens[:, None], axis=1),
+        top_tokens=top_tokens[:, None],
+        top_logprobs=top_logprobs[:, None],
+        active=going,
+    )
+    rows = replace(rows, tokens=tokens, history=history, remaining=remaining, active=going)
+    return rows, output
+
+
+def _before(ids: Array, slots: Array, places: Array) -> Array:
+    """The three ids before places [...] in the texts of slots [...]."""
+    at = places[..., None] - jnp.arange(_GRAM, 0, -1)
+    return ids.at[slots[..., None], at].get(mode="clip", wrap_negative_indices=False)

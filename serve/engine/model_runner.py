@@ -78,11 +78,11 @@ class ModelRunner:
         self.slots, self.length, self.pages, self.chunk = slots, length, pages, chunk
         self.tile = max(16, chunk // 16)
         self._step_tokens, self._cache_dtype = step_tokens, cache_dtype
-        self._attention = attention
-        self._pools = pools
-        self.draft_tokens = draft_tokens
+        self._attention, self._pools = attention, pools
+        self.draft_tokens = draft_tokens if pools is None else 0
         self._chunk_rows = sorted({max(1, chunk // 4 // self.tile), chunk // self.tile})
-        self._rows = _powers(slots, alone=draft_tokens > 0)
+        alone = self.draft_tokens > 0 and self.weights.platform == "cpu"
+        self._rows = _powers(slots, alone)
         self._every_id = every_id(self.config.vocab)
         # XLA's CPU sums few numbers in another order, and an answer's bits must not depend on how
         # many there are: so many rows are sampled at least.

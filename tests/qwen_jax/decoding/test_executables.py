@@ -214,7 +214,7 @@ def test_the_next_process_compiles_no_program(
     if sizes is not None:
         mesh = make_mesh(**sizes)
         params = jax.device_put(params, shardings(params.config, mesh))
-    ask = lambda: complete(params, [[1, 2, 3]], max_new_tokens=5, seed=1)
+    ask = lambda: complete(params, [[1, 2, 3]], max_new_tokens=5, seed=1, draft_tokens=2)
     with monkeypatch.context() as patch:
         patch.delenv(executables.FOLDER)
         wanted = ask()
