@@ -76,9 +76,9 @@ def test_the_checkpoint_chooses_the_type_of_the_cache(
 ) -> None:
     asked, start = list[Any](), decode.start
 
-    def watched(weights: Any, slots: int, length: int, dtype: Any, **how: Any) -> Any:
+    def watched(weights: Any, slots: int, length: int, dtype: Any, *how: Any) -> Any:
         asked.append(dtype)
-        return start(weights, slots, length, dtype, **how)
+        return start(weights, slots, length, dtype, *how)
 
     monkeypatch.setattr(decode, "start", watched)
     params = with_defaults(talker, cache_dtype="int8")
