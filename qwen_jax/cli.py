@@ -98,13 +98,13 @@ def load(word: str) -> Any:
 
 def run(command: Callable[[], object]) -> None:
     """A program's whole life: Ctrl-C ends it in time, faults and warnings are one line each."""
-    interruption.watch()
-    compiled.keep()
-    compiled.keep_executables()
-    progress.begin()
-    sys.unraisablehook = _interrupt_again
-    warnings.showwarning = _warn  # type: ignore[assignment]
     try:
+        interruption.watch()
+        compiled.keep()
+        compiled.keep_executables()
+        progress.begin()
+        sys.unraisablehook = _interrupt_again
+        warnings.showwarning = _warn  # type: ignore[assignment]
         command()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or interruption.asked():

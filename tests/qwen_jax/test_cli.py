@@ -152,6 +152,17 @@ def test_an_error_that_was_a_ctrl_c(
     assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
 
 
+def test_a_ctrl_c_before_it_is_watched_for(
+    fault: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interruption, "watch", interrupted)
+    assert fault("demo") == "130"
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_warning_is_a_line(
     fault: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
