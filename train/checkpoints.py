@@ -68,6 +68,9 @@ class Checkpoints:
         leaves = named_leaves(state)
         self._need = sum(leaf.nbytes for leaf in leaves.values())
         with self._faults():
+            if jax.process_count() == 1:  # of several, others may be writing already
+                self._orbax.wait_until_finished()
+                atomic.check_room(self.folder, self._need)  # orbax prints what its threads meet
             self._orbax.save(
                 step,
                 args=ocp.args.Composite(

@@ -32,6 +32,7 @@ def alone(function: Callable[..., None], *arguments: str | Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def state(step: int, mesh: Any = MESH, size: int = 8) -> TrainState:
