@@ -131,7 +131,8 @@ def _trainer(
             settings.model, mesh, settings.dtype, extra_vocab_file=settings.extra_vocab_file
         )
     dtype = params.embed.dtype
-    made = methods.prepare(params, settings)
+    with progress.working("preparing what learns"):
+        made = methods.prepare(params, settings)
     trainer = Trainer(made.params, made.trained, recipe(settings, steps), dtype)
     return trainer, made.adapter, params.config
 

@@ -60,8 +60,11 @@ def main(
             takes; for generation, with the wheels of jax[cuda13] or jax[tpu].
         compile_here: Do that in this process, whose environment is ready for it.
     """
-    from qwen_jax.plan import compiled  # late: --help needs no JAX
-    from qwen_jax.plan.estimate import Job, as_json, split
+    from qwen_jax.program import progress
+
+    with progress.working("starting JAX"):  # late: --help needs none
+        from qwen_jax.plan import compiled
+        from qwen_jax.plan.estimate import Job, as_json, split
 
     for name, value in (("context", context), ("batch", batch)):
         if not 1 <= value <= 1 << 24:
@@ -72,7 +75,8 @@ def main(
         raise ValueError("--compile is for generation; training: python -m benchmarks.plans")
     if compile_here:
         return print(dumps(compiled.measure(job)))
-    found = as_json(job)
+    with progress.working("counting"):
+        found = as_json(job)
     if compile:
         here = [argument for argument in sys.argv[1:] if argument not in ("--compile", "--json")]
         found["compiled"] = compiled.in_a_child(here, mesh)

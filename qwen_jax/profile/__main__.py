@@ -38,7 +38,7 @@ def main(
     """Measure speed and memory of generation, beside the original's figures.
 
     Args:
-        folder: Folder that `python -m convert` wrote, or "demo".
+        folder: Folder that `qwen-jax convert` wrote, or "demo".
         lengths: Numbers of tokens to generate, with commas between them.
         batches: Numbers of answers at once, with commas between them.
         cache_dtypes: Types of cached keys and values: default, bfloat16, int8, ...
@@ -53,12 +53,15 @@ def main(
         processes: Number of processes in the run.
         process: Number of this process, counted from 0.
     """
-    import jax  # late: --help needs none of it
+    from qwen_jax.program import progress
 
-    from qwen_jax import distributed
-    from qwen_jax.checkpoint import load
-    from qwen_jax.nn.sharding import make_mesh
-    from qwen_jax.profile.measure import beside, measure, precision, table, write
+    with progress.working("starting JAX"):  # late: --help needs none
+        import jax
+
+        from qwen_jax import distributed
+        from qwen_jax.checkpoint import load
+        from qwen_jax.nn.sharding import make_mesh
+        from qwen_jax.profile.measure import beside, measure, precision, table, write
 
     wanted = [
         (length, batch, None if cache == "default" else cache)
@@ -74,7 +77,9 @@ def main(
     report: dict[str, Any] = {"model": name, "precision": kind, "rows": []}
     report |= {"device": f"{device.device_kind} x {jax.device_count()}", "jax": jax.__version__}
     for length, batch, cache in wanted:
-        report["rows"].append(beside(name, kind, measure(params, length, batch, cache, attention)))
+        with progress.working(f"measuring {length} tokens x {batch}"):
+            found = measure(params, length, batch, cache, attention)
+        report["rows"].append(beside(name, kind, found))
         if jax.process_index() == 0:
             row = report["rows"][-1]
             print(f"{length} tokens x {batch}: {row['tokens_per_second']} tokens/s", flush=True)

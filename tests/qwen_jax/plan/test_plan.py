@@ -10,6 +10,7 @@ from qwen_jax.plan import models
 from qwen_jax.plan.__main__ import command
 from qwen_jax.plan.chips import parse
 from qwen_jax.plan.estimate import Job, count, split
+from qwen_jax.program import progress
 
 RESULTS = Path(__file__).parents[3] / "benchmarks/results"
 COMPILED = [
@@ -47,9 +48,15 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_72b_int8_on_a_slice(capsys: pytest.CaptureFixture[str]) -> None:
+def test_72b_int8_on_a_slice(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(progress, "_write", told.append)
+    monkeypatch.setattr(progress, "LINE_AFTER", 0.01)
     asked = "--model Qwen-72B --mesh v5e:4x8 --precision int8 --context 32768 --batch 16".split()
     found = plan(capsys, *asked)
+    assert any(line.startswith("counting: ") for line in told)  # it takes seconds
     assert not found["fits"]
     assert found["total"] == sum(
         found[name] for name in ("weights", "cache", "activations", "optimizer")

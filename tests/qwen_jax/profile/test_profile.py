@@ -8,6 +8,7 @@ from qwen_jax import checkpoint, load
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.profile import measure
 from qwen_jax.profile.__main__ import command
+from qwen_jax.program import progress
 
 
 def test_the_command(
@@ -15,8 +16,12 @@ def test_the_command(
 ) -> None:
     one = make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(checkpoint, "load", lambda folder, mesh, dtype: load(folder, one, dtype))
+    told: list[str] = []
+    monkeypatch.setattr(progress, "_write", told.append)
+    monkeypatch.setattr(progress, "LINE_AFTER", 0.01)
     asked = ["demo", "--lengths", "24", "--batches", "1,2", "--output", str(tmp_path)]
     command([*asked, "--cache-dtypes", "int8"])
+    assert any(line.startswith("measuring 24 tokens x 2: ") for line in told)
     report = json.loads((tmp_path / "profile.json").read_text())
     assert [(row["batch"], row["cache"]) for row in report["rows"]] == [(1, "int8"), (2, "int8")]
     assert all(row["tokens_per_second"] > 0 for row in report["rows"])
