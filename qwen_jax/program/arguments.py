@@ -39,6 +39,9 @@ def read(
     lacking = "" if extra is None else missing(extra, prog)
     if lacking and not {"-h", "--help"} & {*arguments}:
         raise ValueError(lacking)
+    names = inspect.signature(target).parameters
+    if "folder" in names and "model" not in names and "--model" in arguments:
+        raise ValueError(f"{prog} has no --model: the model is its first word, as in {prog} demo")
     import tyro  # behind what needs no options
 
     description = inspect.cleandoc(target.__doc__ or "").partition("\n\n")[0]

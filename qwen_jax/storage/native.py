@@ -164,7 +164,7 @@ def _expect_native(folder: Path) -> None:
             f"{folder} is a Hugging Face checkpoint; convert it first: "
             f"python -m convert --hf {folder}"
         )
-    raise ValueError(f"{folder} is no checkpoint: it has no {MANIFEST}")
+    raise ValueError(f"{folder} is no checkpoint: it has no {MANIFEST}; give a converted folder")
 
 
 def _leaf(leaf: StrictObject) -> jax.ShapeDtypeStruct:

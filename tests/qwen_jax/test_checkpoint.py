@@ -120,7 +120,7 @@ def test_not_native(golden: Golden, tmp_path: Path) -> None:
         ValueError, match="Hugging Face checkpoint; convert it first: qwen-jax conv"
     ):
         load(golden("v1/base"))
-    with pytest.raises(ValueError, match=r"is no checkpoint: it has no manifest\.json"):
+    with pytest.raises(ValueError, match=r"is no checkpoint: it has no manifest\.json; give"):
         load(tmp_path)
 
 

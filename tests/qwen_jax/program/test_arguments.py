@@ -77,6 +77,16 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in text
 
 
+def test_a_model_is_a_word_where_it_is_no_option() -> None:
+    def words(folder: str) -> str:
+        """Work."""
+        return folder
+
+    assert arguments.read(words, "it", ["--folder", "demo"]) == "demo"
+    with pytest.raises(ValueError, match="it has no --model: the model is its first word"):
+        arguments.read(words, "it", ["--model", "demo"])
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert told("--version", capsys=capsys) == (0, arguments.version())
 
