@@ -38,7 +38,7 @@ def main(
     """Answer a benchmark's questions and put the scores beside the published ones.
 
     Args:
-        folder: Folder that `python -m convert` wrote, or "demo".
+        folder: Folder that `qwen-jax convert` wrote, or "demo".
         tasks: Names of tasks with commas between them, such as mmlu,gsm8k_chat; by default, those
             of the suite.
         suite: Row of the published tables, such as qwen-7b-chat, to measure and compare with; by
