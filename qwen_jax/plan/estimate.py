@@ -135,12 +135,17 @@ def _cache(job: Job) -> int:
 
 
 def _prefill(job: Job) -> int:
-    """A chunk's hidden states and the float32 scores of its attention, 512 queries at a time."""
+    """A chunk's hidden states, its keys and values of all layers, and float32 scores of attention.
+
+    XLA for GPUs holds the keys and values to the end of the call; scores are of 512 queries.
+    """
     c, tokens = job.config, min(CHUNK, job.context)
     scores = 8 * c.heads * job.share(c.kv_heads) * min(512, tokens) * job.context
     wide = tokens * (4 * c.width + 2 * c.mlp * job.share(c.mlp)) * 2
+    kept = c.layers * tokens * 4 * c.kv_heads * c.head_dim * job.share(c.kv_heads)
+    kept *= not CHIPS[parse(job.mesh)[0]].tpu
     logits = job.rows * 4 * 2 * c.vocab * job.share(c.vocab)
-    return int(max(scores, wide) + wide + logits)
+    return int(max(scores, wide) + wide + kept + logits)
 
 
 def _training(job: Job, trained: int) -> int:

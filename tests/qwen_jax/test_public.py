@@ -29,7 +29,7 @@ def python(code: str) -> str:
 
 
 def test_all_there_is() -> None:
-    names = "Config Sampling chat generate load logits save stream stream_chat".split()
+    names = "Config Sampling chat embed generate load logits save stream stream_chat".split()
     assert sorted(qwen_jax.__all__) == names
     assert {*names} <= {*dir(qwen_jax)}
     with pytest.raises(AttributeError, match="'qwen_jax' has no attribute 'chats'"):
