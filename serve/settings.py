@@ -67,7 +67,7 @@ class ServeConfig:
     """Tokens that each answer gains between two looks of the host."""
     draft_tokens: int | None = None
     """Tokens looked up in an answer's own text and verified beside each of them, which changes no
-    answer; 0 for none; by default, 4 where that pays."""
+    answer; 0 for none; by default, 4, and 0 on a CPU."""
     queue: int = 256
     """Requests that may wait for a slot; more are refused with 429."""
     prefix_reuse: bool = True
