@@ -14,9 +14,9 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from qwen_jax.nn.attention import MASKED
 from qwen_jax.nn.kernels.integers import div, rem
 
-MASKED = -1e30
 BLOCK = 64  # positions of a product
 ROWS = 16  # queries of a product
 _BYTES = 2**20  # of keys in a step: four such buffers lie in on-chip memory

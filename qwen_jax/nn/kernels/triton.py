@@ -15,9 +15,9 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from qwen_jax.nn.attention import MASKED
 from qwen_jax.nn.kernels.integers import div, rem
 
-MASKED = -1e30
 BLOCK = 64  # positions read at once
 ROWS = 16  # of a product: the fewest that a tensor core takes
 _SLAB = 32  # chunks joined at once

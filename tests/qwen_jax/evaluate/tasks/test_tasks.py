@@ -1,5 +1,6 @@
 """Every task on a few questions: what a model is asked, and that the right answer is right."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,11 @@ def test_recited_answers_are_right_and_others_are_not(
         else:
             wanted = 1.0
         assert judge(question, recited, tokenizer) == wanted, question.id
-        assert judge(question, "Sorry, 7 times no: F.", tokenizer) == 0.0 or "chat" in task
+        wrong = "Sorry, 7 times no: F."
+        if task in ("mmlu_chat", "ceval_chat"):  # any reply becomes a letter, as in the original
+            other = "BCDA"["ABCD".index(question.answer)]
+            wrong = RIGHT[task](dataclasses.replace(question, answer=other))
+        assert judge(question, wrong, tokenizer) == 0.0
 
 
 def test_every_judge_is_tried() -> None:
