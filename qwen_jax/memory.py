@@ -18,7 +18,6 @@ _GROUPS = (  # version 2 and 1 of cgroups: folder, limit, use
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-_MMAP_THRESHOLD = -3  # of mallopt
 
 
 def by_dtype(leaves: Iterable[Any]) -> dict[str, int]:
@@ -93,16 +92,6 @@ def trim() -> None:
     """
     if give_back := getattr(ctypes.CDLL(None), "malloc_trim", None):
         give_back(0)
-
-
-def give_back_large() -> None:
-    """Have every freed block of a megabyte given back at once, by this process from now on.
-
-    By itself the C library learns from large blocks to keep them, and small ones settle between
-    them. Does nothing where the library has no such call.
-    """
-    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
-        set_option(_MMAP_THRESHOLD, 2**20)
 
 
 def summary(weights: Mapping[str, int], caches: Mapping[str, int], most: int | None = None) -> str:

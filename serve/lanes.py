@@ -1,18 +1,18 @@
 """Threads for work that is too long for the event loop; tenants share them fairly."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from qwen_jax import memory
 from serve.engine.fair_queue import QueueFull
 from serve.threads import Threads
 
 Outcome = TypeVar("Outcome")
 
 SHORT = 64 * 1024  # bytes of a body that takes milliseconds
-_LONG = 0.25  # of the machine's cores, that longer ones take at most: the rest is for answers
+_LONG = 0.05  # of its time that a thread works on longer ones at most: it holds Python's lock
 
 
 @dataclass
@@ -27,10 +27,8 @@ class Lane:
     Whoever asks waits for his own work before it, and for `share` pieces of every other tenant.
     """
 
-    def __init__(self, name: str, threads: int, share: int, most: int, busy: float = 1.0):
-        """busy: of its time that a thread works at most."""
-        self._name, self._share, self._most = name, share, most
-        self._threads = Threads(name, threads, busy)
+    def __init__(self, threads: Threads, share: int, most: int):
+        self._threads, self._share, self._most = threads, share, most
         self._tenants: dict[str, _Tenant] = {}
 
     async def run(
@@ -42,7 +40,7 @@ class Lane:
         """
         mine = self._tenants.setdefault(tenant, _Tenant(asyncio.Semaphore(self._share)))
         if bounded and mine.count >= self._most:
-            raise QueueFull(f"{mine.count} of your requests wait for {self._name} already")
+            raise QueueFull(f"{mine.count} of your requests wait for {self._threads.name} already")
         mine.count += 1
         try:
             await mine.turns.acquire()
@@ -74,9 +72,10 @@ class Lanes:
 
     def __init__(self, most: int, grammars: int):
         """most: short texts that a tenant may wait for. grammars: processes that check them."""
-        self.short = Lane("short texts", 2, 2, most)
-        self.long = Lane("long texts", 2, 1, 64, busy=min(1.0, _LONG * (os.cpu_count() or 1) / 2))
-        self.grammars = Lane("grammars", grammars, 1, 16)
+        self.short = Lane(Threads("short texts", 2), 2, most)
+        # The memory of long texts goes back at once: it would settle between what stays.
+        self.long = Lane(Threads("long texts", 2, busy=_LONG, then=memory.trim), 1, 64)
+        self.grammars = Lane(Threads("grammars", grammars), 1, 16)
 
     def for_text(self, size: int) -> Lane:
         """size: bytes."""

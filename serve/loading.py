@@ -38,7 +38,7 @@ from serve.service import Model, Service
 from serve.settings import ServeConfig
 from serve.text.grammar import Grammars
 
-_TURN = 0.001  # seconds that a thread keeps the interpreter while another waits for it
+_TURN = 0.0001  # seconds that a thread keeps the interpreter while another waits for it
 _LONGEST_STRETCH = 2**20  # bytes: 50 MB of work space
 
 log = logging.getLogger("serve")
@@ -221,5 +221,4 @@ def _adapters(service: Service, params: Qwen, device: ModelRunner | Leader) -> d
 def settle() -> None:
     """Make the process a server's, once the model is there."""
     sys.setswitchinterval(_TURN)  # the event loop never works for long, and should not wait long
-    memory.give_back_large()
     gc.freeze()  # what lives as long as the process is looked through no more: 0.2 s each time

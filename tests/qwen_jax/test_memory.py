@@ -1,22 +1,17 @@
 """Bytes of weights, caches and peaks."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
-import pytest
 
 from qwen_jax import memory
 from qwen_jax.config import Config
 from qwen_jax.decoding import aot
 from qwen_jax.nn import quant
 from qwen_jax.nn.tree import named_layers
+from tests.growth import held, only_linux
 from tests.qwen_jax.networks import QWEN2
 
 CONFIG = Config.from_hf(QWEN2)
-STATUS = Path("/proc/self/status")
 
 
 def test_weights() -> None:
@@ -49,14 +44,6 @@ def test_summary() -> None:
     )
 
 
-only_linux = pytest.mark.skipif(not STATUS.exists(), reason="only Linux says what it holds")
-
-
-def held() -> int:
-    lines = STATUS.read_text().splitlines()
-    return 1024 * int(next(line for line in lines if "RssAnon" in line).split()[1])
-
-
 @only_linux
 def test_what_is_freed_is_given_back() -> None:
     """Small pieces below one that stays, which the C library would keep."""
@@ -67,27 +54,3 @@ def test_what_is_freed_is_given_back() -> None:
     memory.trim()
     assert held() < before - 100_000_000
     assert last == bytes(2000)
-
-
-@only_linux
-def test_large_blocks_are_given_back_at_once() -> None:
-    """Though small ones that stay lie between them, and larger ones were freed before.
-
-    In a process that nobody else's threads grow.
-    """
-    subprocess.run([sys.executable, "-c", LARGE], check=True, timeout=300)
-
-
-LARGE = """
-from qwen_jax import memory
-from tests.qwen_jax.test_memory import held
-memory.give_back_large()
-bytearray(b"x") * 30_000_000  # freed at once: by itself the library learns from it
-before, large, small = held(), [], []
-for number in range(100):
-    large.append(b"x" * (2_000_000 + number))
-    small.append(bytes(600))
-del large
-assert held() < before + 20_000_000
-assert len(small) == 100
-"""

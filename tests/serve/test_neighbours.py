@@ -3,6 +3,8 @@
 import asyncio
 import concurrent.futures
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from serve.lanes import Lane
 from serve.text import grammar, guard
 from serve.text.grammar import Constraint
 from serve.threads import Threads
+from tests.growth import only_linux
 from tests.patience import PATIENCE
 from tests.serve.conftest import Running, Serve
 from tests.serve.fake import Client, Fake, Loop
@@ -88,7 +91,7 @@ def test_long_texts_delay_no_short_ones(shared: Running) -> None:
 # --- the parts ---------------------------------------------------------------------------------
 @pytest.mark.anyio
 async def test_a_lane_takes_tenants_in_turn() -> None:
-    lane, order, first = Lane("x", 1, 1, 3), [], threading.Event()
+    lane, order, first = Lane(Threads("x", 1), 1, 3), [], threading.Event()
 
     def work(name: str) -> None:
         order.append(name)
@@ -124,10 +127,39 @@ def test_threads_rest_as_long_as_they_must() -> None:
         threads.close()
 
 
+LARGE = """
+import asyncio
+import time
+from serve.lanes import Lanes
+from tests.growth import held
+
+def work():
+    bytearray(b"x") * 30_000_000  # freed at once: the C library learns to keep such blocks
+    for number in range(100):
+        large.append(b"x" * (2_000_000 + number))
+        small.append(bytes(600))
+    large.clear()
+
+before, large, small = held(), [], []
+lanes = Lanes(1, 1)
+asyncio.run(lanes.long.run("ann", work))
+until = time.monotonic() + 60
+while held() > before + 20_000_000:  # it goes back after the answer
+    assert time.monotonic() < until, held() - before
+    time.sleep(0.05)
+"""
+
+
+@only_linux
+def test_a_long_text_leaves_no_memory_behind() -> None:
+    """Though small blocks that stay lie between its large ones."""
+    subprocess.run([sys.executable, "-c", LARGE], check=True, timeout=300)
+
+
 @pytest.mark.anyio
 async def test_who_leaves_a_lane_makes_no_room_in_it() -> None:
     """Before the work is done, however often he comes and goes."""
-    lane, first, under_way = Lane("x", 2, 1, 9), threading.Event(), []
+    lane, first, under_way = Lane(Threads("x", 2), 1, 9), threading.Event(), []
 
     def work() -> None:
         under_way.append(1)
