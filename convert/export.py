@@ -24,6 +24,7 @@ from qwen_jax.nn.quant import Format, formats_of
 from qwen_jax.storage import native
 from qwen_jax.storage.hf_names import HEAD, TensorView, as_stored, tensor_views, tied_head
 from qwen_jax.storage.native import Manifest
+from qwen_jax.storage.origin import Origin
 from qwen_jax.storage.safetensors_file import NAMES, Shard, write, write_header
 from qwen_jax.text import vocabulary_file
 
@@ -95,7 +96,7 @@ def to_hf(
         atomic.new_folder(out, need) as partial,
         Progress(title, native.size(manifest.leaves), pieces) as progress,
     ):
-        for name in manifest.files.keys() - {vocabulary_file.NAME}:
+        for name in manifest.files.keys() - {vocabulary_file.NAME, Origin.FILE}:
             if name not in stale and (name not in QUANTISED or chosen == found):
                 atomic.copy_file(folder / name, partial / name)
         if chosen != found:

@@ -36,6 +36,7 @@ from qwen_jax.program import compiled, progress
 from qwen_jax.storage import hf_config, native, pooling_config
 from qwen_jax.storage.hashed_arrays import digest_file
 from qwen_jax.storage.native import Manifest
+from qwen_jax.storage.origin import Origin
 from qwen_jax.text import vocabulary_file
 from qwen_jax.text.tokenizer import Tokenizer
 from qwen_jax.text.vocabulary import EXTRA
@@ -219,7 +220,7 @@ def _write_files(params: Qwen, leaves: dict[str, jax.ShapeDtypeStruct], partial:
         files = {"config.json": digest_file(partial / "config.json")}
         return Manifest(config["model_type"], leaves, files)
     source = Manifest.read(params.assets.folder)
-    files = dict(source.files)
+    files = {name: hash for name, hash in source.files.items() if name != Origin.FILE}
     extra = params.assets.extra if isinstance(params.assets, Assets) else None
     if extra is not None:
         files.pop(vocabulary_file.NAME, None)  # which does not have these tokens

@@ -3,16 +3,16 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from qwen_jax.files.strict_json import TEXT, StrictObject, read
-
-FILE = "origin.json"
 
 
 @dataclass(frozen=True)
 class Origin:
     """base: a hub id, or a folder of this machine. revision: of the hub."""
 
+    FILE: ClassVar = "origin.json"
     base: str
     revision: str | None = None
 
@@ -24,14 +24,14 @@ class Origin:
         return Origin(str(folder.resolve()))
 
     def write(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
+        (folder / Origin.FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
 
     @staticmethod
     def read(folder: Path) -> "Origin | None":
         """None for a network that came from elsewhere, or that was trained since."""
-        if not (folder / FILE).is_file():
+        if not (folder / Origin.FILE).is_file():
             return None
-        reader = StrictObject(str(folder / FILE), read(folder / FILE))
+        reader = StrictObject(str(folder / Origin.FILE), read(folder / Origin.FILE))
         made = Origin(reader.take(TEXT, "base"), reader.take(TEXT, "revision", default=None))
         reader.finish([])
         return made

@@ -154,6 +154,7 @@ READERS = {
         "config.json",
         "tokenizer_config.json",
         "vocabulary.bin",
+        "origin.json",
         "weights/blocks.1.safetensors",
         hashed=True,
     ),

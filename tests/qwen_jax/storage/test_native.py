@@ -1,5 +1,6 @@
 """Native folders that were damaged, cut off or edited: each is refused with a sentence."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import convert
 from qwen_jax import bundled
 from qwen_jax.checkpoint import load
 from qwen_jax.storage import native
+from qwen_jax.storage.native import Manifest
+from qwen_jax.storage.origin import Origin
 from tests.conftest import Golden
 
 
@@ -90,7 +93,6 @@ def test_no_flipped_bit_is_loaded(broken: Path) -> None:
     """A hundred bits of all files, the smallest ones' as often as the largest's."""
     random = np.random.default_rng(0)
     files = sorted(file for file in broken.rglob("*") if file.is_file())
-    files = [file for file in files if file.name != "origin.json"]  # a name, which nothing loads
     for number in range(100):
         file = files[number % len(files)]
         content = bytearray(file.read_bytes())
@@ -117,3 +119,12 @@ def test_damaged_weights(broken: Path) -> None:
     message = r"blocks\.0\.safetensors is damaged: blocks\.0\.\S+ is not what was written"
     with pytest.raises(ValueError, match=message):
         load(broken)
+
+
+def test_a_folder_from_before_its_origin_was_sealed(broken: Path) -> None:
+    """It is read as it was; what lies beside it says where it came from."""
+    manifest = Manifest.read(broken)
+    assert Origin.FILE in manifest.files
+    older = {name: hash for name, hash in manifest.files.items() if name != Origin.FILE}
+    dataclasses.replace(manifest, files=older).seal(broken)
+    load(broken)

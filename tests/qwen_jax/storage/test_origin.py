@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_jax.storage.origin import FILE, Origin
+from qwen_jax.storage.origin import Origin
 
 
 @pytest.mark.parametrize("origin", [Origin("Qwen/Qwen-7B", "main"), Origin("/data/模型")])
@@ -19,6 +19,6 @@ def test_nowhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"base": 1}', '{"base": "a", "more": 1}', "{}"])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / FILE).write_text(text)
-    with pytest.raises(ValueError, match=FILE):
+    (tmp_path / Origin.FILE).write_text(text)
+    with pytest.raises(ValueError, match=Origin.FILE):
         Origin.read(tmp_path)
