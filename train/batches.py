@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from qwen_jax.data.examples import IGNORED
+from qwen_jax.files.strict_json import shown
 from train.packing import plan
 from train.samples import Samples
 
@@ -139,6 +140,8 @@ class BatchIterator(Iterator[HostBatch]):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError for the state of other data, or of other settings that order them."""
+        if state.keys() != {"step", "data"} or type(state["step"]) is not int:
+            raise ValueError(f"got {shown(state)}, wanted the place in the data of a saved run")
         if state["data"] != self._digest:
             raise ValueError(
                 "the saved run had other data, length, labels, seed, packing or rows a step; "

@@ -1,5 +1,6 @@
 """Where a run goes on from: its state every so many steps, written while the next ones are made."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from qwen_jax.files import atomic
+from qwen_jax.files import atomic, strict_json
 from qwen_jax.nn.tree import named_leaves
+from qwen_jax.storage.hashed_arrays import digest_file
 
 T = TypeVar("T")
 MEASURE = "held_out_loss"
+SEAL = "hashes.json"  # in a checkpoint's folder: of all its files, once they are on the disk
 
 
 class Checkpoints:
@@ -25,11 +28,14 @@ class Checkpoints:
 
     keep: the newest ones that stay. keep_best: so does the one with the least held-out loss.
     A checkpoint is a folder that gets its name when it is whole: what is killed while it writes
-    loses that one alone. OSError: the disk is full; the older ones are as they were.
+    loses that one alone. The hashes of its files are written behind it, and compared when it is
+    read. OSError: the disk is full; the older ones are as they were.
     """
 
     def __init__(self, folder: Path, keep: int, keep_best: bool):
         self.folder = folder
+        for step in folder.glob("*/metrics"):  # orbax would choose by them
+            self._expect_whole(step.parent, "metrics")
         self._need: int | None = None  # bytes of a checkpoint, once there is one
         measured = lambda metrics: metrics[MEASURE]
         policies: list[Any] = [LatestN(keep)]
@@ -70,6 +76,7 @@ class Checkpoints:
         with self._faults():
             if jax.process_count() == 1:  # of several, others may be writing already
                 self._orbax.wait_until_finished()
+                self._seal()
                 atomic.check_room(self.folder, self._need)  # orbax prints what its threads meet
             self._orbax.save(
                 step,
@@ -86,6 +93,7 @@ class Checkpoints:
 
         like: the state's tree of ShapeDtypeStructs with shardings.
         """
+        self._expect_whole(self.folder / str(step))
         leaves = named_leaves(like)
         args = ocp.args.Composite(state=_restore_args(leaves), data=ocp.args.JsonRestore())
         try:
@@ -105,8 +113,30 @@ class Checkpoints:
         try:
             with self._faults():
                 self._orbax.wait_until_finished()
+                self._seal()
         finally:  # its threads would keep the process from ending
             self._orbax.close()
+
+    def _seal(self) -> None:
+        """Write down the hashes of what orbax has finished since, of which it keeps none."""
+        for step in self._orbax.all_steps() if jax.process_index() == 0 else ():
+            folder = self.folder / str(step)
+            if not (folder / SEAL).exists():
+                files = sorted(file for file in folder.rglob("*") if file.is_file())
+                hashes = {file.relative_to(folder).as_posix(): digest_file(file) for file in files}
+                atomic.write_text(folder / SEAL, json.dumps(hashes, indent=1))
+
+    def _expect_whole(self, folder: Path, part: str = "") -> None:
+        """Raise ValueError where files are not what was written; what was killed has no seal."""
+        if not (folder / SEAL).exists():
+            return
+        for name, hash in strict_json.read(folder / SEAL).items():
+            file = folder / name
+            if name.startswith(part) and not (file.is_file() and digest_file(file) == hash):
+                raise ValueError(
+                    f"{folder} cannot be read: {name} is not what was written; "
+                    "delete the folder to go on from the one before"
+                )
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

@@ -71,6 +71,11 @@ class Loop:
         """The state after a step; the feed goes on behind it."""
         like, _, _ = self.trainer.abstract(self.feed.shape)
         state, position = self.checkpoints.restore(step, like)
+        if not isinstance(position, dict) or {state.step.item(), position.get("step")} != {step}:
+            raise ValueError(
+                f"{self.checkpoints.folder / str(step)} is damaged: it is not of step {step}; "
+                "delete it to go on from the one before"
+            )
         self.feed.set_state(position)
         return state
 

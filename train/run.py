@@ -25,8 +25,8 @@ from train import methods
 from train.checkpoints import Checkpoints
 from train.feed import Feed
 from train.loop import Loop
-from train.report import speed
-from train.report.run_logger import RunLogger, say
+from train.report import plot, speed
+from train.report.run_logger import LOG, RunLogger, say
 from train.samples import Samples
 from train.settings import TrainConfig
 from train.step import Recipe, Trainer
@@ -163,6 +163,7 @@ def _expect_same_run(settings: TrainConfig, out: Path) -> None:
     Problems(settings.differences(strict_json.read(out / SETTINGS))).stop(
         f"{out} holds a run with other settings; give another --out, or the same ones"
     )
+    plot.read_log(out / LOG)  # says what is wrong with it
 
 
 def _begin(settings: TrainConfig, out: Path) -> None:

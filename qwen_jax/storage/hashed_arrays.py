@@ -31,8 +31,12 @@ def digest(content: bytes | memoryview) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """Of a file that fits in memory."""
-    return digest(path.read_bytes())
+    """Of a file of any length."""
+    made = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            made.update(part)
+    return made.hexdigest()
 
 
 @dataclass(frozen=True, order=True)

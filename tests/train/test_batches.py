@@ -176,6 +176,9 @@ def test_a_state_of_another_run_is_refused() -> None:
     longer.set_state(state)
     with pytest.raises(ValueError, match="got step 7 of a saved run, this one has 1"):
         iter(Batches(DRAWN, batch=4, steps=1)).set_state(state | {"step": 7})
+    for damaged in ({}, {"step": 1}, state | {"step": "1"}, state | {"step": True}):
+        with pytest.raises(ValueError, match="wanted the place in the data of a saved run"):
+            longer.set_state(damaged)
 
 
 def test_batches_are_made_ahead_in_threads() -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: which stay, what comes back on another mesh, and what a fault leaves behind."""
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax.nn.sharding import make_mesh
 from tests.qwen_jax.networks import structure
-from train.checkpoints import Checkpoints
+from train.checkpoints import SEAL, Checkpoints
 from train.step import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,7 @@ def read_what_cannot_be(folder: Path, fault: str) -> None:
         checkpoints.save(1, state(1), {}, None)
     like = shapes(state(0))
     if fault == "damaged":
+        (folder / "1" / SEAL).unlink()  # orbax finds some faults without it
         for file in (folder / "1" / "state").rglob("d/*"):
             file.write_bytes(b"nonsense")
     else:
@@ -110,6 +112,26 @@ def read_what_cannot_be(folder: Path, fault: str) -> None:
 @pytest.mark.parametrize("fault", ["damaged", "other"])
 def test_what_cannot_be_read_is_named(tmp_path: Path, fault: str) -> None:
     alone(read_what_cannot_be, tmp_path, fault)
+
+
+def test_no_flipped_bit_is_read(tmp_path: Path) -> None:
+    """In no file of a checkpoint, the hashes and the measures included."""
+    with opened(tmp_path, keep_best=True) as checkpoints:
+        checkpoints.save(1, state(1), {"step": 1}, 2.0)
+    files = [file for file in (tmp_path / "1").rglob("*") if file.is_file()]
+    assert {"metrics", "metadata", SEAL} <= {file.name for file in files}
+    chance = random.Random(0)
+    for file in files:
+        content = bytearray(file.read_bytes())
+        at, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
+        content[at] ^= bit
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"/1"), opened(tmp_path, keep_best=True) as damaged:
+            damaged.restore(1, shapes(state(0)))
+        content[at] ^= bit
+        file.write_bytes(content)
+    with opened(tmp_path, keep_best=True) as checkpoints:
+        checkpoints.restore(1, shapes(state(0)))
 
 
 def test_leftovers_of_a_killed_save_go_away(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -188,3 +189,16 @@ def test_what_was_refused_can_be_put_right(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(run, "_train", lambda settings, *_: reached.update(vars(settings)))
     train.fine_tune(small(tmp_path, targets=("c_attn",)))
     assert reached["targets"] == ("c_attn",)
+
+
+@pytest.mark.parametrize(("made", "place"), [(3, {"step": 2}), (2, {"step": 3}), (3, [3])])
+def test_a_checkpoint_of_another_step_is_refused(tmp_path: Path, made: int, place: Any) -> None:
+    """One that was renamed, or whose place in the data is another."""
+    found = SimpleNamespace(step=np.int32(made)), place
+    checkpoints: Any = SimpleNamespace(
+        latest=lambda: 3, restore=lambda step, like: found, folder=tmp_path
+    )
+    trainer: Any = SimpleNamespace(forget=lambda: None, abstract=lambda shape: (None, None, None))
+    feed: Any = SimpleNamespace(shape=(1, 1, 1))
+    with pytest.raises(ValueError, match="3 is damaged: it is not of step 3; delete it"):
+        loop.Loop(small(tmp_path), trainer, feed, None, checkpoints)

@@ -1,20 +1,42 @@
 """The picture of a run: its loss, step by step, and what was held out."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qwen_jax.files import atomic
+from qwen_jax.files.strict_json import decode
 
 KEPT = 0.9  # of the mean, at each step
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of log.jsonl; a last line that was cut off is left out."""
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The records of log.jsonl; a last line that was cut off is left out.
+
+    Raises ValueError for a line that this program did not write.
+    """
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(_record(decode(line), found[-1]["step"] if found else 0))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged: line {number} is {error}; delete the line to go on"
+            ) from None
+    return found
+
+
+def _record(record: Any, before: int) -> dict[str, Any]:
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise ValueError("no record of a step")
+    if record["step"] <= before:
+        raise ValueError(f"of step {record['step']}, behind that of step {before}")
+    for name in ("loss", "held_out_loss"):
+        if not isinstance(record.get(name), float | int | None) or record.get(name) is True:
+            raise ValueError(f"a record whose {name} is no number")
+    return record
 
 
 class Mean:

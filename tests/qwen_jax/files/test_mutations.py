@@ -27,6 +27,7 @@ from qwen_jax.text import chatml, vocabulary
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.conftest import GOLDEN
 from tests.mutations import of_bytes, of_json
+from train.report import plot
 from train.run import _expect_same_run
 from train.settings import TrainConfig
 
@@ -105,7 +106,8 @@ def data(folder: Path) -> Any:
 
 
 def run(folder: Path) -> Any:
-    return _expect_same_run(RUN, folder)
+    _expect_same_run(RUN, folder)
+    return [record["step"] for record in plot.read_log(folder / "log.jsonl")]
 
 
 def of_golden(name: str) -> Callable[[Path], object]:
@@ -120,6 +122,8 @@ def with_chats(folder: Path) -> None:
 def with_run(folder: Path) -> None:
     (folder / "checkpoints" / "3").mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(RUN.to_json()))
+    lines = [{"step": step, "loss": 1.5, "held_out_loss": None} for step in (1, 2, 3)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def with_generation(folder: Path) -> None:
@@ -162,7 +166,7 @@ READERS = {
         adapter, of_golden("peft/lora"), "adapter_config.json", "adapter_model.safetensors"
     ),
     "data": Reader(data, with_chats, "chats.jsonl"),
-    "run folder": Reader(run, with_run, "settings.json"),
+    "run folder": Reader(run, with_run, "settings.json", "log.jsonl"),
 }
 
 
