@@ -13,6 +13,7 @@ from tests.serve.dialects.events import sent
 from tests.serve.dialects.spoken import CHAT, DIALECTS
 from tests.serve.dialects.test_responses import ANSWER
 from tests.serve.text.test_thinking import HYBRID
+from tests.serve.text.test_tools import TIME
 
 # tells apart whatever a template can, but for the ids of calls, which are new in every answer
 TEMPLATE = HYBRID.replace("{{ m.content }}", "{{ m.reasoning_content }}|{{ m.content }}").replace(
@@ -85,3 +86,50 @@ def test_dialects_are_equal(server: Running, said: Any) -> None:
                 dialect.further(body, answer, question)
                 for dialect, body, answer in zip(DIALECTS, bodies, answers, strict=True)
             ]
+
+
+COMPLETE, RESPONSES, MESSAGES = (dialect.path for dialect in DIALECTS)
+TEXT, GENERATE = "/v1/completions", "/generate"
+SAY: Any = {"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+BAD: Any = {"type": "object", "properties": {"n": {"enum": ["x" * 70_000]}}}
+FORM = {"type": "json_schema", "name": "x", "schema": BAD, "strict": True}
+PATTERN = {"type": "object", "properties": {"n": {"type": "string", "pattern": "("}}}
+CALL = {"name": "f", "parameters": PATTERN, "strict": True}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": BAD, "strict": True}}
+FAULTS: list[tuple[str, Any, str]] = [
+    (TEXT, {"response_format": SCHEMA}, "response_format"),
+    (TEXT, {"response_format": {"type": "ebnf", "grammar": "root ::= ("}}, "response_format"),
+    (TEXT, {"regex": "("}, "regex"),
+    (TEXT, {"ebnf": "root ::= ("}, "ebnf"),
+    (TEXT, {"grammar": "root ::= ("}, "grammar"),
+    (TEXT, {"json_schema": "{"}, "json_schema"),
+    (TEXT, {"guided_regex": "("}, "guided_regex"),
+    (TEXT, {"guided_json": "[]"}, "guided_json"),
+    (TEXT, {"guided_grammar": "root ::= ("}, "guided_grammar"),
+    (TEXT, {"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+    (TEXT, {"structured_outputs": {"json": "1"}}, "structured_outputs.json"),
+    (TEXT, {"regex": "a", "ebnf": "b"}, "regex and ebnf"),
+    (COMPLETE, {"guided_regex": "("}, "guided_regex"),
+    (COMPLETE, {"tools": [{"type": "function", "function": TIME}], "regex": "("}, "regex"),
+    (COMPLETE, {"functions": [CALL]}, "functions"),
+    (RESPONSES, {"tools": [{"type": "function", **CALL}]}, "tools"),
+    (RESPONSES, {"text": {"format": FORM}}, "text.format"),
+    (MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": BAD}}}, "output_co"),
+    (MESSAGES, {"output_format": {"type": "json_schema", "schema": BAD}}, "output_format"),
+    (GENERATE, {"grammar": {"type": "regex", "value": "("}}, "parameters.grammar"),
+    (GENERATE, {"stop_token_ids": [9999]}, "parameters.stop_token_ids"),
+]
+
+
+@pytest.mark.parametrize(("path", "asked", "field"), FAULTS)
+def test_a_fault_names_what_the_client_sent(
+    server: Running, path: str, asked: Any, field: str
+) -> None:
+    usual: Any = {TEXT: {"prompt": "hi"}, RESPONSES: {"input": "hi"}, GENERATE: {"inputs": "hi"}}
+    body = {"parameters": asked} if path == GENERATE else asked
+    answer = server.http.post(path, json=usual.get(path, SAY) | body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    message = error if path == GENERATE else error["message"]
+    assert message.removeprefix("the body: ").startswith(field), message
+    assert path in (GENERATE, MESSAGES) or error["param"] in (field, None)
