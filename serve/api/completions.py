@@ -35,8 +35,8 @@ def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) ->
         raise ApiError(400, f"{len(texts)} prompts, at most {most} fit", "prompt")
     if fields.max_tokens == 0 and not fields.echo:
         raise ApiError(400, "max_tokens 0 gives nothing without echo", "max_tokens")
-    grammar = formats.grammar_of(fields.format)
-    rules = None if grammar is None else alone(grammar)
+    form = formats.form_of(fields)
+    rules = None if form is None else alone(form)
     try:
         prompts = [prompting.completion(model, text, rules, fields.suffix) for text in texts]
     except prompting.NoFilling as error:

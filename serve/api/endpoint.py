@@ -148,9 +148,12 @@ async def answered(
 
     async def preparing() -> list[Choice]:
         most, tenant = service.settings.max_choices, request.state.tenant
-        choices = await work(request, prepared, found, tenant, fields, most)
-        if choices[0].prompt.rules is not None:
-            await in_lane(request, service.lanes.grammars, formats.constrain, found, choices)
+        try:
+            choices = await work(request, prepared, found, tenant, fields, most)
+            if choices[0].prompt.rules is not None:
+                await in_lane(request, service.lanes.grammars, formats.constrain, found, choices)
+        except ApiError as error:
+            raise error.renamed(fields.names) from None
         return choices
 
     choices = await until_gone(request.receive, preparing())
