@@ -2,10 +2,13 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+from qwen_jax import model_folder
 from qwen_jax.cli import run
-from qwen_jax.program import interruption, progress
+from qwen_jax.files import atomic, sizes
+from qwen_jax.program import interruption, limits, progress
 
 GROUPS = {  # of --help
     "Hugging Face to native": "hf source dtype verify",
@@ -61,10 +64,30 @@ def main(
         raise ValueError("--adapter belongs to --to-hf; qwen_jax.load reads adapters as they are")
     if to_hf is None and (packing is not None or shard_size is not None):
         raise ValueError("--packing and --shard-size belong to --to-hf")
-    if quantize is None and (group_size or asymmetric or quantize_head or calibration):
+    if quantize is None and (group_size is not None or asymmetric or quantize_head or calibration):
         raise ValueError(
             "--group-size, --asymmetric, --quantize-head and --calibration belong to --quantize"
         )
+    if group_size is not None and group_size != -1 and not 1 <= group_size <= 2**20:
+        raise ValueError(f"--group-size is {group_size}, wanted 1 to {2**20}, or -1 for all")
+    if quantize is not None and verify:
+        raise ValueError("--verify compares with the source, from which --quantize differs")
+    if quantize == "gptq" and calibration is None:
+        raise ValueError("--quantize gptq needs --calibration FILE, texts of the model's kind")
+    limits.expect(adapter=adapter, calibration=calibration, extra_vocab_file=extra_vocab_file)
+    if to_hf is None:
+        _expect_source(str(hf), out, source, revision, verify)
+    elif out is None:
+        raise ValueError("--to-hf needs --out, the folder to write")
+    elif dtype or verify or quantize or source != "huggingface" or revision or extra_vocab_file:
+        raise ValueError(
+            "--dtype, --verify, --quantize, --source, --revision and --extra-vocab-file belong to "
+            "--hf, not to --to-hf"
+        )
+    else:
+        model_folder.expect(to_hf)
+        atomic.expect_free(Path(out))
+    largest = None if shard_size is None else sizes.parse(shard_size)
     interruption.advice = "the same command goes on from here" if to_hf is None else ""
     with progress.working("starting JAX"):
         import convert.export
@@ -91,16 +114,22 @@ def main(
         )
         model = f"./{made}" if str(made) == "demo" else str(made)  # demo alone is the bundled one
         print(f"next: qwen-jax generate {shlex.quote(model)} 'Hello'")
-    elif out is None:
-        raise ValueError("--to-hf needs --out, the folder to write")
-    elif dtype or verify or quantize or source != "huggingface" or revision or extra_vocab_file:
-        raise ValueError(
-            "--dtype, --verify, --quantize, --source, --revision and --extra-vocab-file belong to "
-            "--hf, not to --to-hf"
-        )
     else:
-        made = convert.to_hf(to_hf, out, adapter, packing, shard_size)
+        assert out is not None
+        made = convert.to_hf(to_hf, out, adapter, packing, largest)
         print(f"next: transformers.AutoModelForCausalLM.from_pretrained({str(made)!r})")
+
+
+def _expect_source(
+    hf: str, out: str | None, source: str, revision: str | None, verify: bool
+) -> None:
+    """Refuse a model that nobody has, and a folder to write that is there."""
+    from convert.source import expect
+
+    expect(hf, source, revision)
+    made = model_folder.default_out(hf) if out is None else Path(out)
+    if not (verify and (made / model_folder.MANIFEST).is_file()):
+        atomic.expect_free(made)
 
 
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m convert") -> None:

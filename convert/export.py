@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +63,7 @@ def to_hf(
     Raises FileNotFoundError or ValueError with everything that is wrong, or OSError.
     """
     out = Path(out)
-    largest = None if shard_size is None else read_size(shard_size)
+    largest = None if shard_size is None else sizes.parse(shard_size)
     atomic.expect_free(out)
     folder = model_folder.find(native_folder)
     manifest = Manifest.read(folder)
@@ -131,15 +130,6 @@ def _table(
     if stored and stored != tensors.keys():
         raise ValueError(f"the manifest's shards differ in {sorted(stored ^ tensors.keys())}")
     return Table(table, modules, tensors)
-
-
-def read_size(size: int | str) -> int:
-    """Bytes: a number of them, or a text such as "5GB", "500MB" or "2GiB". Raises ValueError."""
-    words = re.fullmatch(r"\s*(\d{1,15})\s*(?:([KMGT])(i?)B?|B)?\s*", str(size), re.IGNORECASE)
-    if isinstance(size, bool) or words is None or int(words[1]) == 0:
-        raise ValueError(f"shard_size is {size!r}, expected bytes, or a size like 5GB or 500MB")
-    power = 0 if words[2] is None else "KMGT".index(words[2].upper()) + 1
-    return int(words[1]) * (1024 if words[3] else 1000) ** power
 
 
 def _plan(table: Table, largest: int) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ def command(arguments: Sequence[str] | None = None, prog: str = "python -m qwen_
 
     settings = reading.read(GenerateConfig, prog, arguments, GROUPS)
     model_folder.expect(settings.folder)
+    settings = settings.with_prompt()
     with progress.working("starting JAX"):
         from qwen_jax.command.answering import answer
 

@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 from qwen_jax.files import user_cache
-from qwen_jax.storage.native import VERSION
 
 CHECKPOINT = Path(__file__).parent / "demo_checkpoint"
 
 
 def cached() -> Path:
     """Where the converted one is, or will be."""
+    from qwen_jax.storage.native import VERSION  # late: it imports JAX
+
     hash = hashlib.sha256(str(VERSION).encode())  # of the format it is converted to
     for file in sorted(CHECKPOINT.iterdir()):
         hash.update(file.name.encode() + file.read_bytes())

@@ -37,7 +37,12 @@ def expect(model: str | Path) -> None:
         foreign = any(folder.glob("*.safetensors")) or (folder / "config.json").is_file()
         if foreign and folder.suffix != ".partial":
             raise ValueError(f"{folder} is a Hugging Face checkpoint; {_advice(folder)}")
-    elif not folder.exists():
+        if folder.suffix == ".partial":
+            raise ValueError(f"{folder} was interrupted while it was written; convert it again")
+        raise ValueError(f"{folder} is no checkpoint: it has no {MANIFEST}; give a native folder")
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give a native folder")
+    if not folder.exists():
         if HUB_ID.fullmatch(str(model)) and not folder.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {model}, a hub id; {_advice(folder)}")
         raise FileNotFoundError(f"there is no folder {folder}; {_near(folder)}")

@@ -39,8 +39,15 @@ def main(
         mesh_tensor: Devices that share each matrix product; by default, all that are left.
     """
     from qwen_jax import model_folder
-    from qwen_jax.program import progress
+    from qwen_jax.program import limits, progress
 
+    limits.expect(
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        mesh_data=mesh_data,
+        mesh_fsdp=mesh_fsdp,
+        mesh_tensor=mesh_tensor,
+    )
     model_folder.expect(folder)
     with progress.working("starting JAX"):
         import jax
@@ -54,8 +61,6 @@ def main(
             f"programs are not kept: JAX_ENABLE_COMPILATION_CACHE is off, or {executables.FOLDER} "
             "is empty"
         )
-    if prompt_tokens < 1:
-        raise ValueError(f"--prompt-tokens is {prompt_tokens}, wanted 1 or more")
     split = jax.device_count() > 1 or (mesh_data, mesh_fsdp, mesh_tensor) != (1, 1, None)
     mesh = make_mesh(mesh_data, mesh_fsdp, mesh_tensor) if split else None
     model = shapes(folder, mesh, dtype)

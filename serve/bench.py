@@ -56,15 +56,28 @@ def main(
     """
     import httpx
 
-    from qwen_jax.program import progress
+    from qwen_jax.program import limits, progress
     from serve.cli import measuring, workload
     from serve.cli.client import connection, fetch, models
 
     if concurrency is None and rate == float("inf"):
         raise ValueError("give --concurrency, --rate, or both")
-    for name, number in (("requests", requests), ("concurrency", concurrency), ("rate", rate)):
-        if number is not None and not number > 0:
-            raise ValueError(f"--{name} is {number}, wanted more than 0")
+    limits.expect(
+        requests=requests,
+        concurrency=concurrency,
+        rate=rate,
+        input_length=input_length,
+        output_length=output_length,
+        spread=spread,
+        temperature=temperature,
+        warmup=warmup,
+        seed=seed,
+        timeout=timeout,
+        file=file,
+        url=url,
+    )
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise ValueError(f"--out is {out}, wanted a file in a folder that is there")
     if (file is None) != (dataset == "random"):
         raise ValueError("--file belongs to the datasets sharegpt and jsonl, which need it")
     url = url.rstrip("/")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from qwen_jax.program import rendezvous
+from qwen_jax.program.limits import MAX_DRAFT_TOKENS
 
 Number = Literal["float32", "bfloat16", "float16"]
 Task = Literal["generate", "embed", "rerank"]
@@ -145,8 +146,8 @@ class ServeConfig:
         problems += self._adapter_problems()
         if self.cache_memory is not None and not _SIZE.fullmatch(self.cache_memory):
             problems.append(f"cache_memory is {self.cache_memory!r}, wanted a size such as 2GiB")
-        if self.draft_tokens is not None and not 0 <= self.draft_tokens <= 15:
-            problems.append(f"draft_tokens is {self.draft_tokens}, wanted 0 to 15")
+        if self.draft_tokens is not None and not 0 <= self.draft_tokens <= MAX_DRAFT_TOKENS:
+            problems.append(f"draft_tokens is {self.draft_tokens}, wanted 0 to {MAX_DRAFT_TOKENS}")
         if self.max_length is not None and not 16 <= self.max_length <= 2**24:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):

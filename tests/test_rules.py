@@ -103,7 +103,7 @@ MAY_IMPORT = {
     },
     "decoding": {"files", "config.py", "nn", "program", "text"},
     "evaluate": {"files", "sandbox", "nn", "text", "decoding", "checkpoint.py", "conversation.py"}
-    | {"cli.py", "distributed.py", "program"},
+    | {"cli.py", "distributed.py", "model_folder.py", "program"},
     "profile": {
         "files",
         "nn",
@@ -112,10 +112,11 @@ MAY_IMPORT = {
         "checkpoint.py",
         "cli.py",
         "distributed.py",
+        "model_folder.py",
         "program",
     },
     "plan": {"files", "nn", "storage", "decoding", "config.py", "memory.py", "cli.py"}
-    | {"program"},
+    | {"bundled.py", "program"},
 }
 
 

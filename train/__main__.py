@@ -12,6 +12,7 @@ def command(arguments: Sequence[str] | None = None, prog: str = "python -m train
     from train.settings import GROUPS, TrainConfig
 
     settings = reading.read(TrainConfig, prog, arguments, GROUPS, extra="train")
+    settings.check()
     model_folder.expect(settings.model)
     with progress.working("starting JAX"):
         import logging

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from qwen_jax.data import LossOn
 from qwen_jax.files.problems import Problems
+from qwen_jax.program import limits
 from train.nn import Remat
 
 # these may change from one call of a run to the next: what comes out is the same
@@ -32,6 +33,7 @@ GROUPS = {  # of --help, as docs/training.md has them
         process remat""",
     "watching and saving": "save_every keep keep_best eval_every log_every max_failures",
 }
+MOST_SEED = 2**32 - 1  # jax.random.key reads no more of it
 OF_ADAPTERS = ("rank", "alpha", "dropout", "targets", "rslora", "modules_to_save")
 POSITIVE = ("learning_rate", "clip", "alpha", "epochs")
 BELOW_ONE = ("dropout", "beta2")
@@ -144,10 +146,11 @@ class TrainConfig:
     processes: int | None = None
     process: int | None = None
 
-    def check(self, devices: int) -> None:
-        """Raise ValueError with everything that is wrong on so many devices."""
+    def check(self, devices: int | None = None) -> None:
+        """Raise ValueError with everything that is wrong, on so many devices if they are known."""
         problems = [*self._numbers(), *self._choices(), *self._files()]
-        if not any(problem.startswith(("mesh", "batch", "micro")) for problem in problems):
+        sized = any(problem.startswith(("mesh", "batch", "micro")) for problem in problems)
+        if devices is not None and not sized:
             problems += self._sizes(devices)
         Problems(problems).stop("these settings cannot be used")
 
@@ -163,6 +166,8 @@ class TrainConfig:
                 yield f"{name} is {value}; it must be above 0"
             elif name in BELOW_ONE and value >= 1:
                 yield f"{name} is {value}; it must be below 1"
+        if self.seed > MOST_SEED:
+            yield f"seed is {self.seed}; the most is {MOST_SEED}"
         if self.warmup > 1:
             yield f"warmup is {self.warmup}; it is a part of the steps, from 0 to 1"
 
@@ -191,8 +196,14 @@ class TrainConfig:
     def _files(self) -> Iterator[str]:
         if not self.data:
             yield "data names no file"
-        if self.adapter is not None and not Path(self.adapter).is_dir():
-            yield f"adapter: there is no folder {self.adapter}"
+        for name in ("data", "eval_data"):
+            for path in getattr(self, name):
+                if not Path(path).exists():
+                    yield f"{name}: there is no file or folder {path}"
+        run = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
+        yield from limits.problems(
+            adapter=self.adapter, extra_vocab_file=self.extra_vocab_file, **run
+        )
         parent = Path(self.out).absolute()
         while not parent.exists():
             parent = parent.parent

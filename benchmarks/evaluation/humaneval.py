@@ -19,7 +19,7 @@ import tyro
 from benchmarks.evaluation import real
 from benchmarks.evaluation.theirs import PACKAGES, Theirs
 from benchmarks.support import record
-from qwen_jax.evaluate.run import TASKS
+from qwen_jax.evaluate.questions import TASKS
 from qwen_jax.evaluate.tasks.data import Data
 
 PUBLISHED = {"humaneval_chat": 61.6}  # of the bfloat16 model, by its makers' own prompt

@@ -12,7 +12,7 @@ from qwen_jax import distributed, memory
 from qwen_jax.checkpoint import examine, load, outline
 from qwen_jax.command.settings import SAMPLING, GenerateConfig
 from qwen_jax.conversation import chat_prompt, stream_chat
-from qwen_jax.decoding import drafts, executables, generation_config
+from qwen_jax.decoding import executables, generation_config
 from qwen_jax.decoding.ahead import prepare
 from qwen_jax.decoding.completion import (
     Completion,
@@ -33,8 +33,8 @@ def answer(settings: GenerateConfig) -> None:
     laps = Timings(BEGAN)
     laps.lap("imports")
     distributed.join(settings.coordinator, settings.processes, settings.process)
-    drafts.check(settings.draft_tokens)
-    prompt = _prompt(settings)
+    prompt = settings.prompt
+    assert prompt is not None
     manifest, config, assets = examine(settings.folder)
     sketch = outline(config, assets)
     asked: dict[str, Any] = {
@@ -75,12 +75,7 @@ def sampling(settings: GenerateConfig, default: Sampling) -> Sampling:
     given = settings.given()
     changes = {name: given[name] for name in SAMPLING.split() if name in given}
     made = dataclasses.replace(default, **changes)
-    idle = [f"--{name.replace('_', '-')}" for name in ("top_p", "top_k") if name in changes]
-    if idle and made.temperature == 0:
-        raise ValueError(
-            f"{' and '.join(idle)} would change nothing at temperature 0, which takes the "
-            "likeliest token; give --temperature too, above 0"
-        )
+    settings.refuse_idle(made.temperature)
     return made
 
 
@@ -119,17 +114,6 @@ def _print(answer: Completion, shown: int) -> int:
     if jax.process_index() == 0:
         print(answer.text[shown:], end="", flush=True)
     return len(answer.text)
-
-
-def _prompt(settings: GenerateConfig) -> str:
-    prompt = settings.prompt
-    if prompt is None:
-        print("prompt, end with Ctrl-D:" if sys.stdin.isatty() else "", end="", file=sys.stderr)
-        sys.stderr.flush()
-        prompt = sys.stdin.read().rstrip("\n")
-    if not prompt:
-        raise ValueError("the prompt is empty; give one as an argument or on standard input")
-    return prompt
 
 
 def _ids(settings: GenerateConfig, sketch: Qwen, prompt: str) -> tuple[list[int], bool]:

@@ -1,11 +1,13 @@
 """What `generate` is told, and how tokens are chosen there and in the terminal chat."""
 
-from dataclasses import dataclass, fields
+import sys
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.program import limits
 
 Number = Literal["float32", "bfloat16", "float16"]
 _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT"))
@@ -36,10 +38,9 @@ class SamplingOptions:
     """Most tokens of an answer; by default, the checkpoint's own limit, or 512."""
 
     def __post_init__(self) -> None:
+        limits.expect(**vars(self))
         given = self.given()
-        count = given.pop("max_new_tokens", 1)
-        if count < 1:
-            raise ValueError(f"--max-new-tokens is {count}, wanted 1 or more")
+        given.pop("max_new_tokens", None)
         Sampling(**given)  # raises ValueError
 
     def given(self) -> dict[str, Any]:
@@ -88,3 +89,28 @@ class GenerateConfig(SamplingOptions):
     """Number of processes in the run."""
     process: int | None = None
     """Number of this process, counted from 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt is not None and not self.prompt:
+            raise ValueError("the prompt is empty; give one as an argument or on standard input")
+        self.refuse_idle(self.temperature)
+
+    def refuse_idle(self, temperature: float | None) -> None:
+        """Raise ValueError for options that change nothing at this temperature."""
+        idle = [
+            f"--{name}" for name in ("top-p", "top-k") if name.replace("-", "_") in self.given()
+        ]
+        if idle and temperature == 0:
+            raise ValueError(
+                f"{' and '.join(idle)} would change nothing at temperature 0, which takes the "
+                "likeliest token; give --temperature too, above 0"
+            )
+
+    def with_prompt(self) -> "GenerateConfig":
+        """The same, with the prompt that standard input has where none was given."""
+        if self.prompt is not None:
+            return self
+        if sys.stdin.isatty():
+            print("prompt, end with Ctrl-D:", end="", file=sys.stderr, flush=True)
+        return replace(self, prompt=sys.stdin.read().rstrip("\n"))

@@ -1,14 +1,11 @@
 """Answers while they grow: the host's loop around the jitted decode functions."""
 
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
 from qwen_jax.decoding import decode, generation_config
@@ -16,18 +13,19 @@ from qwen_jax.decoding import drafts as drafts_
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.decoding.logits import SamplingArrays
+from qwen_jax.decoding.per_prompt import each, seeds_of
 from qwen_jax.decoding.pieces import Piece, share
 from qwen_jax.decoding.prompts import CHUNK, prefill, tile_of
 from qwen_jax.decoding.sampling import Sampling, finish_reason, stop_sequences
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen
 from qwen_jax.program import progress
+from qwen_jax.program.limits import CACHE_DTYPES
 from qwen_jax.text.tokenizer import StopStrings, TextStream, Tokenizer
 
 Samplings = Sampling | Sequence[Sampling] | None  # for all prompts, or one each
 Seeds = int | Sequence[int] | None
 
-CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 MAX_NEW_TOKENS = 512  # where neither the caller nor generation_config.json says, as the original
 _PER_LOOK = 16  # tokens between two looks of the host, when it streams or watches for stop strings
 _PER_CALL = 256  # most tokens of one call at any rate, so that Ctrl-C is heard
@@ -123,10 +121,9 @@ def answers(
     budget = generation_config.budget(params.config, max(map(len, prompts)), max_new_tokens)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     sampling = defaults.sampling if sampling is None else sampling
-    samplings = _each(sampling, Sampling, len(prompts), "sampling")
+    samplings = each(sampling, Sampling, len(prompts), "sampling")
     samplings = [replace(sampling, stop=(*sampling.stop, *stop)) for sampling in samplings]
-    seed = _fresh_seeds(len(prompts)) if seed is None else seed
-    seeds = _each(seed, Integral, len(prompts), "seed")
+    seeds = seeds_of(seed, len(prompts))
     ends = defaults.eos_ids if eos_ids is None else eos_ids
     _check_bias(params, samplings)
     _check_cache(cache_dtype)
@@ -279,22 +276,3 @@ def _check_bias(params: Qwen, samplings: Iterable[Sampling]) -> None:
     for sampling in samplings:
         if outside := [id for id in sampling.logit_bias if id >= params.config.vocab]:
             raise ValueError(f"logit_bias has ids {outside}, this model has {params.config.vocab}")
-
-
-def _each(value: Any, kind: type, count: int, name: str) -> list[Any]:
-    """One value for every prompt, or a list of them."""
-    values = list(value) if isinstance(value, Sequence | np.ndarray) else [value] * count
-    if len(values) != count:
-        raise ValueError(f"got {len(values)} values for {name}, there are {count} prompts")
-    for one in values:
-        if isinstance(one, bool) or not isinstance(one, kind):
-            raise ValueError(f"got {name} {one!r}, wanted {kind.__name__}, or one for each prompt")
-    return values
-
-
-def _fresh_seeds(count: int) -> list[int]:
-    """Random seeds, the same in every process of a run."""
-    halves = np.asarray([[secrets.randbits(32) for _ in range(2)] for _ in range(count)], np.uint32)
-    if jax.process_count() > 1:
-        halves = multihost_utils.broadcast_one_to_all(halves)
-    return [int(high) << 32 | int(low) for high, low in halves]

@@ -17,9 +17,9 @@ from qwen_jax.decoding.flat_params import Weights
 from qwen_jax.decoding.state import Output, Rows, Texts, gather_logits, sample_next
 from qwen_jax.nn.kv_cache import Cache
 from qwen_jax.nn.model import Qwen
+from qwen_jax.program.limits import MAX_DRAFT_TOKENS
 
 DRAFT_TOKENS = 4  # where nobody says
-MOST_DRAFT_TOKENS = 15  # kernels take 16 tokens a row
 _ROWS = {"cpu": 16}  # of a pass, up to which more cost little
 _MANY_ROWS = 128
 _FEW_ROWS = 4  # of them on a CPU in bfloat16; up to so many go through integer weights alike
@@ -199,6 +199,6 @@ def wanted(weights: Weights, rows: int, draft_tokens: int | None) -> int:
 def check(draft_tokens: int | None) -> None:
     """Raises ValueError for what nobody can have."""
     whole = isinstance(draft_tokens, Integral) and not isinstance(draft_tokens, bool)
-    if draft_tokens is None or (whole and 0 <= draft_tokens <= MOST_DRAFT_TOKENS):
+    if draft_tokens is None or (whole and 0 <= draft_tokens <= MAX_DRAFT_TOKENS):
         return
-    raise ValueError(f"got draft_tokens {draft_tokens!r}, wanted 0 to {MOST_DRAFT_TOKENS}")
+    raise ValueError(f"got draft_tokens {draft_tokens!r}, wanted 0 to {MAX_DRAFT_TOKENS}")

@@ -59,26 +59,41 @@ def main(
         processes: Number of processes in the run.
         process: Number of this process, counted from 0.
     """
-    import jax  # late: --help needs none of it
-
-    from qwen_jax import distributed
-    from qwen_jax.checkpoint import load
-    from qwen_jax.evaluate.progress import Bar
-    from qwen_jax.evaluate.report import markdown
-    from qwen_jax.evaluate.run import check, evaluate
-    from qwen_jax.nn.sharding import make_mesh
+    from qwen_jax import model_folder
+    from qwen_jax.evaluate import questions, report
+    from qwen_jax.program import limits, progress
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    check(names, suite, run_generated_code)
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit is {limit}, wanted a number from 1 on")
-    if batch < 1 or batch & (batch - 1):
-        raise ValueError(f"--batch is {batch}, wanted a power of two")
+    chosen = questions.check(names, suite, run_generated_code)
+    limits.expect(
+        limit=limit,
+        adapter=adapter,
+        mesh_data=mesh_data,
+        mesh_fsdp=mesh_fsdp,
+        mesh_tensor=mesh_tensor,
+        coordinator=coordinator,
+        processes=processes,
+        process=process,
+    )
+    if not 1 <= batch <= 4096 or batch & (batch - 1):
+        raise ValueError(f"--batch is {batch}, wanted a power of two from 1 to 4096")
+    report.expect_free(output)
+    questions.read(chosen, data, 1, suite is not None and not names)
+    model_folder.expect(folder)
+    with progress.working("starting JAX"):  # late: --help and a wrong option need none of it
+        import jax
+
+        from qwen_jax import distributed
+        from qwen_jax.checkpoint import load
+        from qwen_jax.evaluate.progress import Bar
+        from qwen_jax.evaluate.run import evaluate
+        from qwen_jax.nn.sharding import make_mesh
+
     distributed.join(coordinator, processes, process)
     split = jax.device_count() > 1 or (mesh_data, mesh_fsdp, mesh_tensor) != (1, 1, None)
     mesh = make_mesh(mesh_data, mesh_fsdp, mesh_tensor) if split else None
     params = load(folder, mesh, dtype=dtype, adapter=adapter)
-    report = evaluate(
+    made = evaluate(
         params,
         Path(folder).name,
         names,
@@ -91,7 +106,7 @@ def main(
         tell=Bar() if jax.process_index() == 0 else lambda task, done, count: None,
     )
     if jax.process_index() == 0:
-        print(f"{markdown(report)}\nwritten to {output}: report.json, report.md, samples/")
+        print(f"{report.markdown(made)}\nwritten to {output}: report.json, report.md, samples/")
 
 
 def command(

@@ -9,6 +9,16 @@ from typing import Any
 from qwen_jax.evaluate.tasks.task import Task
 from qwen_jax.files import atomic
 
+SETTINGS = "evaluation.json"  # in the folder of an evaluation: what it is of
+
+
+def expect_free(output: Path) -> None:
+    """Raise ValueError for a folder that holds something else than an evaluation, or for a file."""
+    if (output / SETTINGS).is_file() or not output.exists():
+        return
+    if not output.is_dir() or any(output.iterdir()):
+        raise ValueError(f"{output} is not empty and holds no evaluation; choose another --output")
+
 
 def result(
     task: Task, correct: Mapping[str, Sequence[float]], published: float | None, data: str

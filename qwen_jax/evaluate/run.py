@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,11 @@ from qwen_jax.evaluate import report
 from qwen_jax.evaluate.answering import SLOTS
 from qwen_jax.evaluate.asking import ask
 from qwen_jax.evaluate.published import SUITES
-from qwen_jax.evaluate.tasks import choice, code, tools, worked
-from qwen_jax.evaluate.tasks.data import Data, NoData
-from qwen_jax.evaluate.tasks.task import Question, Task
+from qwen_jax.evaluate.questions import TASKS, check, read
+from qwen_jax.evaluate.tasks.task import Question
 from qwen_jax.files import atomic, strict_json
 from qwen_jax.nn.model import Qwen
 from qwen_jax.sandbox import program as walls
-
-TASKS = {task.name: task for task in (*choice.TASKS, *worked.TASKS, *code.TASKS, *tools.TASKS)}
 
 Tell = Callable[[str, int, int], None]  # a task's name, questions done, of how many
 
@@ -55,7 +51,7 @@ def evaluate(
     on it.
     """
     chosen = check(tasks, suite, run_generated_code)
-    questions, skipped = _read(chosen, data, limit, suite is not None and not tasks)
+    questions, skipped = read(chosen, data, limit, suite is not None and not tasks)
     if run_generated_code and (unkept := walls.missing()):
         print(f"generated code runs without a part of its walls: {unkept}", file=sys.stderr)
     hashes = {name: _hash(asked) for name, asked in questions.items()}
@@ -95,45 +91,6 @@ def evaluate(
     return made
 
 
-def check(tasks: Sequence[str], suite: str | None, run_generated_code: bool) -> list[Task]:
-    """The tasks that are meant. Raises ValueError before any work where something is unknown."""
-    if suite is not None and suite not in SUITES:
-        raise ValueError(f"there is no suite {suite!r}; there are {', '.join(SUITES)}")
-    if unknown := [name for name in tasks if name not in TASKS]:
-        raise ValueError(f"there is no task {unknown[0]!r}; there are {', '.join(TASKS)}")
-    if not tasks and suite is None:
-        raise ValueError("nothing to evaluate; give --tasks, --suite or both")
-    for name in tasks:
-        if TASKS[name].runs_code and not run_generated_code:
-            raise ValueError(
-                f"{name} runs programs that the model writes; read docs/evaluate.md, then give "
-                "--run-generated-code"
-            )
-    names = list(dict.fromkeys(tasks)) or list(SUITES[suite or ""])
-    return [
-        TASKS[name] for name in names if run_generated_code or not TASKS[name].runs_code or tasks
-    ]
-
-
-def _read(
-    tasks: Sequence[Task], data: Path, limit: int | None, lenient: bool
-) -> tuple[dict[str, list[Question]], dict[str, str]]:
-    """Every task's questions, and why there are none of some. lenient: that is no error."""
-    questions: dict[str, list[Question]] = {}
-    missing: dict[str, str] = {}
-    for task in tasks:
-        try:
-            questions[task.name] = list(islice(task.read(Data(data)), limit))
-            if not questions[task.name]:
-                raise NoData(f"the data of {task.name} in {data} hold no question")
-        except NoData as error:
-            questions.pop(task.name, None)
-            missing[task.name] = str(error)
-    if missing and (not lenient or not questions):
-        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
-    return questions, missing
-
-
 def _hash(questions: Iterable[Question]) -> str:
     hash = hashlib.sha256()
     for question in questions:
@@ -152,7 +109,7 @@ def _weights_hash(params: Qwen) -> str | None:
 # --- what is known ------------------------------------------------------------------------------
 def _claim(output: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder, or find the same evaluation in it."""
-    told = output / "evaluation.json"
+    told = output / report.SETTINGS
     if told.exists():
         if (found := strict_json.read(told)) != settings:
             different = [name for name in settings if found.get(name) != settings[name]]
@@ -161,8 +118,7 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
                 "choose another --output, or delete it"
             )
         return
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no evaluation; choose another --output")
+    report.expect_free(output)
     for folder in ("samples", "progress"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     atomic.write_text(told, json.dumps(settings, indent=1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from qwen_jax.cli import run
-from qwen_jax.plan.chips import Remat, Work
+from qwen_jax.plan.chips import Remat, Work, split
 
 if TYPE_CHECKING:
     from qwen_jax.config import Config
@@ -43,7 +43,7 @@ def main(
     """Count what a model takes on devices that need not be there.
 
     Args:
-        model: Published model such as Qwen-72B, or a folder with its config.json.
+        model: Published model such as Qwen-72B, "demo", or a folder with its config.json.
         mesh: Devices, such as v5e:4x8, h200:8 or h200.
         precision: Type of the weights.
         cache_dtype: Type of cached keys and values.
@@ -60,19 +60,23 @@ def main(
             takes; for generation, with the wheels of jax[cuda13] or jax[tpu].
         compile_here: Do that in this process, whose environment is ready for it.
     """
-    from qwen_jax.program import progress
+    from qwen_jax.program import limits, progress
 
-    with progress.working("starting JAX"):  # late: --help needs none
-        from qwen_jax.plan import compiled
-        from qwen_jax.plan.estimate import Job, as_json, split
-
-    for name, value in (("context", context), ("batch", batch)):
-        if not 1 <= value <= 1 << 24:
-            raise ValueError(f"--{name} is {value}, wanted 1 to {1 << 24}")
-    axes = split(mesh, mesh_data, mesh_fsdp, mesh_tensor)
-    job = Job(_config(model), mesh, *axes, precision, cache_dtype, context, batch, work, remat)
+    limits.expect(
+        context=context,
+        batch=batch,
+        mesh_data=mesh_data,
+        mesh_fsdp=mesh_fsdp,
+        mesh_tensor=mesh_tensor,
+    )
+    axes, config = split(mesh, mesh_data, mesh_fsdp, mesh_tensor), _config(model)
     if (compile or compile_here) and work != "generate":
         raise ValueError("--compile is for generation; training: python -m benchmarks.plans")
+    with progress.working("starting JAX"):  # late: --help and a wrong option need none
+        from qwen_jax.plan import compiled
+        from qwen_jax.plan.estimate import Job, as_json
+
+    job = Job(config, mesh, *axes, precision, cache_dtype, context, batch, work, remat)
     if compile_here:
         return print(dumps(compiled.measure(job)))
     with progress.working("counting"):
@@ -84,11 +88,12 @@ def main(
 
 
 def _config(model: str) -> "Config":
+    from qwen_jax import bundled
     from qwen_jax.config import Config
     from qwen_jax.files import strict_json
     from qwen_jax.plan import models
 
-    file = Path(model) / "config.json"
+    file = (bundled.CHECKPOINT if model == "demo" else Path(model)) / "config.json"
     return Config.from_hf(strict_json.read(file)) if file.exists() else models.config(model)
 
 

@@ -50,3 +50,15 @@ def parse(mesh: str) -> tuple[str, int]:
     if not 1 <= count <= 65536:
         raise ValueError(f"got the mesh {mesh!r} of {count} devices, wanted 1 to 65536")
     return match[1], count
+
+
+def split(mesh: str, data: int, fsdp: int, tensor: int | None) -> tuple[int, int, int]:
+    """Sizes of the axes on a slice; tensor takes what the others leave."""
+    _, count = parse(mesh)
+    tensor = max(1, count // (data * fsdp)) if tensor is None else tensor
+    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
+        raise ValueError(
+            f"data {data} x fsdp {fsdp} x tensor {tensor} makes {data * fsdp * tensor} devices, "
+            f"{mesh} has {count}; choose sizes whose product is {count}"
+        )
+    return data, fsdp, tensor

@@ -56,18 +56,6 @@ class Job:
         return 1 / self.tensor if count % self.tensor == 0 else 1.0
 
 
-def split(mesh: str, data: int, fsdp: int, tensor: int | None) -> tuple[int, int, int]:
-    """Sizes of the axes on a slice; tensor takes what the others leave."""
-    _, count = parse(mesh)
-    tensor = max(1, count // (data * fsdp)) if tensor is None else tensor
-    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
-        raise ValueError(
-            f"data {data} x fsdp {fsdp} x tensor {tensor} makes {data * fsdp * tensor} devices, "
-            f"{mesh} has {count}; choose sizes whose product is {count}"
-        )
-    return data, fsdp, tensor
-
-
 @dataclass(frozen=True)
 class Bytes:
     """On each device."""

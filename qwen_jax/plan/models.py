@@ -54,7 +54,10 @@ def config(name: str) -> Config:
     if plain.startswith("qwq-32b"):
         matching = ["Qwen2.5-32B"]
     if not matching:
-        raise ValueError(f"got the model {name!r}, wanted one of {', '.join(SIZES)}, or a folder")
+        raise ValueError(
+            f"got the model {name!r}, wanted one of {', '.join(SIZES)}, demo, or a folder with its "
+            "config.json"
+        )
     found = max(matching, key=len)
     width, layers, heads, kv_heads, mlp, vocab, tied = SIZES[found]
     features: dict[str, Any] = {"qkv_bias": found not in _V3, "qk_norm": found in _V3}

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from qwen_jax.cli import run
+from qwen_jax.program.limits import CACHE_DTYPES
 
 GROUPS = {  # of --help
     "measurements": "lengths batches cache_dtypes attention",
@@ -53,9 +54,27 @@ def main(
         processes: Number of processes in the run.
         process: Number of this process, counted from 0.
     """
-    from qwen_jax.program import progress
+    from qwen_jax import model_folder
+    from qwen_jax.program import limits, progress
 
-    with progress.working("starting JAX"):  # late: --help needs none
+    wanted = [
+        (length, batch, None if cache == "default" else cache)
+        for cache in _caches(cache_dtypes)
+        for batch in _numbers("batches", batches)
+        for length in _numbers("lengths", lengths)
+    ]
+    limits.expect(
+        mesh_data=mesh_data,
+        mesh_fsdp=mesh_fsdp,
+        mesh_tensor=mesh_tensor,
+        coordinator=coordinator,
+        processes=processes,
+        process=process,
+    )
+    if output is not None and output.exists() and not output.is_dir():
+        raise ValueError(f"--output: {output} is a file; give a folder")
+    model_folder.expect(folder)
+    with progress.working("starting JAX"):  # late: --help and a wrong option need none
         import jax
 
         from qwen_jax import distributed
@@ -63,12 +82,6 @@ def main(
         from qwen_jax.nn.sharding import make_mesh
         from qwen_jax.profile.measure import beside, measure, precision, table, write
 
-    wanted = [
-        (length, batch, None if cache == "default" else cache)
-        for cache in cache_dtypes.split(",")
-        for batch in _numbers("batches", batches)
-        for length in _numbers("lengths", lengths)
-    ]
     distributed.join(coordinator, processes, process)
     split = jax.device_count() > 1 or (mesh_data, mesh_fsdp, mesh_tensor) != (1, 1, None)
     params = load(folder, make_mesh(mesh_data, mesh_fsdp, mesh_tensor) if split else None, dtype)
@@ -87,6 +100,13 @@ def main(
         print(f"\n{table(report)}")
         if output is not None:
             write(report, output)
+
+
+def _caches(text: str) -> list[str]:
+    names, known = [name.strip() for name in text.split(",")], ("default", *CACHE_DTYPES)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--cache-dtypes has {unknown[0]!r}, wanted some of {', '.join(known)}")
+    return names
 
 
 def _numbers(name: str, text: str) -> list[int]:

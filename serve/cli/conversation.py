@@ -253,20 +253,13 @@ def converse(settings: ChatConfig) -> None:
         raise ValueError("chat needs a terminal; for a pipe use qwen-jax generate MODEL")
     model = settings.model
     if settings.url is not None:
-        if (settings.dtype, settings.cache_dtype, settings.draft_tokens) != (None, None, None):
-            raise ValueError(
-                "--dtype, --cache-dtype and --draft-tokens belong to a model here, not to --url"
-            )
         source: Source = Remote(settings.url, model)
-    elif model is None:
-        raise ValueError("give --model NAME, or --url of a server")
     else:
+        assert model is not None
         model_folder.expect(model)
         with progress.working("starting JAX"):
             from qwen_jax.checkpoint import load
-            from qwen_jax.decoding import drafts
             from serve.cli.local import Local
-        drafts.check(settings.draft_tokens)
         with progress.working(f"loading {model}"):
             params = load(model, dtype=settings.dtype)
             source = Local(params, model, settings.cache_dtype, settings.draft_tokens)

@@ -27,3 +27,13 @@ class ChatConfig(SamplingOptions):
     draft_tokens: int | None = None
     """Tokens looked up in the text so far and verified at once, which saves time and changes no
     answer; 0 for none; by default, 4 where that pays."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        here = (self.dtype, self.cache_dtype, self.draft_tokens) != (None, None, None)
+        if self.url is None and self.model is None:
+            raise ValueError("give --model NAME, or --url of a server")
+        if self.url is not None and here:
+            raise ValueError(
+                "--dtype, --cache-dtype and --draft-tokens belong to a model here, not to --url"
+            )

@@ -27,8 +27,6 @@ def random_jobs(
     count: int, seed: int, input_length: int, output_length: int, spread: float
 ) -> list[Job]:
     """Prompts of random ids; lengths are uniform between (1 - spread) and (1 + spread) times."""
-    if not 0 <= spread < 1:
-        raise ValueError(f"--spread is {spread}, wanted 0 or more and less than 1")
     choose = random.Random(seed)
 
     def length(middle: int) -> int:

@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import convert
-from convert.export import read_size
 from qwen_jax import bundled
 from qwen_jax.checkpoint import load, save
 from qwen_jax.config import Config
+from qwen_jax.files.sizes import parse
 from tests.assets import assets_of, tokenizer_of
 from tests.conftest import Golden
 from tests.convert.conftest import Copy, Edit
@@ -169,7 +169,7 @@ def test_shard_size_that_is_none(size: Any, tmp_path: Path) -> None:
 
 def test_sizes() -> None:
     sizes: tuple[int | str, ...] = ("5GB", "500 MB", "2GiB", "17", 17, "3k", "8b")
-    assert list(map(read_size, sizes)) == [5 * 10**9, 5 * 10**8, 2**31, 17, 17, 3000, 8]
+    assert list(map(parse, sizes)) == [5 * 10**9, 5 * 10**8, 2**31, 17, 17, 3000, 8]
 
 
 def test_names_without_model(tmp_path: Path) -> None:

@@ -283,6 +283,7 @@ def test_impossible_budgets(base: Qwen, count: Any) -> None:
     [
         ({"seed": [1]}, "got 1 values for seed, there are 2 prompts"),
         ({"seed": [1, 2.5]}, "got seed 2.5, wanted"),
+        ({"seed": [1, -1]}, f"got seed -1, wanted 0 to {2**63 - 1}"),
         ({"seed": True}, "got seed True, wanted"),
         ({"sampling": [GREEDY] * 3}, "got 3 values for sampling, there are 2 prompts"),
         ({"sampling": []}, "got 0 values for sampling, there are 2 prompts"),

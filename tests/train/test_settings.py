@@ -14,7 +14,8 @@ from tests.train.runs import ROOT, arguments
 from train import run
 from train.settings import FREE, LOWEST, TrainConfig, default
 
-GOOD = TrainConfig(model="demo", data=("chats.json",), out="out")
+DATA = "README.md"  # a file that is there
+GOOD = TrainConfig(model="demo", data=(DATA,), out="out")
 
 
 def problems(devices: int = 8, **changes: Any) -> list[str]:
@@ -44,15 +45,18 @@ def test_the_defaults_can_be_used() -> None:
         ({"method": "full", "rank": 8}, "rank has no meaning with --method full; leave it out"),
         ({"bits": 8}, "bits has no meaning with --method lora; leave it out"),
         (
-            {"adapter": ".", "alpha": 8},
+            {"adapter": "tests/golden/peft/lora", "alpha": 8},
             "alpha has no meaning with --adapter, which has its own; leave it out",
         ),
-        ({"adapter": "nowhere"}, "adapter: there is no folder nowhere"),
+        (
+            {"adapter": "nowhere"},
+            "--adapter: no folder nowhere; give the folder of an adapter in PEFT's format",
+        ),
         ({"steps": 9, "epochs": 2}, "both steps (9) and epochs (2) are given; leave one out"),
         ({"eval_every": 5}, "eval_every needs eval_data, the files to measure"),
         ({"keep_best": True}, "keep_best needs eval_data, the files to measure"),
         (
-            {"keep_best": True, "eval_data": ("a",), "eval_every": 300},
+            {"keep_best": True, "eval_data": (DATA,), "eval_every": 300},
             "keep_best needs a measurement at each checkpoint: save_every 1000 is no multiple "
             "of eval_every 300",
         ),
@@ -147,7 +151,7 @@ def test_what_may_change_in_between() -> None:
     assert dataclasses.replace(GOOD, **free).differences(before) == []
     other = dataclasses.replace(GOOD, rank=8, data=("other.json",), seed=1)
     assert other.differences(before) == [
-        "data was ['chats.json'], now it is ['other.json']",
+        f"data was ['{DATA}'], now it is ['other.json']",
         "rank was 64, now it is 8",
         "seed was 42, now it is 1",
     ]

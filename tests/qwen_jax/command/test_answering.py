@@ -124,7 +124,7 @@ def fault(
     def end(*arguments: Any, **how: Any) -> str:
         names = dict(zip(("folder", "prompt"), arguments, strict=False))
         with pytest.raises(SystemExit) as caught:
-            run(lambda: answering.answer(GenerateConfig(**names, **how)))
+            run(lambda: answering.answer(GenerateConfig(**names, **how).with_prompt()))
         assert capsys.readouterr().out == ""
         assert isinstance(caught.value.code, str)
         assert "\n" not in caught.value.code

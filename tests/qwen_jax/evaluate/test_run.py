@@ -10,7 +10,8 @@ import pytest
 from qwen_jax import load
 from qwen_jax.evaluate import asking, scoring
 from qwen_jax.evaluate.published import SUITES, suite_of
-from qwen_jax.evaluate.run import TASKS, check, evaluate
+from qwen_jax.evaluate.questions import TASKS, check
+from qwen_jax.evaluate.run import evaluate
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 

@@ -8,8 +8,8 @@ import pytest
 
 from qwen_jax.plan import models
 from qwen_jax.plan.__main__ import command
-from qwen_jax.plan.chips import parse
-from qwen_jax.plan.estimate import Job, count, split
+from qwen_jax.plan.chips import parse, split
+from qwen_jax.plan.estimate import Job, count
 from qwen_jax.program import progress
 
 RESULTS = Path(__file__).parents[3] / "benchmarks/results"

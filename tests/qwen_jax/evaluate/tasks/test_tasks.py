@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_jax.bundled import CHECKPOINT
-from qwen_jax.evaluate.run import TASKS
+from qwen_jax.evaluate.questions import TASKS
 from qwen_jax.evaluate.tasks import latex, tools, worked
 from qwen_jax.evaluate.tasks.code import body
 from qwen_jax.evaluate.tasks.data import Data, NoData
