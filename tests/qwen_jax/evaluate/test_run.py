@@ -9,6 +9,7 @@ import pytest
 
 from qwen_jax import load
 from qwen_jax.evaluate import asking, scoring
+from qwen_jax.evaluate.progress import Bar
 from qwen_jax.evaluate.published import SUITES, suite_of
 from qwen_jax.evaluate.run import TASKS, check, evaluate
 from qwen_jax.nn.model import Qwen
@@ -142,6 +143,32 @@ def test_what_is_refused_before_any_work(params: Qwen, tmp_path: Path) -> None:
             check(tasks, suite, run_generated_code=False)
     with pytest.raises(ValueError, match=r"mmlu: there is no .*hendrycks"):
         evaluate(params, "demo", ["mmlu"], tmp_path, tmp_path / "out")
+
+
+def test_how_far_it_is_is_told_by_what_this_run_did(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar, clock = Bar(), iter((100.0, 100.0, 110.0, 120.0, 300.0, 300.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    for task, done, count in (
+        ("mmlu", 40, 90_000),  # forty were known before
+        ("mmlu", 41, 90_000),
+        ("mmlu", 42, 90_000),  # too soon to tell again
+        ("mmlu", 60, 90_000),
+        ("bbh", 0, 1),
+        ("bbh", 1, 1),
+    ):
+        bar(task, done, count)
+    assert capsys.readouterr().err.splitlines() == [
+        "mmlu 40/90000 questions",
+        "mmlu 60/90000 questions, 1 a second, 24:59:00 left",
+        "bbh 0/1 questions",
+        "bbh 1/1 questions",
+    ]
+
+
+def test_titles_tell_tasks_apart() -> None:
+    assert len({task.title for task in TASKS.values()}) == len(TASKS)
 
 
 def test_published_rows_name_tasks() -> None:
