@@ -72,8 +72,9 @@ def evaluate(
     for name, asked in questions.items():
         with kept.Samples(output, name) as samples:
             tell(name, len(samples.known), len(asked))
-            for index, sample in ask(params, TASKS[name], asked, samples.known, batch):
-                samples.add(index, sample)
+            for answered in ask(params, TASKS[name], asked, samples.known, batch):
+                for index, sample in answered:
+                    samples.add(index, sample)
                 tell(name, len(samples.known), len(asked))
         correct: dict[str, list[float]] = {}
         for index, question in enumerate(asked):

@@ -66,7 +66,7 @@ def test_killed_ten_times_it_ends_with_the_same_report(
 ) -> None:
     rng, output = random.Random(0), tmp_path / "out"
     for _ in range(10):
-        left = rng.randint(1, 9)
+        left = rng.randint(1, 5)
 
         def tell(task: str, done: int, count: int) -> None:
             nonlocal left
