@@ -1,5 +1,10 @@
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from qwen_jax.evaluate.run import TASKS, check, evaluate
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 
+ROOT = Path(__file__).parents[3]
 CHOSEN = ["mmlu", "gsm8k_chat", "tool_selection"]
 
 
@@ -82,6 +88,27 @@ def test_killed_ten_times_it_ends_with_the_same_report(
         except Killed:
             continue
         break
+    evaluate(params, "demo", CHOSEN, data, output)
+    assert content(output) == content(whole)
+
+
+def test_the_command_killed_by_the_system(
+    params: Qwen, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "qwen_jax.evaluate", "demo", "--tasks", ",".join(CHOSEN)]
+    command += ["--data", str(data), "--output", str(output), "--dtype", "float32"]
+    killed = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 60
+        while not (output / "samples/mmlu.jsonl").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert not (output / "report.json").exists()
     evaluate(params, "demo", CHOSEN, data, output)
     assert content(output) == content(whole)
 
