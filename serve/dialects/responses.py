@@ -10,8 +10,9 @@ from starlette.responses import JSONResponse, Response
 from serve.api import endpoint
 from serve.api.choices import Choice
 from serve.dialects.asking import asked, asked_truncated
-from serve.dialects.output import Reply, new_id
+from serve.dialects.output import Reply, echo_of, new_id
 from serve.http.errors import ApiError, shown
+from serve.http.rendering import Written
 from serve.memory import Kept
 from serve.schemas.responses import (
     ITEM,
@@ -114,6 +115,7 @@ class _Exchange:
 
     def __init__(self, service: Service, tenant: str):
         self.service, self.tenant, self.id = service, tenant, new_id("resp")
+        self.echo = dict[str, Written]()  # what a response repeats
 
     def prepared(
         self, model: Model, tenant: str, fields: ResponsesRequest, most: int
@@ -122,9 +124,11 @@ class _Exchange:
         items = self._items(fields)
         ask = asked_truncated if fields.truncation == "auto" else asked
         choices = ask(model, tenant, _chat(fields, items), most)
+        self.echo = echo_of(fields)
         if fields.store and self.service.memory.most:
             said = [item.model_dump(by_alias=True, exclude_none=True) for item in items]
-            kept = Kept({}, said, len(json.dumps(said)))
+            size = sum(len(one.text) for one in self.echo.values()) + len(json.dumps(said))
+            kept = Kept({}, said, size)
             self.service.memory.keep(tenant, self.id, kept)
         return choices
 
@@ -173,7 +177,8 @@ class _Exchange:
         return found
 
     def reply(self, model: Model, fields: ResponsesRequest, choices: list[Choice]) -> Reply:
-        return Reply(self.service, self.tenant, self.id, model, fields.without_texts(), choices[0])
+        key, fields = (self.tenant, self.id), fields.without_texts()
+        return Reply(self.service, key, model, fields, self.echo, choices[0])
 
 
 def _chat(fields: ResponsesRequest, items: list[Any]) -> dict[str, Any]:
