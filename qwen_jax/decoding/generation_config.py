@@ -20,8 +20,8 @@ from qwen_jax.files.strict_json import (
     either,
     listed,
 )
+from qwen_jax.program.limits import MOST_NEW_TOKENS
 
-_MOST = 2**30  # new tokens that 32 bits can count, with a prompt
 _TRANSFORMERS_TOP_K = 50  # what transformers samples with when the file does not say
 _HARMLESS = frozenset(
     "transformers_version _from_model_config output_attentions output_hidden_states use_cache "
@@ -140,8 +140,8 @@ def _ends(reader: StrictObject) -> tuple[tuple[int, ...], ...]:
 def budget(config: Config, longest: int, max_new_tokens: int) -> int:
     """The new tokens, if a prompt of `longest` may have so many; a warning past the window."""
     whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
-    if not whole or not 0 < max_new_tokens <= _MOST:
-        raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {_MOST}")
+    if not whole or not 0 < max_new_tokens <= MOST_NEW_TOKENS:
+        raise ValueError(f"got max_new_tokens {max_new_tokens!r}, wanted 1 to {MOST_NEW_TOKENS}")
     check_prompt(config, longest)
     if longest + max_new_tokens > config.max_length:
         warnings.warn(

@@ -10,14 +10,15 @@ from qwen_jax.program import rendezvous
 
 MAX_DRAFT_TOKENS = 15  # kernels take 16 tokens a row
 MAX_SEED = 2**63 - 1  # as in OpenAI's API
-MOST = 2**31 - 1
+MOST_NEW_TOKENS = 2**30  # that 32 bits can count, with a prompt
 RANGES: dict[str, tuple[float, float]] = {
     "draft_tokens": (0, MAX_DRAFT_TOKENS),
     "seed": (0, MAX_SEED),
     "prompt_tokens": (1, 2**24),
     "context": (1, 2**24),
     "batch": (1, 2**24),
-    **dict.fromkeys(("max_new_tokens", "limit"), (1, MOST)),
+    "max_new_tokens": (1, MOST_NEW_TOKENS),
+    "limit": (1, 2**31 - 1),
     # of `bench`
     **dict.fromkeys(("requests", "concurrency"), (1, 10**6)),
     **dict.fromkeys(("input_length", "output_length"), (1, 2**24)),

@@ -8,6 +8,9 @@ from typing import Any
 
 import httpx
 
+from qwen_jax.decoding.sampling import Sampling
+from serve.cli.settings import changed
+
 KEY = "QWEN_API_KEY"  # the variable of the environment: arguments can be read by everyone
 CONNECT_SECONDS = 10.0  # an answer itself may take as long as it wants
 
@@ -121,7 +124,11 @@ class Remote:
         self.name = model or names[0]
 
     def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """What is known of the settings here: the changes; the server has the rest."""
+        """What is known of the settings here: the changes; the server has the rest.
+
+        ValueError if they are wrong, so that the server need not be asked for that.
+        """
+        changed(Sampling(), changes)
         return dict(changes)
 
     def answer(

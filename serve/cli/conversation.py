@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shlex
 import sys
 import time
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from qwen_jax import model_folder
 from qwen_jax.program import interruption, progress
+from qwen_jax.program.limits import MAX_SEED
 from serve.cli.client import Answer, Remote
 from serve.cli.settings import ChatConfig
 from serve.cli.terminal import THEME, Block, Growing, printable
@@ -96,7 +98,10 @@ class Chat:
         if line.startswith(":") and word[1:].replace("-", "").isalpha() and word.islower():
             if word[1:] not in COMMANDS:
                 raise ValueError(f"there is no command {word}; :help lists them, a space sends it")
-            COMMANDS[word[1:]](self, rest.strip())
+            command = COMMANDS[word[1:]]
+            if rest.strip() and command not in TAKE_WORDS:
+                raise ValueError(f"got {rest.strip()!r} behind {word}, which takes nothing")
+            command(self, rest.strip())
         elif word:
             self._ask(line.strip())
         else:
@@ -172,14 +177,20 @@ class Chat:
     def show_seed(self, text: str) -> None:
         """show the seed of the answers; :seed 7 sets it"""
         if text:
-            if not text.isdecimal():
-                raise ValueError(f"got the seed {text!r}, wanted a whole number")
+            if not re.fullmatch("[0-9]{1,19}", text) or int(text) > MAX_SEED:
+                raise ValueError(
+                    f"got the seed {text[:40]!r}, wanted a whole number 0 to {MAX_SEED}"
+                )
             self.seed = int(text)
         self._say(f"seed {self.seed}")
 
     def conf(self, text: str) -> None:
         """show the settings; :conf temperature=0.5 top_k=20 changes some"""
-        settings = self.change(dict(_setting(pair) for pair in shlex.split(text)))
+        try:
+            pairs = shlex.split(text)
+        except ValueError:
+            raise ValueError(f"got {text!r}, in which a quotation mark has no second") from None
+        settings = self.change(dict(_setting(pair) for pair in pairs))
         table = Table.grid(padding=(0, 3))
         for name in SETTINGS:
             value = settings.get(name, "the server's default")
@@ -210,6 +221,7 @@ COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "reset-conf": Chat.reset_conf,
     "system": Chat.show_system,
 }
+TAKE_WORDS = (Chat.show_seed, Chat.conf, Chat.show_system)
 
 
 def _setting(pair: str) -> tuple[str, Any]:
@@ -218,9 +230,12 @@ def _setting(pair: str) -> tuple[str, Any]:
     if not equals or name not in SETTINGS:
         raise ValueError(f"got {pair!r}, wanted name=value with one of {', '.join(SETTINGS)}")
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        raise ValueError(f"got {value!r} for {name}, wanted a number or a list") from None
+        made = ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        if name != "stop" or not value or value[0] in "[(":
+            raise ValueError(f"got {value!r} for {name}, wanted a number or a list") from None
+        made = value
+    return name, (made,) if name == "stop" and isinstance(made, str) else made
 
 
 def reader() -> Callable[[], str]:

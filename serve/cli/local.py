@@ -11,6 +11,7 @@ from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.model import Qwen
 from serve.cli.client import Answer
+from serve.cli.settings import changed
 
 
 class Local:
@@ -58,9 +59,4 @@ class Local:
             yield Answer(grown.text, len(grown.tokens), grown.finish_reason)
 
     def _changed(self, changes: Mapping[str, Any]) -> tuple[Sampling, int | None]:
-        defaults = defaults_of(self._params)
-        sampling = dict(changes)
-        count = sampling.pop("max_new_tokens", None)
-        if count is not None and (type(count) is not int or count < 1):
-            raise ValueError(f"max_new_tokens is {count!r}, expected a whole number from 1")
-        return dataclasses.replace(defaults.sampling, **sampling), count
+        return changed(defaults_of(self._params).sampling, changes)

@@ -1,11 +1,25 @@
 """What the terminal chat is started with."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from qwen_jax.command.settings import SAMPLING, Number, SamplingOptions
+from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.program.limits import RANGES
 
 GROUPS = {"answer": f"system seed {SAMPLING} stop max_new_tokens"}  # of --help
+
+
+def changed(default: Sampling, changes: Mapping[str, Any]) -> tuple[Sampling, int | None]:
+    """All settings after changes, and the most tokens of an answer; ValueError for wrong ones."""
+    sampling = dict(changes)
+    count = sampling.pop("max_new_tokens", None)
+    least, most = RANGES["max_new_tokens"]
+    if count is not None and (type(count) is not int or not least <= count <= most):
+        raise ValueError(f"max_new_tokens is {count!r}, expected a whole number {least} to {most}")
+    return dataclasses.replace(default, **sampling), count
 
 
 @dataclass(frozen=True, kw_only=True)

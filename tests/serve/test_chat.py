@@ -128,8 +128,13 @@ def test_settings_have_effect(talk: Callable[..., Any]) -> None:
         (":conf heat=1", "got 'heat=1', wanted name=value with one of temperature,"),
         (":conf top_k=__import__('os')", "wanted a number or a list"),
         (":conf top_k=-1", "top_k is -1"),
-        (":conf stop='", "No closing quotation"),
+        (":conf stop='", "a quotation mark has no second"),
+        (":conf top_k=" + "(" * 300, "wanted a number or a list"),
         (":seed x", "got the seed 'x'"),
+        (":seed -1", "got the seed '-1', wanted a whole number 0 to 9223372036854775807"),
+        (f":seed {2**63}", "wanted a whole number 0 to 9223372036854775807"),
+        (":seed " + "9" * 5000, "wanted a whole number 0 to 9223372036854775807"),
+        (":clh 3", "got '3' behind :clh, which takes nothing"),
         (":hlp", "there is no command :hlp"),
     ],
 )
@@ -137,9 +142,14 @@ def test_wrong_commands_are_refused_and_change_nothing(
     talk: Callable[..., Any], line: str, error: str
 ) -> None:
     asked, shown = talk(line, "one", ":D")
-    assert error in shown.replace("\n", " ")
+    assert error in " ".join(shown.split())
     assert [one[3:] for one in asked] == [(1234, {})] * 2
     assert asked[1][0] == ":D"  # no command
+
+
+def test_a_text_that_ends_the_answer(talk: Callable[..., Any]) -> None:
+    asked, _ = talk(":conf stop=END", "one")
+    assert asked[0][4] == {"stop": ("END",)}
 
 
 def test_history_and_help(talk: Callable[..., Any]) -> None:
@@ -161,6 +171,10 @@ def test_a_server_behind_it() -> None:
     with Stub(lambda body: ["a", " b\u2028", "c"]) as stub:
         remote = Remote(stub.url + "/", None)
         changes = {"max_new_tokens": 5, "top_k": 2}
+        assert remote.settings(changes) == changes
+        for wrong in ({"top_p": 5}, {"max_new_tokens": 0}, {"stop": [1]}, {"temperature": "x"}):
+            with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*expected"):
+                remote.settings(wrong)
         *_, answer = remote.answer("q", [("x", "y")], "s", 3, changes)
         assert answer == Answer("a b\u2028c", 3, "stop")
         (sent,) = stub.requests
