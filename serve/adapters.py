@@ -11,6 +11,8 @@ from qwen_jax.adapters import peft, peft_config
 from qwen_jax.adapters.bank import Bank
 from serve.engine.request import Request
 
+_BESIDE = 64 * 2**20  # bytes of an adapter that is read though it does not fit, to say why not
+
 
 @dataclass(eq=False)
 class Loaded:
@@ -40,7 +42,7 @@ class Adapters:
     def load(self, folder: Path) -> Loaded:
         """An adapter from its folder. It takes long; raises OSError or ValueError, and then nothing
         has changed."""
-        number = self._bank.put(peft.read(folder), self._replace)
+        number = self._bank.put(peft.read(folder, self._bank.size + _BESIDE), self._replace)
         loaded = Loaded(number, next(self._editions))
         self._inside.append(loaded)
         return loaded

@@ -1,11 +1,10 @@
 """What is kept of answers for those who refer to them; bounded in bytes and in time."""
 
-import json
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -14,13 +13,9 @@ class Kept:
     """An answer, and the conversation that led to it."""
 
     answer: dict[str, Any]
-    said: Sequence[dict[str, Any]] = ()  # items up to the answer, without it
-    weight: int = 0  # bytes of what was said
+    said: Sequence[dict[str, Any]]  # items up to the answer, without it
+    size: int  # bytes of both, as JSON has them, roughly
     until: float = 0.0
-    size: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.size = self.weight + len(json.dumps(self.answer))
 
     @property
     def items(self) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ class ServeConfig:
     """Memory for keys and values on each device, such as 2GiB; by default, what is left."""
     max_length: int | None = None
     """Most tokens of a prompt and its answer; by default the checkpoint's, if they fit."""
-    chunk: int = 128
+    chunk: int = 512
     """Most tokens of a prompt between two steps of the answers under way; a power of two."""
     step_tokens: int = 4
     """Tokens that each answer gains between two looks of the host."""

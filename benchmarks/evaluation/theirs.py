@@ -18,6 +18,7 @@ class Theirs:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         load: Any = AutoModelForCausalLM.from_pretrained
         self.model = load(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+        self._before: tuple[list[int], Any] = [], None  # ids, their keys and values
 
     def chat_ids(self, message: str) -> list[int]:
         """Of one message of a user, under the template's own system text."""
@@ -88,3 +89,26 @@ class Theirs:
         with self.torch.inference_mode():
             kept = self.model(self.torch.tensor([list(ids)]), logits_to_keep=len(ids) - start)
             return kept.logits[0].float()
+
+    def losses(self, ids: Sequence[int], piece: int = 512) -> Any:
+        """Of each of ids[1:] after those before it, float64; the head takes them in pieces."""
+        with self.torch.inference_mode():
+            hidden = self.model.model(self.torch.tensor([list(ids[:-1])])).last_hidden_state[0]
+            wanted = self.torch.tensor(list(ids[1:]))[:, None]
+            pairs = zip(hidden.split(piece), wanted.split(piece), strict=True)
+            return -self.torch.cat(
+                [self.model.lm_head(x).float().log_softmax(-1).gather(1, y) for x, y in pairs]
+            )[:, 0].double()
+
+    def logits_after(self, ids: Sequence[int]) -> Any:
+        """After the last id, float32; what the call before began with as well is reused."""
+        known, kept = self._before
+        pairs = enumerate(zip(known, ids[:-1], strict=False))
+        same = next((at for at, (a, b) in pairs if a != b), min(len(known), len(ids) - 1))
+        if kept is not None and same < len(known):
+            kept.crop(same - len(known))
+        with self.torch.inference_mode():
+            rest = self.torch.tensor([list(ids[same:])])
+            made = self.model(rest, past_key_values=kept, use_cache=True, logits_to_keep=1)
+        self._before = list(ids), made.past_key_values
+        return made.logits[0, -1].float()

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 MOST = 4 * 2**20 - 200  # bytes of a body, but for what stands around its one long part
-TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
+TEXT, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 
 
 def words(count: int) -> str:
@@ -17,6 +17,11 @@ def words(count: int) -> str:
 STRINGS = {"prompt": words(MOST // 6), "return_token_strs": True}
 ECHO = {"prompt": "the " * 900, "echo": True, "logprobs": 20, "max_tokens": 0}
 LOGPROBS: dict[str, Any] = {"n": 16, "logprobs": 20, "max_tokens": 400, "ignore_eos": True}
+# Tools that no prompt shows, and every event about a whole response repeats.
+TOOL: dict[str, Any] = {"type": "function", "name": "f"}
+TOOL |= {"parameters": {"enum": [{str(n): "x" * 50} for n in range(50_000)]}}
+REPEATS = {"input": "the", "tools": [TOOL], "tool_choice": "none", "max_output_tokens": 4}
+SCORES: dict[str, Any] = {"top_logprobs": 20, "max_output_tokens": 900, "ignore_eos": True}
 
 
 def message(content: str) -> dict[str, Any]:
@@ -37,6 +42,9 @@ LARGEST: dict[str, tuple[str, dict[str, Any] | None, int]] = {
     "scores": (TEXT, {"prompt": "the dog " * 16, **LOGPROBS}, 200),
     "scores of a prompt": (TEXT, ECHO, 200),
     "scores of a stream": (TEXT, {"prompt": "the", "stream": True, **LOGPROBS}, 200),
+    "a response repeats": (RESPONSES, REPEATS | {"store": False}, 200),
+    "a stream repeats": (RESPONSES, REPEATS | {"stream": True}, 200),
+    "scores of a response": (RESPONSES, {"input": "the", "stream": True, **SCORES}, 200),
     "openapi": ("/openapi.json", None, 200),
     "metrics": ("/metrics", None, 200),
     "models": ("/v1/models", None, 200),

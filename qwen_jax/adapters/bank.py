@@ -67,6 +67,11 @@ class Bank:
         return len(self._owner)
 
     @property
+    def size(self) -> int:
+        """Bytes of an adapter that fills it, in float32."""
+        return sum(4 * (part.a.size + part.b.size) for part in self._parts.values())
+
+    @property
     def free(self) -> int:
         """Ranks that nobody has."""
         return int((self._owner == 0).sum())

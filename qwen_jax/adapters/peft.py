@@ -30,7 +30,7 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter by Hugging Face's names, rows in their order; the arrays may be views of a file.
+    """An adapter by Hugging Face's names, rows in their order.
 
     deltas: module -> a [R in] and b [out R]. saved: tensor -> what takes the base's place.
     """
@@ -40,14 +40,19 @@ class Adapter:
     saved: Mapping[str, Any]
 
 
-def read(folder: str | Path) -> Adapter:
-    """An adapter in PEFT's format. Its arrays are views of the file.
+def read(folder: str | Path, most: int | None = None) -> Adapter:
+    """An adapter in PEFT's format.
 
-    Raises FileNotFoundError, or ValueError with everything that is wrong.
+    most: bytes that its tensors may have. Raises FileNotFoundError, or ValueError with everything
+    that is wrong.
     """
     folder = Path(folder)
     _expect_adapter(folder)
     file = safetensors_file.read_shard(folder / WEIGHTS)
+    if most is not None and file.size > most:
+        raise ValueError(
+            f"{WEIGHTS} has {file.size} bytes of tensors, at most {most} are read here"
+        )
     problems = Problems()
     matrices: dict[str, dict[str, np.ndarray]] = {}
     saved: dict[str, np.ndarray] = {}

@@ -24,14 +24,14 @@ def ask(
     questions: Sequence[Question],
     known: Mapping[int, Any],
     batch: int,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of a question, its sample) for those that are not known yet."""
+) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """(number of a question, its sample) for those that are not known yet, as they are answered."""
     todo = [index for index in range(len(questions)) if index not in known]
     if task.kind == "choice":
         for at in range(0, len(todo), _BLOCK):
             part = todo[at : at + _BLOCK]
             chosen = _choose(params, task, [questions[index] for index in part], batch)
-            yield from zip(part, chosen, strict=True)
+            yield list(zip(part, chosen, strict=True))
         return
     judge, tokenizer = task.judge, text_tokenizer(params)
     assert judge is not None
@@ -41,7 +41,7 @@ def ask(
         completion = answer.text.strip() if task.kind == "chat" else answer.text
         sample = {"id": question.id, "prompt": question.prompt, "completion": completion}
         correct = judge(question, completion, tokenizer)
-        yield todo[place], sample | {"answer": question.answer, "correct": correct}
+        yield [(todo[place], sample | {"answer": question.answer, "correct": correct})]
 
 
 def _ask(params: Qwen, task: Task, question: Question) -> Asked:

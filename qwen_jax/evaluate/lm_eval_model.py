@@ -15,6 +15,7 @@ from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from qwen_jax.checkpoint import load
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer
@@ -64,6 +65,13 @@ class QwenLM(TemplateLM):  # type: ignore[misc]  # it says no types
     def eot_token_id(self) -> int:
         return self._tokens.end_of_text
 
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context: lm-eval's own models take the same."""
+        names = (self._tokens.names.get(name, "") for name in ("bos_token", "eos_token"))
+        known = (self._tokens.specials[name] for name in names if name in self._tokens.specials)
+        return next(known, self.eot_token_id)
+
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
@@ -106,21 +114,28 @@ class QwenLM(TemplateLM):  # type: ignore[misc]  # it says no types
         return texts
 
     def _ask(self, context: str, how: dict[str, Any]) -> Asked:
-        how = dict(how)
-        until = how.pop("until", [])
-        most = int(how.pop("max_gen_toks", _MOST_NEW))
-        sampled = bool(how.pop("do_sample", False))
-        temperature = float(how.pop("temperature", 1.0 if sampled else 0.0) or 0.0)
+        how = dict(normalize_gen_kwargs(how, _MOST_NEW))
+        until, most = how.pop("until"), how.pop("max_gen_toks")
+        sampled, temperature = how.pop("do_sample"), how.pop("temperature", 1.0)
         top_p, top_k = float(how.pop("top_p", 1.0)), int(how.pop("top_k", 0))
+        penalty = float(how.pop("repetition_penalty", 1.0))
+        if how.pop("num_beams", 1) != 1:
+            raise ValueError("a task asks for several beams; qwen_jax follows one")
         if how:
             raise ValueError(f"a task asks for {sorted(how)}, which qwen_jax does not have")
+        if (room := self.max_length - most) < 1:
+            raise ValueError(
+                f"a task asks for {most} new tokens, and max_length is {self.max_length}; "
+                "no prompt fits before them"
+            )
         sampling = Sampling(
-            temperature=temperature if sampled else 0.0,
+            temperature=float(temperature) if sampled else 0.0,
             top_p=top_p,
             top_k=top_k,
-            stop=tuple(text for text in ([until] if isinstance(until, str) else until) if text),
+            repetition_penalty=penalty,
+            stop=tuple(text for text in until if text),
         )
-        ids = self.tok_encode(context)[-max(1, self.max_length - most) :]
+        ids = self.tok_encode(context)[-room:]
         ends = dict.fromkeys((*defaults_of(self._params).eos_ids, (self.eot_token_id,)))
         return Asked(ids, sampling, tuple(ends), most)
 

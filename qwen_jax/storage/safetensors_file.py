@@ -76,9 +76,21 @@ class Shard:
         raw = np.memmap(self.path, np.uint8, "r", offset=self.data + tensor.start, shape=(size,))
         return np.asarray(raw).view(tensor.dtype).reshape(tensor.shape)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return max((tensor.stop for tensor in self.tensors.values()), default=0)
+
     def read_all(self) -> dict[str, np.ndarray]:
-        """Views of all tensors; the file is opened once, however many it has."""
-        raw = np.asarray(np.memmap(self.path, np.uint8, "r"))[self.data :]
+        """All tensors, in our memory; raises ValueError where the file is cut off meanwhile.
+
+        A view would end the process that reads it then.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.data)
+            raw = np.fromfile(file, np.uint8, self.size)
+        if len(raw) < self.size:
+            raise ValueError(f"{self.path.name} is cut off, by somebody who writes to it just now")
         return {
             name: raw[tensor.start : tensor.stop].view(tensor.dtype).reshape(tensor.shape)
             for name, tensor in self.tensors.items()

@@ -49,9 +49,9 @@ def prompt_of(model: Model, fields: ChatRequest) -> Prompt:
     """The prompt of a conversation; raises a 400 where there can be none."""
     blamed = "functions" if fields.functions else "tools"
     tools = dataclasses.replace(tools_of(fields), field=blamed)
-    body = formats.grammar_of(fields.format)
+    form = formats.form_of(fields)
     try:
-        return prompting.chat(model, fields.said(), tools, fields.thinking, body, fields.ending)
+        return prompting.chat(model, fields.said(), tools, fields.thinking, form, fields.ending)
     except Unusable as error:
         raise ApiError(400, f"{blamed} cannot be used: {error}", blamed) from None
     except ValueError as error:

@@ -1,5 +1,6 @@
 """POST /v1/completions: texts, or ids, to continue or to score."""
 
+import functools
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -35,8 +36,8 @@ def prepared(model: Model, tenant: str, fields: CompletionRequest, most: int) ->
         raise ApiError(400, f"{len(texts)} prompts, at most {most} fit", "prompt")
     if fields.max_tokens == 0 and not fields.echo:
         raise ApiError(400, "max_tokens 0 gives nothing without echo", "max_tokens")
-    grammar = formats.grammar_of(fields.format)
-    rules = None if grammar is None else alone(grammar)
+    form = formats.form_of(fields)
+    rules = None if form is None else alone(form)
     try:
         prompts = [prompting.completion(model, text, rules, fields.suffix) for text in texts]
     except prompting.NoFilling as error:
@@ -97,7 +98,7 @@ class Reply(sse.Reply):
 
     async def events(
         self, working: AsyncIterator[tuple[int, Part]]
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[dict[str, Any] | sse.Large]:
         """A chunk for whatever is new; a prompt is echoed as soon as it is judged."""
         begun: set[int] = set()  # which prompts were told of
         async for index, part in working:
@@ -106,8 +107,8 @@ class Reply(sse.Reply):
             if index not in begun:
                 ids |= endpoint.prompt_ids(self._fields, choice)
             if self._fields.echo and index not in begun:
-                yield self._event([self._choice(index, self._echo(choice), self._judged(choice))])
-                self._shown[index] = len(self._echo(choice))
+                make = functools.partial(self._echoed, index)
+                yield sse.Large(endpoint.size_of(choice), make)
             begun.add(index)
             if text or part.tokens or part.finish or ids:
                 scores = self._logprobs(part.tokens, self._shown[index])
@@ -116,6 +117,13 @@ class Reply(sse.Reply):
                 yield self._event([told | ids])
         if event := endpoint.last_event(self._fields, self._head, self._choices):
             yield event
+
+    def _echoed(self, index: int) -> dict[str, Any]:
+        """The event that tells of a prompt."""
+        choice = self._choices[index]
+        text = self._echo(choice)
+        self._shown[index] = len(text)
+        return self._event([self._choice(index, text, self._judged(choice))])
 
     def _event(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         usage = endpoint.usage_so_far(self._fields, self._choices)

@@ -50,12 +50,9 @@ def _ids(model: Model, fields: EmbeddingsRequest) -> list[list[int]]:
     most = fields.truncate_prompt_tokens
     if most is not None:
         most = model.length - 1 if most < 0 else min(most, model.length - 1)
-    return [
-        pooled.text_ids(model, one, "input", most)
-        if isinstance(one, str)
-        else pooled.check_ids(model, one[:most], "input")
-        for one in inputs
-    ]
+    if isinstance(inputs[0], str):
+        return pooled.ids_of(model, inputs, "input", most)
+    return [pooled.check_ids(model, one[:most], "input") for one in inputs]
 
 
 def _embedding(index: int, vector: np.ndarray, form: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from serve.engine.request import Request as EngineRequest
 from serve.engine.ticket import Ticket
 from serve.http.body import parse
 from serve.http.errors import ApiError, busy
-from serve.http.rendering import Rendered
-from serve.lanes import Lane
+from serve.http.rendering import Rendered, Run
+from serve.lanes import SHORT, Lane
 from serve.schemas.requests import Body, SamplingFields
 from serve.service import Model, Service
 
@@ -123,9 +123,13 @@ def ticket(model: Model, asked: list[EngineRequest]) -> Ticket:
 
 def rendered(request: Request, size: int, build: Callable[[], Any]) -> Response:
     """What build makes, of so many bytes, in pieces and off the event loop."""
+    return Rendered(_run(request, size), build)
+
+
+def _run(request: Request, size: int) -> Run:
+    """Where so many bytes are rendered."""
     lane = lane_for(request, size)
-    run = lambda rendering: lane.run(request.state.tenant, rendering, bounded=False)
-    return Rendered(run, build)
+    return lambda rendering: lane.run(request.state.tenant, rendering, bounded=False)
 
 
 async def answered(
@@ -148,9 +152,12 @@ async def answered(
 
     async def preparing() -> list[Choice]:
         most, tenant = service.settings.max_choices, request.state.tenant
-        choices = await work(request, prepared, found, tenant, fields, most)
-        if choices[0].prompt.rules is not None:
-            await in_lane(request, service.lanes.grammars, formats.constrain, found, choices)
+        try:
+            choices = await work(request, prepared, found, tenant, fields, most)
+            if choices[0].prompt.rules is not None:
+                await in_lane(request, service.lanes.grammars, formats.constrain, found, choices)
+        except ApiError as error:
+            raise error.renamed(fields.names) from None
         return choices
 
     choices = await until_gone(request.receive, preparing())
@@ -161,22 +168,19 @@ async def answered(
     request.state.choices = choices
     working = parts(line, choices, service.settings.request_seconds)
     if fields.stream:
-        return EventStream(line, made, working)
+        return EventStream(line, made, working, _run(request, SHORT + 1))
     try:
         build = await until_gone(request.receive, made.whole(working))
     finally:
         line.close()
-    return rendered(request, _size(choices), build)
+    return rendered(request, sum(map(size_of, choices)), build)
 
 
-def _size(choices: list[Choice]) -> int:
-    """Bytes of the answers, roughly."""
-    size = 0
-    for choice in choices:
-        scored = 0 if choice.request.logprobs is None else 1 + choice.request.logprobs
-        tokens = choice.answer.count + len(choice.prompt.ids) * choice.request.judged
-        size += len(choice.prompt.ids) + tokens * (8 + 80 * scored)
-    return size
+def size_of(choice: Choice) -> int:
+    """Bytes of an answer so far, roughly."""
+    scored = 0 if choice.request.logprobs is None else 1 + choice.request.logprobs
+    tokens = choice.answer.count + len(choice.prompt.ids) * choice.request.judged
+    return len(choice.prompt.ids) + tokens * (8 + 80 * scored)
 
 
 def usage(choices: list[Choice]) -> dict[str, object]:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from serve.api.choices import Choice
 from serve.http.errors import ApiError
-from serve.schemas.formats import ResponseFormat
+from serve.schemas.formats import FormatFields, ResponseFormat
 from serve.service import Model
 from serve.text.grammar import (
     Constraint,
+    Form,
     Grammar,
     Rules,
     Unusable,
@@ -19,22 +20,24 @@ from serve.text.grammar import (
 )
 
 
-def grammar_of(wanted: ResponseFormat | None) -> Grammar | None:
-    """What the text of an answer has to follow, if anything."""
-    if wanted is None or wanted.type == "text":
+def form_of(fields: FormatFields) -> Form | None:
+    """What the text of an answer has to follow, if anything; raises a 400."""
+    if fields.form is None:
         return None
+    field, wanted = fields.form
+    try:
+        return Form(_grammar(wanted), field)
+    except Unusable as error:
+        raise _unusable(field, error) from None
+
+
+def _grammar(wanted: ResponseFormat) -> Grammar:
     if wanted.json_schema is not None:
         return of_schema(wanted.json_schema.schema_, wanted.json_schema.strict)
     if wanted.pattern is not None:
         return of_pattern(wanted.pattern)
-    if wanted.type == "ebnf":
-        try:
-            return of_ebnf(wanted.grammar or "")
-        except Unusable as error:
-            message = f"response_format cannot be used: {error}"
-            raise ApiError(400, message, "response_format") from None
     if wanted.grammar is not None:
-        return of_rules(wanted.grammar)
+        return (of_ebnf if wanted.type == "ebnf" else of_rules)(wanted.grammar)
     if wanted.choice is not None:
         return of_rules(f"start: {' | '.join(map(quoted, wanted.choice))}")
     return of_schema({"type": "object"} if wanted.schema_ is None else wanted.schema_)
@@ -66,9 +69,13 @@ def _compiled(model: Model, rules: Rules) -> Constraint:
 
 def _fault(model: Model, rules: Rules, error: Unusable) -> ApiError:
     """A format beside tools is tried by itself: its faults are not theirs."""
-    if rules.body is not None and rules.blamed != "response_format":
+    if rules.body is not None and rules.blamed != rules.body_blamed:
         try:
             model.grammars.compile(Rules(rules.body))
         except Unusable as fault:
-            error, rules = fault, Rules(rules.body)
-    return ApiError(400, f"{rules.blamed} cannot be used: {error}", rules.blamed)
+            return _unusable(rules.body_blamed, fault)
+    return _unusable(rules.blamed, error)
+
+
+def _unusable(field: str, error: Unusable) -> ApiError:
+    return ApiError(400, f"{field} cannot be used: {error}", field)

@@ -15,7 +15,7 @@ from serve.http.body import measure
 from serve.service import Model
 from serve.text import hermes, react, thinking
 from serve.text.calls import Otherwise, outlined_function
-from serve.text.grammar import Grammar, Rules, of_rules, outlined
+from serve.text.grammar import Form, Grammar, Rules, of_rules, outlined
 from serve.text.message import Parser
 from serve.text.thinking import ThinkingParser, Thought
 
@@ -51,10 +51,10 @@ def chat(
     messages: Sequence[Message],
     tools: Tools,
     enable_thinking: bool | None = None,
-    body: Grammar | None = None,
+    form: Form | None = None,
     ending: Ending = "reply",
 ) -> Prompt:
-    """The prompt of a conversation. body: what the text of the answer has to follow.
+    """The prompt of a conversation. form: what the text of the answer has to follow.
 
     Raises ValueError for messages that the checkpoint's form of prompts cannot hold, Unusable for
     functions whose parameters cannot be enforced.
@@ -72,7 +72,7 @@ def chat(
             arguments["continue_final_message"] = True
         if enable_thinking is not None:
             arguments["enable_thinking"] = enable_thinking
-        return _modern(model, messages, tools, body, arguments)
+        return _modern(model, messages, tools, form, arguments)
     if model.defaults.chat_format != "chatml":
         raise ValueError(
             f"{model.name} is a base model, it continues text and answers nobody; "
@@ -80,7 +80,7 @@ def chat(
         )
     if enable_thinking is not None:
         raise ValueError("enable_thinking needs a chat template that knows it; this model has none")
-    return _original(model, messages, tools, body, ending)
+    return _original(model, messages, tools, form, ending)
 
 
 class NoFilling(ValueError):
@@ -127,7 +127,7 @@ def _original(
     model: Model,
     messages: Sequence[Message],
     tools: Tools,
-    body: Grammar | None,
+    form: Form | None,
     ending: Ending,
 ) -> Prompt:
     """Qwen v1: ChatML, functions as ReAct."""
@@ -143,7 +143,7 @@ def _original(
         _ends(model),
         (react.STOP,) if tools.functions else (),
         react.ReactParser if tools.functions else Parser,
-        _rules(tools, body, rules),
+        _rules(tools, form, rules),
     )
 
 
@@ -151,7 +151,7 @@ def _modern(
     model: Model,
     messages: Sequence[Message],
     tools: Tools,
-    body: Grammar | None,
+    form: Form | None,
     arguments: Mapping[str, Any],
 ) -> Prompt:
     """Qwen1.5 and later: the checkpoint's own template, functions as Hermes has them."""
@@ -165,7 +165,7 @@ def _modern(
         thought = thinking.within(model.tokenizer, said[-1]["content"])
 
     calls = functools.partial(hermes.rules, tokens=model.tokenizer.markup)
-    rules = _rules(tools, body, calls, thought)
+    rules = _rules(tools, form, calls, thought)
 
     def parser() -> Parser:
         followed = rules is not None
@@ -177,15 +177,16 @@ def _modern(
 
 def _rules(
     tools: Tools,
-    body: Grammar | None,
+    form: Form | None,
     calls: Callable[[Functions, Otherwise], str],
     thought: Thought = "none",
 ) -> Rules | None:
     """What an answer has to follow: calls that must be, or that are strict; the body; nothing."""
-    blamed = tools.field if tools.functions else "response_format"
     strict = any(function.get("strict") for function in tools.functions)
-    if body is None and not tools.must and not strict:
+    if form is None and not tools.must and not strict:
         return None
+    body, body_blamed = (form.grammar, form.field) if form else (None, "")
+    blamed = tools.field if tools.functions else body_blamed
 
     def written(functions: Functions, must: Functions) -> Grammar:
         if must:
@@ -198,7 +199,7 @@ def _rules(
 
     loose = written(*([outlined_function(f) for f in fs] for fs in (tools.functions, tools.must)))
     instead = Rules(loose, body and outlined(body), blamed)
-    return Rules(written(tools.functions, tools.must), body, blamed, instead)
+    return Rules(written(tools.functions, tools.must), body, blamed, body_blamed, instead)
 
 
 def _ends(model: Model) -> tuple[tuple[int, ...], ...]:

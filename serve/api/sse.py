@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
@@ -11,12 +12,22 @@ from starlette.types import Receive, Scope, Send
 from serve.api.choices import Choice
 from serve.engine.ticket import Ticket
 from serve.http.errors import ApiError
+from serve.http.rendering import Run, encoded, pieces
+from serve.lanes import SHORT
 from serve.text.answer import Part, Token
 
 Outcome = TypeVar("Outcome")
 
 
 Working = AsyncIterator[tuple[int, Part]]  # which answer, and what it gained
+
+
+@dataclass(frozen=True)
+class Large:
+    """An event of so many bytes, roughly, that is made and written off the event loop."""
+
+    size: int
+    make: Callable[[], dict[str, Any]]
 
 
 class Reply(Protocol):
@@ -26,9 +37,9 @@ class Reply(Protocol):
     end: str = "[DONE]"  # what a stream ends with
 
     async def whole(self, working: Working) -> Callable[[], dict[str, Any]]: ...
-    def events(self, working: Working) -> AsyncIterator[dict[str, Any]]: ...
+    def events(self, working: Working) -> AsyncIterator[dict[str, Any] | Large]: ...
 
-    def fault(self, error: ApiError) -> dict[str, Any]:
+    def fault(self, error: ApiError) -> dict[str, Any] | Large:
         """The last object of a stream that fails."""
         return error.body
 
@@ -88,10 +99,11 @@ async def _gone(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events: one object each, then the end. Closes its ticket however it ends."""
 
-    def __init__(self, ticket: Ticket, reply: Reply, working: Working):
+    def __init__(self, ticket: Ticket, reply: Reply, working: Working, run: Run):
+        """run: somewhere off the event loop."""
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
-        self._ticket, self._reply, self._working = ticket, reply, working
+        self._ticket, self._reply, self._working, self._run = ticket, reply, working, run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -104,16 +116,36 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        put = lambda text, more: send(
-            {"type": "http.response.body", "body": text.encode(), "more_body": more}
+        put = lambda content, more=True: send(
+            {"type": "http.response.body", "body": content, "more_body": more}
         )
         try:
             async for event in self._reply.events(self._working):
-                await put(self._event(event), True)
+                await self._event(event, put)
         except ApiError as error:
-            await put(self._event(self._reply.fault(error)), True)
-        await put(f"data: {self._reply.end}\n\n" if self._reply.end else "", False)
+            await self._event(self._reply.fault(error), put)
+        await put(f"data: {self._reply.end}\n\n".encode() if self._reply.end else b"", False)
 
-    def _event(self, event: dict[str, Any]) -> str:
-        name = f"event: {event['type']}\n" if self._reply.named else ""
-        return f"{name}data: {json.dumps(event, ensure_ascii=False)}\n\n"
+    async def _event(self, event: dict[str, Any] | Large, put: Any) -> None:
+        if isinstance(event, Large) and event.size > SHORT:
+            await self._large(event, put)
+            return
+        made = event.make() if isinstance(event, Large) else event
+        text = json.dumps(made, ensure_ascii=False) if made is event else "".join(pieces(made))
+        await put(f"{self._name(made)}data: {text}\n\n".encode())
+
+    async def _large(self, event: Large, put: Any) -> None:
+        made: dict[str, Any] = {}
+
+        def make() -> dict[str, Any]:
+            made.update(event.make())
+            return made
+
+        before = "data: "
+        async for part in encoded(self._run, make):
+            await put((self._name(made) + before).encode() + part if before else part)
+            before = ""
+        await put(b"\n\n")
+
+    def _name(self, event: dict[str, Any]) -> str:
+        return f"event: {event['type']}\n" if self._reply.named else ""

@@ -1,6 +1,6 @@
 """What a dialect asks, as the body of a chat that asks the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,31 +14,20 @@ from serve.service import Model
 _SYSTEM = ("system", "developer")
 
 
-def checked(body: dict[str, Any], names: Mapping[str, str]) -> ChatRequest:
-    """The chat; what is wrong with it is told by the names that the client knows.
-
-    names: of a chat's field -> the dialect's.
-    """
+def checked(body: dict[str, Any]) -> ChatRequest:
+    """The chat; raises a 400 in the names of its fields."""
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:
-        raise renamed(invalid(error), names) from None
+        raise invalid(error) from None
 
 
-def asked(
-    model: Model, tenant: str, body: dict[str, Any], most: int, names: Mapping[str, str]
-) -> list[Choice]:
+def asked(model: Model, tenant: str, body: dict[str, Any], most: int) -> list[Choice]:
     """What the engine is asked for."""
-    fields = checked(body, names)
-    try:
-        return chat.prepared(model, tenant, fields, most)
-    except ApiError as error:
-        raise renamed(error, names) from None
+    return chat.prepared(model, tenant, checked(body), most)
 
 
-def asked_truncated(
-    model: Model, tenant: str, body: dict[str, Any], most: int, names: Mapping[str, str]
-) -> list[Choice]:
+def asked_truncated(model: Model, tenant: str, body: dict[str, Any], most: int) -> list[Choice]:
     """The same without the oldest turns, where there are too many for the window."""
     messages: Sequence[dict[str, Any]] = body["messages"]
     system = [message for message in messages if message["role"] in _SYSTEM]
@@ -48,7 +37,7 @@ def asked_truncated(
     def without(turns: int) -> list[Choice] | None:
         kept = said[starts[turns] :] if turns else said
         try:
-            return asked(model, tenant, body | {"messages": [*system, *kept]}, most, names)
+            return asked(model, tenant, body | {"messages": [*system, *kept]}, most)
         except ApiError as error:
             if error.code != "context_length_exceeded" or turns == len(starts) - 1:
                 raise
@@ -66,11 +55,3 @@ def asked_truncated(
     found = without(least)
     assert found is not None
     return found
-
-
-def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
-    name, dot, rest = (error.param or "").partition(".")
-    known = names.get(name, name)
-    message = error.message.replace(f"{name}{dot}", f"{known}{dot}") if dot else error.message
-    param = f"{known}{dot}{rest}" if name else None
-    return ApiError(error.status, message, param, error.code, error.headers)

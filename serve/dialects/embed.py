@@ -47,4 +47,4 @@ def _ids(model: Model, fields: EmbedRequest) -> list[list[int]]:
             raise ApiError(400, message, "prompt_name")
         before = model.prompts[fields.prompt_name]
     most = model.length - 1 if fields.truncate else None
-    return [pooled.text_ids(model, before + text, "inputs", most) for text in texts]
+    return pooled.ids_of(model, [before + text for text in texts], "inputs", most)

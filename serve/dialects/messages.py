@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.api import chat, endpoint, sse
 from serve.api.choices import Choice
-from serve.dialects.asking import asked, checked, renamed
+from serve.dialects.asking import asked, checked
 from serve.dialects.blocks import Block, Blocks, Step
 from serve.http.errors import ApiError
 from serve.schemas.messages import (
@@ -28,7 +28,6 @@ from serve.schemas.messages import (
 from serve.service import Model
 
 Event = dict[str, Any]
-_NAMES = {"response_format": "output_config.format", "stop": "stop_sequences"}
 _PING_SECONDS = 10.0  # without another event
 
 
@@ -43,17 +42,17 @@ async def count_tokens(request: Request) -> Response:
     model = endpoint.model(request.app.state.service, fields.model)
 
     def count() -> int:
-        conversation = checked({"model": fields.model, **_chat(fields)}, _NAMES)
         try:
+            conversation = checked({"model": fields.model, **_chat(fields)})
             return len(chat.prompt_of(model, conversation).ids)
         except ApiError as error:
-            raise renamed(error, _NAMES) from None
+            raise error.renamed(fields.names) from None
 
     return JSONResponse({"input_tokens": await endpoint.work(request, count)})
 
 
 def _prepared(model: Model, tenant: str, fields: MessagesRequest, most: int) -> list[Choice]:
-    return asked(model, tenant, fields.sampling() | _chat(fields), most, _NAMES)
+    return asked(model, tenant, fields.sampling() | _chat(fields), most)
 
 
 def _chat(fields: TurnsFields) -> dict[str, Any]:
@@ -72,9 +71,8 @@ def _chat(fields: TurnsFields) -> dict[str, Any]:
         body["parallel_tool_calls"] = not choice.disable_parallel_tool_use
     if fields.thinking and fields.thinking.type != "adaptive":
         body["enable_thinking"] = fields.thinking.type == "enabled"
-    form = (fields.output_config and fields.output_config.format) or fields.output_format
-    if form:
-        schema = {"name": "answer", "schema": form.schema_}
+    if fields.form:
+        schema = {"name": "answer", "schema": fields.form.schema_}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
 

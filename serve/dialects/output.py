@@ -9,6 +9,7 @@ from serve.api import endpoint, logprobs, sse
 from serve.api.choices import Choice
 from serve.dialects.blocks import Block, Blocks, Step
 from serve.http.errors import ApiError
+from serve.http.rendering import Written
 from serve.memory import Kept
 from serve.schemas.responses import ResponsesRequest, sealed
 from serve.service import Model, Service
@@ -21,6 +22,31 @@ _KINDS = {
     "text": ("msg", "message", "output_text"),
     "call": ("fc", "function_call", "function_call_arguments"),
 }
+
+
+_SCORE, _ITEM = 90, 300  # bytes of a log probability, and of what stands around an item's text
+
+
+def echo_of(fields: ResponsesRequest) -> dict[str, Written]:
+    """What every response repeats of its request; may be as long as that, so it is written once."""
+    effort = fields.reasoning.effort if fields.reasoning else None
+    form = fields.text.format if fields.text else None
+    choice = fields.tool_choice
+    told = {
+        "instructions": fields.instructions,
+        "max_output_tokens": fields.max_tokens,
+        "max_tool_calls": None,
+        "parallel_tool_calls": fields.parallel_tool_calls is not False,
+        "previous_response_id": fields.previous_response_id,
+        "reasoning": {"effort": effort, "summary": None},
+        "text": {"format": form.shown() if form else {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": choice if isinstance(choice, str) else _dumped(choice) or "auto",
+        "tools": [tool.told() for tool in fields.tools or ()],
+        "top_logprobs": fields.top_logprobs or 0,
+        "truncation": fields.truncation or "disabled",
+        "metadata": fields.metadata or {},
+    }
+    return {name: Written(value) for name, value in told.items()}
 
 
 def new_id(kind: str) -> str:
@@ -36,13 +62,17 @@ class Reply(sse.Reply):
     def __init__(
         self,
         service: Service,
-        tenant: str,
-        id: str,
+        key: tuple[str, str],
         model: Model,
         fields: ResponsesRequest,
+        echo: dict[str, Written],
         choice: Choice,
     ):
-        self._service, self._key = service, (tenant, id)
+        """key: owner and id. echo: what is repeated of the request."""
+        self._service, self._key = service, key
+        self._echo = echo
+        self._size = self._before = 0  # bytes of the output, roughly; those that are kept
+        self._score_size = _SCORE * (1 + (fields.logged or 0))
         self._model, self._fields, self._choice = model, fields, choice
         self._created, self._count = int(time.time()), 0
         self._output: list[dict[str, Any]] = []
@@ -53,12 +83,20 @@ class Reply(sse.Reply):
 
     async def whole(self, working: sse.Working) -> Callable[[], dict[str, Any]]:
         last: Event = {}
-        async for event in self.events(working):
+        async for event in self._events(working):
             last = event
         return lambda: last["response"]
 
-    async def events(self, working: sse.Working) -> AsyncIterator[Event]:
+    async def events(self, working: sse.Working) -> AsyncIterator[Event | sse.Large]:
         """Every event in its order, with its number."""
+        async for event in self._events(working):
+            yield event if "delta" in event else self._large(event)
+
+    def _large(self, event: Event) -> sse.Large:
+        """With all log probabilities it may be megabytes; what it repeats is written already."""
+        return sse.Large(len(self._logged) * self._score_size, lambda: event)
+
+    async def _events(self, working: sse.Working) -> AsyncIterator[Event]:
         self._service.underway[self._key] = self.cancel
         self._remember()
         try:
@@ -78,10 +116,11 @@ class Reply(sse.Reply):
             if self._status in ("in_progress", "failed"):
                 self._service.memory.remove(*self._key)
 
-    def fault(self, error: ApiError) -> Event:
+    def fault(self, error: ApiError) -> sse.Large:
         """The event of a response that fails."""
         self._status = "failed"
-        return self._numbered({"type": "response.failed", "response": self.response(error)})
+        event = {"type": "response.failed", "response": self.response(error)}
+        return self._large(self._numbered(event))
 
     def cancel(self) -> dict[str, Any]:
         """End here; what is written so far counts. Gives the response."""
@@ -131,6 +170,7 @@ class Reply(sse.Reply):
     def _ended(self, block: Block) -> Iterator[Event]:
         cut = self._status not in ("in_progress", "completed")
         self._output.append(item := self._item(block, "incomplete" if cut else "completed"))
+        self._size += _ITEM + len(block.text.encode()) + len(self._logged) * self._score_size
         name = f"{_KINDS[block.kind][2]}.done"
         if block.kind == "call":
             said = {"arguments": block.text, **self._named(block)}
@@ -179,7 +219,9 @@ class Reply(sse.Reply):
         """The response as it is now, which is kept if any of it is."""
         response = self.response()
         if kept := self._service.memory.find(*self._key):
-            self._service.memory.keep(*self._key, Kept(response, kept.said, kept.weight))
+            before, self._before = self._before, self._size
+            size = kept.size + self._size - before
+            self._service.memory.keep(*self._key, Kept(response, kept.said, size))
         return response
 
     def response(self, error: ApiError | None = None) -> dict[str, Any]:
@@ -187,11 +229,9 @@ class Reply(sse.Reply):
         fields, sampling = self._fields, self._model.defaults.sampling
         done = self._status == "completed"
         cut = self._status == "incomplete"
-        effort = fields.reasoning.effort if fields.reasoning else None
-        form = fields.text.format if fields.text else None
         given = lambda value, usual: usual if value is None else value
-        choice = fields.tool_choice
         return {
+            **self._echo,
             "id": self._key[1],
             "object": "response",
             "created_at": self._created,
@@ -200,24 +240,12 @@ class Reply(sse.Reply):
             "background": False,
             "error": {"code": "server_error", "message": error.message} if error else None,
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "instructions": fields.instructions,
-            "max_output_tokens": fields.max_tokens,
-            "max_tool_calls": None,
             "model": self._model.name,
             "output": list(self._output),
-            "parallel_tool_calls": fields.parallel_tool_calls is not False,
-            "previous_response_id": fields.previous_response_id,
-            "reasoning": {"effort": effort, "summary": None},
             "store": self._service.memory.find(*self._key) is not None,
             "temperature": given(fields.temperature, sampling.temperature),
-            "text": {"format": form.shown() if form else {"type": "text"}, "verbosity": "medium"},
-            "tool_choice": choice if isinstance(choice, str) else _dumped(choice) or "auto",
-            "tools": [tool.told() for tool in fields.tools or ()],
-            "top_logprobs": fields.top_logprobs or 0,
             "top_p": given(fields.top_p, sampling.top_p),
-            "truncation": fields.truncation or "disabled",
             "usage": None if self._status == "in_progress" else self._usage(),
-            "metadata": fields.metadata or {},
         }
 
     def _usage(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -10,28 +10,23 @@ from starlette.responses import JSONResponse, Response
 from serve.api import endpoint
 from serve.api.choices import Choice
 from serve.dialects.asking import asked, asked_truncated
-from serve.dialects.output import Reply, new_id
-from serve.http.errors import ApiError
+from serve.dialects.output import Reply, echo_of, new_id
+from serve.http.errors import ApiError, shown
+from serve.http.rendering import Written
 from serve.memory import Kept
 from serve.schemas.responses import (
     ITEM,
     CalledFunction,
     CallOutput,
+    Includable,
     InputMessage,
     ItemReference,
     ResponsesRequest,
     Thought,
+    sealed,
 )
 from serve.schemas.tools import AllowedTools, NamedFunction
 from serve.service import Model, Service
-
-# of the chat that is asked -> what the client called it
-_NAMES = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-}
 
 
 async def create(request: Request) -> Response:
@@ -49,9 +44,39 @@ async def kept(request: Request) -> Response:
     if request.method == "DELETE":
         request.app.state.service.memory.remove(request.state.tenant, answer["id"])
         return JSONResponse({"id": answer["id"], "object": "response", "deleted": True})
-    if request.query_params.get("stream", "false").lower() != "false":
+    include = _included(request, answer)
+    return endpoint.rendered(request, found.size, lambda: _with(answer, include))
+
+
+def _included(request: Request, answer: dict[str, Any]) -> set[str]:
+    """What a reader wants beside the response; raises a 400 for what cannot be had."""
+    asked = request.query_params
+    if unknown := sorted(asked.keys() - {"include", "include[]", "stream", "include_obfuscation"}):
+        known = "; a response is given whole" if unknown[0] == "starting_after" else ""
+        message = f"{shown(unknown[0])} is not supported here{known}"
+        raise ApiError(400, message, shown(unknown[0]))
+    if asked.get("stream", "false").lower() != "false":
         raise ApiError(400, "stream is not supported here; a response is given whole", "stream")
-    return endpoint.rendered(request, found.size, lambda: answer)
+    include = {*asked.getlist("include"), *asked.getlist("include[]")}
+    if strange := sorted(include - set(get_args(Includable))):
+        raise ApiError(400, f"include has {shown(strange[0])!r}, which there is not", "include")
+    texts = [item["content"][0] for item in answer["output"] if item["type"] == "message"]
+    if "message.output_text.logprobs" in include and not all(one["logprobs"] for one in texts):
+        message = "the log probabilities were not kept: include them when the response is made"
+        raise ApiError(400, message, "include")
+    return include
+
+
+def _with(answer: dict[str, Any], include: set[str]) -> dict[str, Any]:
+    if "reasoning.encrypted_content" not in include:
+        return answer
+    output = [
+        item | {"encrypted_content": sealed(item["content"][0]["text"])}
+        if item["type"] == "reasoning"
+        else item
+        for item in answer["output"]
+    ]
+    return answer | {"output": output}
 
 
 async def cancel(request: Request) -> Response:
@@ -90,17 +115,20 @@ class _Exchange:
 
     def __init__(self, service: Service, tenant: str):
         self.service, self.tenant, self.id = service, tenant, new_id("resp")
+        self.echo = dict[str, Written]()  # what a response repeats
 
     def prepared(
         self, model: Model, tenant: str, fields: ResponsesRequest, most: int
     ) -> list[Choice]:
         """What the engine is asked for; off the event loop."""
-        items = [*self._before(fields.previous_response_id), *map(self._resolved, fields.input)]
+        items = self._items(fields)
         ask = asked_truncated if fields.truncation == "auto" else asked
-        choices = ask(model, tenant, _chat(fields, items), most, _NAMES)
+        choices = ask(model, tenant, _chat(fields, items), most)
+        self.echo = echo_of(fields)
         if fields.store and self.service.memory.most:
             said = [item.model_dump(by_alias=True, exclude_none=True) for item in items]
-            kept = Kept({}, said, len(json.dumps(said)))
+            size = sum(len(one.text) for one in self.echo.values()) + len(json.dumps(said))
+            kept = Kept({}, said, size)
             self.service.memory.keep(tenant, self.id, kept)
         return choices
 
@@ -111,24 +139,46 @@ class _Exchange:
             ids.append(fields.previous_response_id)
         return self.service.memory.size(self.tenant, *ids)
 
-    def _before(self, id: str | None) -> list[Any]:
+    def _items(self, fields: ResponsesRequest) -> list[Any]:
+        """The conversation; what is kept of it is no longer than a body, however often named."""
+        most = room = self.service.settings.max_body
+        made, known = list[Any](), dict[int, tuple[Any, Any, int]]()
+        for item in [*self._before(fields.previous_response_id), *fields.input]:
+            found = self._referred(item.id) if isinstance(item, ItemReference) else item
+            if not isinstance(found, dict):
+                made.append(found)
+                continue
+            if id(found) not in known:
+                known[id(found)] = found, ITEM.validate_python(found), len(json.dumps(found))
+            _, read, size = known[id(found)]
+            made.append(read)
+            room -= size
+            if room < 0:
+                raise ApiError(
+                    413,
+                    f"what the input refers to, and goes on from, is larger than {most} bytes; "
+                    "refer to less",
+                    "input",
+                )
+        return made
+
+    def _before(self, id: str | None) -> list[dict[str, Any]]:
         if id is None:
             return []
         kept = self.service.memory.find(self.tenant, id)
         if kept is None or kept.answer.get("status") in (None, "in_progress"):
             raise _unknown(400, "previous response", id, "previous_response_id")
-        return [ITEM.validate_python(item) for item in kept.items]
+        return kept.items
 
-    def _resolved(self, item: Any) -> Any:
-        if not isinstance(item, ItemReference):
-            return item
-        found = self.service.memory.item(self.tenant, item.id)
+    def _referred(self, id: str) -> dict[str, Any]:
+        found = self.service.memory.item(self.tenant, id)
         if found is None:
-            raise _unknown(400, "item", item.id, "input")
-        return ITEM.validate_python(found)
+            raise _unknown(400, "item", id, "input")
+        return found
 
     def reply(self, model: Model, fields: ResponsesRequest, choices: list[Choice]) -> Reply:
-        return Reply(self.service, self.tenant, self.id, model, fields.without_texts(), choices[0])
+        key, fields = (self.tenant, self.id), fields.without_texts()
+        return Reply(self.service, key, model, fields, self.echo, choices[0])
 
 
 def _chat(fields: ResponsesRequest, items: list[Any]) -> dict[str, Any]:

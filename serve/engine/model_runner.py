@@ -30,6 +30,7 @@ from serve.engine.operations import (
     SetPages,
     Step,
 )
+from serve.engine.turn import sizes
 
 log = logging.getLogger("serve.runner")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -80,7 +81,7 @@ class ModelRunner:
         self._step_tokens, self._cache_dtype = step_tokens, cache_dtype
         self._attention, self._pools = attention, pools
         self.draft_tokens = draft_tokens if pools is None else 0
-        self._chunk_rows = sorted({max(1, chunk // 4 // self.tile), chunk // self.tile})
+        self._chunk_rows = [size // self.tile for size in sizes(chunk, self.tile)]
         alone = self.draft_tokens > 0 and self.weights.platform == "cpu"
         self._rows = _powers(slots, alone)
         self._every_id = every_id(self.config.vocab)
@@ -185,7 +186,7 @@ class ModelRunner:
             start=wanted.start,
             prompt_length=wanted.prompt_length,
             tile=self.tile,
-            rows=self._chunk_rows[-1],
+            rows=self._chunk_rows[-2:][0],
             adapter=wanted.adapter,
             table=self._table,
         )

@@ -36,24 +36,31 @@ class Prompts:
         return sum(one.length - one.prefilled for one in self._line if not waits(one))
 
     def advance(self, turn: Turn) -> list[Request]:
-        """Add a chunk to the turn; the texts that end with it."""
-        budget, ended, later = self._limits.chunk, [], []
+        """Add a chunk to the turn, in one prefill or several; the texts that end with it."""
+        budget, ended = self._limits.chunk, list[Request]()
+        while taken := self._prefill(budget, turn, ended):
+            budget -= taken
+        return ended
+
+    def _prefill(self, budget: int, turn: Turn, ended: list[Request]) -> int:
+        """Add the next prefill, and what ends with it to `ended`; tokens of the budget."""
+        size = left = self._size(budget)
         pieces: dict[Request, Piece] = {}
+        later = []
         for _ in range(len(self._line)):
-            if budget < self._limits.tile:
+            if left < self._limits.tile:
                 break
             request = self._line.popleft()
-            if request.scoring and budget == self._limits.chunk:
+            if request.scoring and budget == self._limits.chunk and left == size:
                 self._score(request, turn)
                 self._line.append(request)
-                budget = 0
+                size, left = budget, 0
             elif not request.scoring and not request.max_new_tokens:
                 turn.add(Release(request.slot), {0: request})  # its result ends the request
                 ended.append(request)
-            elif not request.scoring and (piece := self._piece(request, budget, turn)):
+            elif not request.scoring and (piece := self._piece(request, left, turn)):
                 pieces[request] = piece
-                tile = self._limits.tile
-                budget -= -(-len(piece.tokens) // tile) * tile
+                left -= self._padded(len(piece.tokens))
                 (ended if piece.last else self._line).append(request)
             else:
                 later.append(request)
@@ -64,7 +71,17 @@ class Prompts:
             turn.add(Prefill(list(pieces.values())), readers)
             for request in pieces:
                 self._tables.publish(request)
-        return ended
+        return size - left
+
+    def _padded(self, tokens: int) -> int:
+        return -(-tokens // self._limits.tile) * self._limits.tile
+
+    def _size(self, budget: int) -> int:
+        """Tokens of the next prefill: of a smaller program where two of those are less work."""
+        wanted = min(budget, sum(self._padded(one.length - one.prefilled) for one in self._line))
+        size = next(size for size in self._limits.sizes if size >= wanted)
+        less, least = size // 4, max(self._limits.page, self._limits.tile)
+        return less if least <= less < wanted <= 2 * less else min(size, budget)
 
     def _piece(self, request: Request, budget: int, turn: Turn) -> Piece | None:
         """The next tokens of a text; None where it has to wait."""
@@ -107,7 +124,7 @@ class Prompts:
     def _score(self, request: Request, turn: Turn) -> None:
         """Judge a chunk of a prompt."""
         start, last = request.scored, len(request.tokens) - 1
-        end = min(last, start + self._limits.chunk)
+        end = min(last, start + self._limits.scored)
         tokens, following = request.tokens[start:end], request.tokens[start + 1 : end + 1]
         chunk = ScoreChunk(
             request.slot, tokens, following, start, len(request.tokens), request.adapter

@@ -13,12 +13,29 @@ class Limits:
     slots: int  # answers in a step
     pages: int
     page: int  # tokens
-    chunk: int  # most tokens of prompts between two steps
+    chunk: int  # most tokens of prompts between two steps, a power of two
     step_tokens: int  # that each answer gains between two looks of the host
     queue: int  # requests that may wait
     tile: int = 16  # tokens: a piece of a text costs a multiple of it
     share: bool = True  # whether texts may begin in pages of others
     draft_tokens: int = 0  # that may be accepted beside each token of a step
+
+    @property
+    def sizes(self) -> list[int]:
+        return sizes(self.chunk, self.tile)
+
+    @property
+    def scored(self) -> int:
+        """Most tokens of one ScoreChunk, each of which has logits over the vocabulary."""
+        return self.sizes[-2:][0]
+
+
+def sizes(chunk: int, tile: int) -> list[int]:
+    """Tokens of each program for prompts: a chunk, a quarter of it, ... down to a tile."""
+    found = [chunk]
+    while found[0] // 4 >= tile:
+        found.insert(0, found[0] // 4)
+    return found
 
 
 @dataclass(frozen=True)

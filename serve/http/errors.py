@@ -1,5 +1,7 @@
 """Every fault in the form of OpenAI's API, or of the dialect that was spoken."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -42,6 +44,15 @@ class ApiError(Exception):
         kind = _TYPES.get(self.status, fallback)
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
+
+    def renamed(self, names: Mapping[str, str]) -> "ApiError":
+        """The same in the words of a dialect, whose names of fields these are."""
+        name, dot, rest = (self.param or "").partition(".")
+        if name not in names:
+            return self
+        known = names[name]
+        message = re.sub(rf"^{name}\b|\b{name}(?=\.\w)", known, self.message)
+        return ApiError(self.status, message, f"{known}{dot}{rest}", self.code, self.headers)
 
     def response(self, path: str = "") -> JSONResponse:
         """In the form of the API that the path belongs to."""

@@ -1,7 +1,7 @@
 """Large answers as JSON, a piece at a time: no piece holds the interpreter or much memory."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -20,6 +20,13 @@ class Text:
         self.parts = parts
 
 
+class Written:
+    """JSON that was made before, of something that is told more than once."""
+
+    def __init__(self, value: Any):
+        self.text = "".join(pieces(value))
+
+
 def pieces(value: Any) -> Iterator[str]:
     """JSON of a value, whose iterators are lists. Concatenated: what json.dumps would give."""
     if isinstance(value, Mapping):
@@ -33,6 +40,8 @@ def pieces(value: Any) -> Iterator[str]:
             for start in range(0, len(part), _CHARACTERS):
                 yield _plain(part[start : start + _CHARACTERS])[1:-1]
         yield '"'
+    elif isinstance(value, Written):
+        yield value.text
     elif isinstance(value, list | Iterator):
         yield from _items(iter(value))
     else:
@@ -70,33 +79,41 @@ class Rendered(Response):
         self._run, self._build = run, build
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        rest: Iterator[str] = iter(())
-
-        def first() -> bytes:
-            nonlocal rest
-            rest = pieces(self._build())
-            return _next(rest)
-
-        content = await self._run(first)
-        whole = len(content) < _BYTES
-        if whole:
-            self.headers["content-length"] = str(len(content))
+        parts = encoded(self._run, self._build)
+        first = await anext(parts)
+        if len(first) < _BYTES:
+            self.headers["content-length"] = str(len(first))
         else:
             del self.headers["content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        while not whole:
-            await send({"type": "http.response.body", "body": content, "more_body": True})
-            content = await self._run(lambda: _next(rest))
-            whole = len(content) < _BYTES
-        await send({"type": "http.response.body", "body": content})
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        async for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def encoded(run: Run, build: Callable[[], Any]) -> AsyncIterator[bytes]:
+    """The JSON of what `build` gives, a piece after another; one alone if it is short."""
+    rest: Iterator[str] = iter(())
+
+    def first() -> bytes:
+        nonlocal rest
+        rest = pieces(build())
+        return _next(rest)
+
+    content = await run(first)
+    while len(content) >= _BYTES:
+        yield content
+        content = await run(lambda: _next(rest))
+    yield content
 
 
 def _next(rest: Iterator[str]) -> bytes:
     """A piece of at least _BYTES, unless it is the last."""
     parts, size = [], 0
     for part in rest:
-        parts.append(encoded := part.encode("utf-8", "surrogatepass"))
-        size += len(encoded)
+        parts.append(part.encode("utf-8", "surrogatepass"))
+        size += len(parts[-1])
         if size >= _BYTES:
             break
     return b"".join(parts)

@@ -103,41 +103,55 @@ class FormatFields(Fields):
     guided_grammar: str | None = None
 
     @property
-    def format(self) -> ResponseFormat | None:
-        """What was asked for, whichever way."""
-        return next(self._formats(), None)
+    def form(self) -> tuple[str, ResponseFormat] | None:
+        """What was asked for, whichever way, and the field that asks for it."""
+        return next(self._forms(), None)
 
-    def _formats(self) -> Iterator[ResponseFormat]:
-        outputs = self.structured_outputs or StructuredOutputs()
+    def _forms(self) -> Iterator[tuple[str, ResponseFormat]]:
         if self.response_format is not None and self.response_format.type != "text":
-            yield self.response_format
-        for schema in (self.json_schema, self.guided_json, outputs.json_):
-            if schema is not None:
-                yield ResponseFormat(type="json_object", schema=schema_of(schema))
-        for pattern in (self.regex, self.guided_regex, outputs.regex):
-            if pattern is not None:
-                yield ResponseFormat(type="regex", pattern=pattern)
-        for words in (self.guided_choice, outputs.choice):
-            if words is not None:
-                yield ResponseFormat(type="choice", choice=words)
-        for rules in (self.ebnf, self.grammar, self.guided_grammar, outputs.grammar):
-            if rules is not None:
-                yield ResponseFormat(type="ebnf", grammar=rules)
+            yield "response_format", self.response_format
+        outputs = self.structured_outputs or StructuredOutputs()
         if outputs.json_object:
-            yield ResponseFormat(type="json_object")
+            yield "structured_outputs.json_object", ResponseFormat(type="json_object")
+        within = {f"structured_outputs.{name}": getattr(outputs, at) for name, at in _OUTPUTS}
+        for name, given in (within | {name: getattr(self, name) for name in _WAYS}).items():
+            if given is not None:
+                yield name, _way(name, given)
 
     @model_validator(mode="after")
     def _one_format(self) -> "FormatFields":
-        if len(list(self._formats())) > 1:
-            raise ValueError("several fields say what form the answer has; send one of them")
+        names = [name for name, _ in self._forms()]
+        if len(names) > 1:
+            raise ValueError(
+                f"{' and '.join(names)} say what form the answer has; send one of them"
+            )
         return self
 
 
-def schema_of(given: str | Schema) -> Schema:
+_OUTPUTS = [(name.strip("_"), name) for name in ("json_", "regex", "choice", "grammar")]
+_WAYS = (
+    "regex ebnf json_schema grammar guided_json guided_regex guided_choice guided_grammar".split()
+)
+
+
+def _way(name: str, given: Any) -> ResponseFormat:
+    """What a field of one meaning asks for."""
+    match name.rpartition(".")[2].removeprefix("guided_"):
+        case "regex":
+            return ResponseFormat(type="regex", pattern=given)
+        case "choice":
+            return ResponseFormat(type="choice", choice=given)
+        case "ebnf" | "grammar":
+            return ResponseFormat(type="ebnf", grammar=given)
+        case _:
+            return ResponseFormat(type="json_object", schema=_schema_of(name, given))
+
+
+def _schema_of(name: str, given: str | Schema) -> Schema:
     """A schema, which may come as its JSON; raises ValueError."""
     if not isinstance(given, str):
         return given
     try:
         return _SCHEMA.validate_json(given)
     except ValidationError:
-        raise ValueError("a schema that is sent as text has to be JSON, an object") from None
+        raise ValueError(f"{name} is sent as text and has to be JSON then, an object") from None

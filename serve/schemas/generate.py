@@ -1,5 +1,6 @@
 """What requests of text-generation-inference may hold."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
@@ -8,6 +9,8 @@ from qwen_jax.decoding.sampling import MAX_LOGPROBS
 from serve.schemas import unasked
 from serve.schemas.formats import ResponseFormat
 from serve.schemas.requests import Body, SamplingFields
+
+_TEXT = {"prompt": "inputs", "messages": "inputs"}
 
 
 class Parameters(SamplingFields):
@@ -44,6 +47,12 @@ class GenerateRequest(Body):
     @property
     def wanted(self) -> str | None:
         return self.parameters.adapter_id
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        fields = {name: f"parameters.{name}" for name in SamplingFields.model_fields}
+        own = {"max_tokens": "max_new_tokens", "response_format": "grammar"}
+        return fields | {name: f"parameters.{ours}" for name, ours in own.items()} | _TEXT
 
     def without_texts(self) -> Self:
         kept = self.parameters.return_full_text

@@ -1,5 +1,6 @@
 """What requests of Anthropic's Messages API may hold."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag
@@ -149,6 +150,17 @@ class TurnsFields(Fields):
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None  # where it was before output_config
 
+    @property
+    def form(self) -> OutputFormat | None:
+        """What form the answer has, wherever that stands."""
+        return (self.output_config and self.output_config.format) or self.output_format
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        within = self.output_config is not None and self.output_config.format is not None
+        form = "output_config.format" if within else "output_format"
+        return {"response_format": form, "stop": "stop_sequences"}
+
 
 class CountRequest(TurnsFields):
     """How many tokens a conversation has."""
@@ -156,7 +168,7 @@ class CountRequest(TurnsFields):
     model: ModelName = None
 
 
-class MessagesRequest(SamplingFields, TurnsFields):
+class MessagesRequest(TurnsFields, SamplingFields):
     labels, idle = unasked.TURNS_LABELS, unasked.TURNS
     texts = frozenset({"system", "messages", "tools", "output_config", "output_format"})
 

@@ -1,5 +1,6 @@
 """What requests may hold: every field is bounded, every other one refused by name."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -67,6 +68,11 @@ class Body(Fields):
     def wanted(self) -> str | None:
         """The name of a model; None is the one that was loaded."""
         raise NotImplementedError
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What fields of a chat, or a completion, are called here, where that differs."""
+        return {}
 
     def without_texts(self) -> Self:
         """What is left to know once the prompt is made; the rest may be megabytes."""

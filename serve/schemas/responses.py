@@ -1,6 +1,7 @@
 """What requests of OpenAI's Responses API may hold, and what they are as a conversation."""
 
 import base64
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -237,6 +238,15 @@ class ResponsesRequest(SamplingFields):
             if unknown := [one.name for one in self.tool_choice.tools if one.name not in names]:
                 raise ValueError(f"tool_choice names {unknown[0]!r}, which was not sent")
         return self
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return {
+            "messages": "input",
+            "max_tokens": "max_output_tokens",
+            "response_format": "text.format",
+            "reasoning_effort": "reasoning.effort",
+        }
 
     @property
     def functions(self) -> list[tuple[str | None, str, FunctionTool]]:

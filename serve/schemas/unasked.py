@@ -179,8 +179,9 @@ EMBEDDINGS: Idle = {
 }
 EMBED: Idle = {"truncation_direction": ("right", "Right"), "encoding_format": ("float",)}
 
-# Of rerank: Cohere's, Jina's and vLLM's
+# Of rerank: Cohere's, Jina's, vLLM's and text-embeddings-inference's
 RERANK: Idle = {
+    "truncation_direction": ("right", "Right"),
     "priority": (0,),
     "rank_fields": (["text"],),
     "max_chunks_per_doc": (1, 10),

@@ -29,19 +29,32 @@ Grammar = Mapping[str, Any]  # as the library has it
 
 
 @dataclass(frozen=True)
+class Form:
+    """What the text of an answer has to follow, and the field of the request that says so."""
+
+    grammar: Grammar
+    field: str
+
+
+@dataclass(frozen=True)
 class Rules:
-    """What an answer has to follow. body: what they call @body. blamed: the field they are from."""
+    """What an answer has to follow. body: what they call @body.
+
+    blamed: the field they are from. body_blamed: the one that the body is from.
+    """
 
     answer: Grammar
     body: Grammar | None = None
     blamed: str = "response_format"
+    body_blamed: str = "response_format"
     instead: "Rules | None" = None  # where these cannot be used, and need not be in every keyword
 
 
-def alone(body: Grammar) -> Rules:
+def alone(form: Form) -> Rules:
     """Rules of an answer that is a text and nothing else."""
-    loose = outlined(body)
-    return Rules(body, instead=None if loose is body else Rules(loose))
+    loose = outlined(form.grammar)
+    instead = None if loose is form.grammar else Rules(loose)
+    return Rules(form.grammar, blamed=form.field, instead=instead)
 
 
 def outlined(body: Grammar) -> Grammar:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from qwen_jax.distributed import gather, share
+from qwen_jax.distributed import gather, share, told_by_first
+from qwen_jax.evaluate import kept
 from qwen_jax.text.tokenizer import Tokenizer
 from tests.processes import joining
 from train.batches import Batches
@@ -23,11 +24,14 @@ SCRIPT = (
     + """
 import json
 from qwen_jax.text.tokenizer import Tokenizer
-from tests.qwen_jax.test_distributed import known, told
-from qwen_jax.distributed import gather
+from pathlib import Path
+from tests.qwen_jax.test_distributed import answered, known, refused, told
+from qwen_jax.distributed import gather, told_by_first
 from qwen_jax.data.records import Records
 from train.samples import Samples
 assert gather(b"" if rank else "é".encode()) == ["é".encode(), b""]
+assert told_by_first(lambda: ["é", rank]) == ["é", 0]
+disk = Path(folder) / ("none" if rank else "evaluation")
 tokenizer, reads = Tokenizer.load(folder + "/small"), []
 read = Records.__getitem__
 Records.__getitem__ = lambda records, number: reads.append(number) or read(records, number)
@@ -36,6 +40,7 @@ Records.__getitem__ = read
 print(json.dumps({"known": known(folder + "/good.jsonl", tokenizer), "reads": sorted(reads),
     "few": known(folder + "/few.jsonl", tokenizer)[1],
     "bad": told(folder + "/bad.jsonl", tokenizer), "none": told(folder + "/none.txt", tokenizer),
+    "answered": answered(disk), "refused": refused(disk),
     "differs": told(folder + "/" + str(rank) + ".txt", tokenizer)}))
 """
 )
@@ -50,6 +55,22 @@ def known(data: Any, tokenizer: Tokenizer) -> Any:
 def told(data: Any, tokenizer: Tokenizer) -> Any:
     with pytest.raises(ValueError) as error:
         known(data, tokenizer)
+    return str(error.value)
+
+
+def answered(folder: Path) -> Any:
+    """What an evaluation that goes on knows; process 0 alone has the disk."""
+    told_by_first(lambda: kept.claim(folder, {"model": "a"}))
+    with kept.Samples(folder, "task") as samples:
+        right = {index: sample["correct"] for index, sample in samples.known.items()}
+        samples.add(2, {"correct": 0.0})
+    samples.finish(3)
+    return sorted(right.items())
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ValueError) as error:
+        told_by_first(lambda: kept.claim(folder, {"model": "b"}))
     return str(error.value)
 
 
@@ -68,6 +89,9 @@ def test_two_processes(tmp_path: Path, small: Tokenizer, small_folder: Path) -> 
     (tmp_path / "bad.jsonl").write_text("".join(map(item, ["x"] * 30 + [7] * 30)))
     (tmp_path / "0.txt").write_text("one")
     (tmp_path / "1.txt").write_text("other")
+    kept.claim(tmp_path / "evaluation", {"model": "a"})
+    progress = tmp_path / "evaluation/progress/task.jsonl"
+    progress.write_text('[1, {"correct": 1.0}]\n[0, {"correct": 0.5}]\n[2, {"corr')
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -91,6 +115,12 @@ def test_two_processes(tmp_path: Path, small: Tokenizer, small_folder: Path) -> 
         "none": told(tmp_path / "none.txt", small),
         "differs": "the processes of this run see different data; give all of them the same",
     }
+    first, second = (one.pop("refused") for one in found)
+    assert first.endswith("choose another --output, or delete it")
+    assert second == f"process 0 says: {first}"
+    assert (tmp_path / "evaluation/samples/task.jsonl").read_text().count("\n") == 3
+    assert not (tmp_path / "none").exists()
+    assert [one.pop("answered") for one in found] == 2 * [[[0, 0.5], [1, 1.0]]]
     assert [one.pop("reads") for one in found] == [[*range(6)], [*range(6, 11)]]
     assert found == [alone, alone]
     assert "30 faults" in alone["bad"]

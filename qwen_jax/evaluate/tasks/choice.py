@@ -225,7 +225,7 @@ TASKS = [
     ),
     Task(
         "mmlu_chat",
-        "MMLU",
+        "MMLU, chat",
         "chat",
         partial(_zero_shot, _mmlu, "test", _OPENING, "\n"),
         _judge_english,
@@ -233,7 +233,7 @@ TASKS = [
     ),
     Task(
         "ceval_chat",
-        "C-Eval (validation)",
+        "C-Eval (validation), chat",
         "chat",
         partial(_zero_shot, _ceval, "val", "", "\n\n"),
         _judge_chinese,

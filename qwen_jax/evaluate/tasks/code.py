@@ -129,7 +129,7 @@ TASKS = [
     ),
     Task(
         "humaneval_chat",
-        "HumanEval",
+        "HumanEval, chat",
         "chat",
         _humaneval_chat,
         judge_humaneval_chat,

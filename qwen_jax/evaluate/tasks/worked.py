@@ -178,7 +178,7 @@ def _phrase(reply: str) -> str:
 _STOPS = ("\n\n", "Question:")
 TASKS = [
     Task("gsm8k", "GSM8K", "text", _gsm8k_base, judge_last_digits, shots=8, stop=_STOPS),
-    Task("gsm8k_chat", "GSM8K", "chat", _gsm8k_chat, judge_last_number),
+    Task("gsm8k_chat", "GSM8K, chat", "chat", _gsm8k_chat, judge_last_number),
     Task(
         "math",
         "MATH",

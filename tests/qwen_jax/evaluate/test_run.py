@@ -1,5 +1,10 @@
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,14 @@ import pytest
 
 from qwen_jax import load
 from qwen_jax.evaluate import asking, scoring
+from qwen_jax.evaluate.progress import Bar
 from qwen_jax.evaluate.published import SUITES, suite_of
 from qwen_jax.evaluate.questions import TASKS, check
 from qwen_jax.evaluate.run import evaluate
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 
+ROOT = Path(__file__).parents[3]
 CHOSEN = ["mmlu", "gsm8k_chat", "tool_selection"]
 
 
@@ -66,7 +73,7 @@ def test_killed_ten_times_it_ends_with_the_same_report(
 ) -> None:
     rng, output = random.Random(0), tmp_path / "out"
     for _ in range(10):
-        left = rng.randint(1, 9)
+        left = rng.randint(1, 5)
 
         def tell(task: str, done: int, count: int) -> None:
             nonlocal left
@@ -82,6 +89,27 @@ def test_killed_ten_times_it_ends_with_the_same_report(
         except Killed:
             continue
         break
+    evaluate(params, "demo", CHOSEN, data, output)
+    assert content(output) == content(whole)
+
+
+def test_the_command_killed_by_the_system(
+    params: Qwen, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "qwen_jax.evaluate", "demo", "--tasks", ",".join(CHOSEN)]
+    command += ["--data", str(data), "--output", str(output), "--dtype", "float32"]
+    killed = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 60
+        while not (output / "samples/mmlu.jsonl").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert not (output / "report.json").exists()
     evaluate(params, "demo", CHOSEN, data, output)
     assert content(output) == content(whole)
 
@@ -143,6 +171,32 @@ def test_what_is_refused_before_any_work(params: Qwen, tmp_path: Path) -> None:
             check(tasks, suite, run_generated_code=False)
     with pytest.raises(ValueError, match=r"mmlu: there is no .*hendrycks"):
         evaluate(params, "demo", ["mmlu"], tmp_path, tmp_path / "out")
+
+
+def test_how_far_it_is_is_told_by_what_this_run_did(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar, clock = Bar(), iter((100.0, 100.0, 110.0, 120.0, 300.0, 300.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    for task, done, count in (
+        ("mmlu", 40, 90_000),  # forty were known before
+        ("mmlu", 41, 90_000),
+        ("mmlu", 42, 90_000),  # too soon to tell again
+        ("mmlu", 60, 90_000),
+        ("bbh", 0, 1),
+        ("bbh", 1, 1),
+    ):
+        bar(task, done, count)
+    assert capsys.readouterr().err.splitlines() == [
+        "mmlu 40/90000 questions",
+        "mmlu 60/90000 questions, 1 a second, 24:59:00 left",
+        "bbh 0/1 questions",
+        "bbh 1/1 questions",
+    ]
+
+
+def test_titles_tell_tasks_apart() -> None:
+    assert len({task.title for task in TASKS.values()}) == len(TASKS)
 
 
 def test_published_rows_name_tasks() -> None:

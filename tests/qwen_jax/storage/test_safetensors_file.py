@@ -1,6 +1,7 @@
 """Headers are checked before they are believed."""
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,18 @@ def test_many_tensors_take_no_descriptors(tmp_path: Path) -> None:
     held = read_shard(tmp_path / "s").read_all()
     assert len(held) == 50
     assert len([*Path("/dev/fd").iterdir()]) <= before + 1
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
+    """As views its tensors would end the process."""
+    path, ones = tmp_path / "s", np.ones(1 << 16, np.float32)
+    path.write_bytes(save({"x": ones}))
+    shard = read_shard(path)
+    held = shard.read_all()["x"]
+    os.truncate(path, 5000)
+    np.testing.assert_array_equal(held, ones)
+    with pytest.raises(ValueError, match="s is cut off"):
+        shard.read_all()
 
 
 def test_safetensors_reads_what_we_wrote(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 import qwen_jax
 from qwen_jax import Sampling, load
 from qwen_jax.adapters import attach, bank, peft
-from qwen_jax.adapters.peft_config import LoraConfig
+from qwen_jax.adapters.peft_config import FILE, LoraConfig
 from qwen_jax.nn.lora import Deltas, fuse
 from qwen_jax.nn.model import Qwen
+from qwen_jax.storage.safetensors_file import write_header
 from serve import loading
 from serve.adapters import Adapters
 from serve.engine.request import Request
@@ -226,17 +227,17 @@ def test_what_cannot_be_loaded(server: Running, folders: dict[str, Path], tmp_pa
     shutil.copytree(folders["cat"], tmp_path / "outside")
     (inside / "link").symlink_to(tmp_path / "outside")
     shutil.copytree(folders["cat"], inside / "linked")
-    (inside / "linked" / "adapter_config.json").unlink()
-    (inside / "linked" / "adapter_config.json").symlink_to(
-        tmp_path / "outside" / "adapter_config.json"
-    )
+    (inside / "linked" / FILE).unlink()
+    (inside / "linked" / FILE).symlink_to(tmp_path / "outside" / FILE)
     shutil.copytree(folders["cat"], inside / "torn")
-    weights = inside / "torn" / "adapter_model.safetensors"
+    weights = inside / "torn" / peft.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1])
     shapes = {"model.layers.0.self_attn.q_proj.weight": np.zeros((8, 8), np.float32)}
     odd = random_adapter(shapes, LoraConfig(2, 8.0, ("q_proj",)))
     peft.write(odd, inside / "odd")
     (inside / "empty").mkdir()
+    shutil.copytree(folders["cat"], inside / "huge")
+    write_header(inside / "huge" / peft.WEIGHTS, {"x": (np.dtype(np.float32), (2**30,))}, None)
     before = names(server)
     for path, wanted in [
         (tmp_path / "outside", "there is no folder"),
@@ -248,6 +249,7 @@ def test_what_cannot_be_loaded(server: Running, folders: dict[str, Path], tmp_pa
         ("empty", "is no adapter: it has no adapter_config.json"),
         ("torn", "it is cut off; download it again"),
         ("odd", "does not fit this network"),
+        ("huge", "has 4294967296 bytes of tensors, at most"),
     ]:
         answer = change(server, LOAD, "new", path)
         assert answer.status_code == 400, path

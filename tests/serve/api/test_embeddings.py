@@ -229,9 +229,53 @@ def test_cohere_s_form(judge: Running) -> None:
         ({"documents": ["fox " * 400]}, "documents", "at most 384 fit"),
         ({"documents": ["a"], "top_n": 0}, "top_n", ""),
         ({"documents": ["a"], "rank_fields": ["title"]}, "rank_fields", "not supported"),
+        ({"texts": ["fox " * 400]}, "texts", "at most 384 fit"),
+        ({"texts": [{"text": "a"}]}, "texts", ""),
+        ({"texts": ["a"], "truncation_direction": "left"}, "truncation_direction", ""),
+        ({"texts": ["a"], "documents": ["a"]}, "", "wanted either documents or texts"),
+        ({"texts": ["a"], "top_n": 1}, "", "top_n goes with documents"),
+        ({"documents": ["a"], "raw_scores": True}, "", "raw_scores goes with texts"),
     ],
 )
 def test_what_cannot_be_ranked(judge: Running, how: Any, param: str, wanted: str) -> None:
     error = post(judge, "/v1/rerank", 400, query="a", **how)["error"]
-    assert error["param"].startswith(param)
+    assert (error["param"] or "").startswith(param)
     assert wanted in error["message"]
+
+
+def test_text_embeddings_inference_s_form(judge: Running, reranker: Qwen) -> None:
+    wanted = scores(reranker, "A fox?")
+    order = sorted(range(4), key=lambda index: -wanted[index])
+    answer = post(judge, "/rerank", query="A fox?", texts=DOCUMENTS)
+    assert [one["index"] for one in answer] == order
+    assert all(one.keys() == {"index", "score"} for one in answer)
+    np.testing.assert_allclose([one["score"] for one in answer], sorted(wanted)[::-1], atol=1e-5)
+    how: Any = {"query": "A fox?", "texts": [*DOCUMENTS, "fox " * 400], "truncate": True}
+    raw = post(judge, "/rerank", raw_scores=True, return_text=True, **how)
+    assert all(one["text"] == how["texts"][one["index"]] for one in raw)
+    for one in raw:
+        if one["index"] < 4:
+            odds = np.log(wanted[one["index"]] / (1 - wanted[one["index"]]))
+            assert one["score"] == pytest.approx(odds, abs=1e-3)
+
+
+def test_what_cannot_fit_is_refused_before_any_work(
+    judge: Running, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is the last of many."""
+
+    def encode(*_: Any, **__: Any) -> Any:
+        raise AssertionError("tokenised")
+
+    long, works = [*["a"] * 2000, "fox " * 2000], []
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    for where, path, body in (
+        (judge, "/v1/rerank", {"query": "a", "documents": long}),
+        (judge, "/rerank", {"query": "a", "texts": long}),
+        (judge, "/rerank", {"query": "fox " * 2000, "texts": ["a"]}),
+        (server, EMBED, {"input": long}),
+        (server, "/embed", {"inputs": long}),
+    ):
+        works.append(post(where, path, 400, **body)["error"])
+    assert all("fit" in str(one) for one in works)
+    assert [one["param"] for one in works[:4]] == ["documents", "texts", "query", "input"]

@@ -42,6 +42,14 @@ _SHORT = {
 }
 
 
+def parsed(arguments: str) -> Any:
+    """Of a call that was cut: what of it there is, as Messages has it."""
+    try:
+        return json.loads(arguments or "{}")
+    except ValueError:
+        return {"INVALID_JSON": arguments}
+
+
 def sent(url: str, body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(name, object) of each event of a stream."""
     found, name = [], ""
@@ -51,9 +59,33 @@ def sent(url: str, body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         for line in answer.iter_lines():
             if line.startswith("event: "):
                 name = line.removeprefix("event: ")
-            elif line.startswith("data: "):
+            elif line.startswith("data: ") and line != "data: [DONE]":
                 found.append((name, json.loads(line.removeprefix("data: "))))
     return found
+
+
+def check_chat(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answer that a stream makes; a delta holds content or a call, never both."""
+    message: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": []}
+    *said, last = events
+    assert last["choices"] == []
+    for event in said:
+        (choice,) = event["choices"]
+        delta = choice["delta"]
+        assert not (delta.get("content") and delta.get("tool_calls"))
+        message["content"] += delta.get("content") or ""
+        if thought := delta.get("reasoning_content"):
+            message["reasoning_content"] = message.get("reasoning_content", "") + thought
+        for piece in delta.get("tool_calls", ()):
+            if "id" in piece:
+                assert piece["index"] == len(message["tool_calls"])
+                message["tool_calls"].append(piece)
+            else:
+                gained = piece["function"]["arguments"]
+                message["tool_calls"][piece["index"]]["function"]["arguments"] += gained
+    finish = said[-1]["choices"][0]["finish_reason"]
+    choices = [{"message": message, "finish_reason": finish}]
+    return {"choices": choices, "usage": last["usage"]}
 
 
 def check_responses(events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -98,5 +130,5 @@ def check_messages(events: list[dict[str, Any]]) -> dict[str, Any]:
             block[name.replace("partial_json", "partial")] += text
     for block in message["content"]:
         if (text := block.pop("partial")) or block["type"] == "tool_use":
-            block["input"] = json.loads(text or "{}")
+            block["input"] = parsed(text)
     return message | events[-2]["delta"] | {"usage": events[-2]["usage"]}

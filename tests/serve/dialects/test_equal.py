@@ -1,31 +1,45 @@
 """One conversation, three dialects: the same prompt and the same answer, streamed or not."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from serve.engine.operations import Prefill
 from tests.serve.conftest import Running, Serve
-from tests.serve.dialects.events import check_messages, check_responses, sent
+from tests.serve.dialects.events import sent
+from tests.serve.dialects.spoken import CHAT, DIALECTS
 from tests.serve.dialects.test_responses import ANSWER
 from tests.serve.text.test_thinking import HYBRID
-from tests.serve.text.test_tools import TIME, WEATHER
+from tests.serve.text.test_tools import TIME
 
-CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
-# tells apart whatever a template can
-TEMPLATE = HYBRID.replace("{{ m.content }}", "{{ m.reasoning_content }}|{{ m.content }}")
-SCHEMA = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"]}
-LIMIT = 150
+# tells apart whatever a template can, but for the ids of calls, which are new in every answer
+TEMPLATE = HYBRID.replace("{{ m.content }}", "{{ m.reasoning_content }}|{{ m.content }}").replace(
+    "{{ m.tool_calls | tojson }}",
+    "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}",
+)
 words = st.sampled_from(["hi", "a b", "the dog\n", "你好", "<|im_end|>", "{}"])
-calls = st.lists(st.sampled_from([("weather", {"city": "Rome"}), ("time", {})]), max_size=2)
+called = st.sampled_from([("weather", {"city": "Rome"}), ("time", {})])
 # an assistant's turn: what it thought, said and called; what is called is answered
-turns = st.lists(st.tuples(words, st.none() | words, words, calls), max_size=2)
-chosen = st.sampled_from([None, "auto", "none", "required", "weather"])
+turn = st.tuples(words, st.none() | words, words, st.lists(called, max_size=2))
+silent = st.tuples(words, st.none() | words, st.just(""), st.lists(called, min_size=1, max_size=2))
+CONVERSATION = st.fixed_dictionaries(
+    {
+        "system": st.just("") | words,
+        "turns": st.lists(turn | silent, max_size=2),
+        "last": words,
+        "parts": st.booleans(),
+        "tools": st.booleans(),
+        "choice": st.sampled_from([None, "auto", "none", "required", "weather"]),
+        "parallel": st.booleans(),
+        "thinking": st.sampled_from(["usual", "off", "none", "high"]),
+        "schema": st.sampled_from([None, None, False, True]),  # whether it is strict
+        "stop": st.sampled_from([[], [], ["see"], ["So", "}"]]),
+        "sampling": st.sampled_from([{}, {"temperature": 0.5, "top_p": 0.9, "top_k": 7}]),
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,186 +48,88 @@ def server(scripted: Serve) -> Iterator[Running]:
         yield running
 
 
-def chat(said: Any) -> dict[str, Any]:
-    messages = [{"role": "system", "content": said["system"]}] if said["system"] else []
-    for question, thought, text, called in said["turns"]:
-        messages.append({"role": "user", "content": question})
-        answer: dict[str, Any] = {"role": "assistant", "content": text}
-        if thought:
-            answer["reasoning_content"] = thought
-        if called:
-            answer["tool_calls"] = [
-                {
-                    "id": f"c{place}",
-                    "type": "function",
-                    "function": {"name": name, "arguments": json.dumps(arguments)},
-                }
-                for place, (name, arguments) in enumerate(called)
-            ]
-        messages.append(answer)
-        for place, _ in enumerate(called):
-            messages.append({"role": "tool", "tool_call_id": f"c{place}", "content": "4"})
-    messages.append({"role": "user", "content": said["last"]})
-    body: dict[str, Any] = {"messages": messages, "max_tokens": LIMIT}
-    if said["tools"]:
-        body["tools"] = [{"type": "function", "function": one} for one in (WEATHER, TIME)]
-        choice = said["choice"]
-        named = {"type": "function", "function": {"name": choice}}
-        body["tool_choice"] = named if choice == "weather" else choice
-        body["parallel_tool_calls"] = said["parallel"]
-    if not said["thinking"]:
-        body["enable_thinking"] = False
-    if said["schema"]:
-        form = {"name": "x", "schema": SCHEMA}
-        body["response_format"] = {"type": "json_schema", "json_schema": form}
-    return body
-
-
-def responses(said: Any) -> dict[str, Any]:
-    items: list[Any] = []
-    for question, thought, text, called in said["turns"]:
-        items.append({"role": "user", "content": question})
-        if thought:
-            part = {"type": "reasoning_text", "text": thought}
-            items.append({"type": "reasoning", "summary": [], "content": [part]})
-        part = {"type": "output_text", "text": text, "annotations": []}
-        items.append({"type": "message", "role": "assistant", "content": [part]})
-        for place, (name, arguments) in enumerate(called):
-            call = {"type": "function_call", "call_id": f"c{place}", "name": name}
-            items.append(call | {"arguments": json.dumps(arguments)})
-        for place, _ in enumerate(called):
-            items.append({"type": "function_call_output", "call_id": f"c{place}", "output": "4"})
-    items.append({"role": "user", "content": [{"type": "input_text", "text": said["last"]}]})
-    body: dict[str, Any] = {"input": items, "max_output_tokens": LIMIT}
-    body["instructions"] = said["system"] or None
-    if said["tools"]:
-        body["tools"] = [{"type": "function", **one} for one in (WEATHER, TIME)]
-        choice = said["choice"]
-        named = {"type": "function", "name": choice}
-        body["tool_choice"] = named if choice == "weather" else choice
-        body["parallel_tool_calls"] = said["parallel"]
-    if not said["thinking"]:
-        body["reasoning"] = {"effort": "none"}
-    if said["schema"]:
-        body["text"] = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}
-    return body
-
-
-def messages(said: Any) -> dict[str, Any]:
-    made: list[Any] = []
-    for question, thought, text, called in said["turns"]:
-        made.append({"role": "user", "content": question})
-        blocks: list[Any] = []
-        if thought:
-            blocks.append({"type": "thinking", "thinking": thought, "signature": "x"})
-        blocks.append({"type": "text", "text": text})
-        results: list[Any] = []
-        for place, (name, arguments) in enumerate(called):
-            use = {"type": "tool_use", "id": f"c{place}", "name": name, "input": arguments}
-            blocks.append(use)
-            results.append({"type": "tool_result", "tool_use_id": f"c{place}", "content": "4"})
-        made.append({"role": "assistant", "content": blocks})
-        if results:
-            made.append({"role": "user", "content": results})
-    made.append({"role": "user", "content": said["last"]})
-    body: dict[str, Any] = {"messages": made, "max_tokens": LIMIT}
-    body["system"] = said["system"] or None
-    if said["tools"]:
-        body["tools"] = [
-            {{"parameters": "input_schema"}.get(name, name): one[name] for name in one}
-            for one in (WEATHER, TIME)
-        ]
-        kinds = {None: "auto", "required": "any", "weather": "tool"}
-        choice = {"type": kinds.get(said["choice"], said["choice"])}
-        if said["choice"] == "weather":
-            choice["name"] = "weather"
-        body["tool_choice"] = choice | {"disable_parallel_tool_use": not said["parallel"]}
-    if not said["thinking"]:
-        body["thinking"] = {"type": "disabled"}
-    if said["schema"]:
-        body["output_config"] = {"format": {"type": "json_schema", "schema": SCHEMA}}
-    return body
-
-
-def of_chat(made: Any) -> Any:
-    message = made["choices"][0]["message"]
-    called = [call["function"] for call in message.get("tool_calls") or ()]
-    return (
-        message.get("reasoning_content", ""),
-        message["content"] or "",
-        [(call["name"], parsed(call["arguments"])) for call in called],
-        made["usage"]["prompt_tokens"],
-        made["usage"]["completion_tokens"],
-    )
-
-
-def parsed(arguments: str) -> Any:
-    try:
-        return json.loads(arguments or "{}")
-    except ValueError:
-        return {"INVALID_JSON": arguments}
-
-
-def of_responses(made: Any) -> Any:
-    items = made["output"]
-    texts = lambda kind: "".join(
-        item["content"][0]["text"] for item in items if item["type"] == kind
-    )
-    called = [item for item in items if item["type"] == "function_call"]
-    return (
-        texts("reasoning"),
-        texts("message"),
-        [(call["name"], parsed(call["arguments"])) for call in called],
-        made["usage"]["input_tokens"],
-        made["usage"]["output_tokens"],
-    )
-
-
-def of_messages(made: Any) -> Any:
-    texts = lambda kind: "".join(block.get(kind, "") for block in made["content"])
-    called = [block for block in made["content"] if block["type"] == "tool_use"]
-    usage = made["usage"]
-    return (
-        texts("thinking"),
-        texts("text"),
-        [(call["name"], call["input"]) for call in called],
-        usage["input_tokens"] + usage["cache_read_input_tokens"],
-        usage["output_tokens"],
-    )
-
-
-def prompt(running: Running) -> list[int]:
-    """The ids that the device was last given, from the beginning."""
+def asked(running: Running) -> tuple[list[int], list[float]]:
+    """The ids that the device was last given, from the beginning, and how to choose the next."""
     *_, last = (op.pieces[-1] for op in running.script.log if isinstance(op, Prefill))
-    return list(running.script.state[last.slot].heard[: last.prompt_length])
+    heard = running.script.state[last.slot].heard[: last.prompt_length]
+    how = last.settings
+    return list(heard), [float(one[0]) for one in (how.temperature, how.top_p, how.top_k)]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(
-    st.fixed_dictionaries(
-        {
-            "system": st.just("") | words,
-            "turns": turns,
-            "last": words,
-            "tools": st.booleans(),
-            "choice": chosen,
-            "parallel": st.booleans(),
-            "thinking": st.booleans(),
-            "schema": st.booleans(),
-        }
-    )
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
 )
+@given(CONVERSATION)
 def test_dialects_are_equal(server: Running, said: Any) -> None:
-    found = []
-    for path, body, read, check in (
-        (CHAT, chat(said), of_chat, None),
-        (RESPONSES, responses(said), of_responses, check_responses),
-        (MESSAGES, messages(said), of_messages, check_messages),
-    ):
-        answer = httpx.post(server.url + path, json=body, timeout=60)
-        assert answer.status_code == 200, answer.text
-        found.append((prompt(server), read(answer.json())))
-        if check is not None:
-            events = [event for _, event in sent(server.url + path, body)]
-            found.append((prompt(server), read(check(events))))
-    assert all(one == found[0] for one in found), found
+    """Also where the conversation goes on with what each has answered."""
+    bodies = [dialect.body(said) for dialect in DIALECTS]
+    for question in ("and", None):
+        found, answers = [], []
+        for dialect, body in zip(DIALECTS, bodies, strict=True):
+            answer = server.http.post(dialect.path, json=body)
+            assert answer.status_code == 200, answer.text
+            answers.append(answer.json())
+            found.append((asked(server), dialect.read(answers[-1])))
+            usage = {"stream_options": {"include_usage": True}} if dialect is CHAT else {}
+            events = sent(server.url + dialect.path, body | usage)
+            streamed = dialect.whole([event for _, event in events])
+            found.append((asked(server), dialect.read(streamed)))
+        assert all(one == found[0] for one in found), found
+        if any("INVALID_JSON" in arguments for _, arguments in found[0][1][2]):
+            break  # what was cut is under a name of its own there
+        if question is not None:
+            bodies = [
+                dialect.further(body, answer, question)
+                for dialect, body, answer in zip(DIALECTS, bodies, answers, strict=True)
+            ]
+
+
+COMPLETE, RESPONSES, MESSAGES = (dialect.path for dialect in DIALECTS)
+TEXT, GENERATE = "/v1/completions", "/generate"
+SAY: Any = {"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+BAD: Any = {"type": "object", "properties": {"n": {"enum": ["x" * 70_000]}}}
+FORM = {"type": "json_schema", "name": "x", "schema": BAD, "strict": True}
+PATTERN = {"type": "object", "properties": {"n": {"type": "string", "pattern": "("}}}
+CALL = {"name": "f", "parameters": PATTERN, "strict": True}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": BAD, "strict": True}}
+FAULTS: list[tuple[str, Any, str]] = [
+    (TEXT, {"response_format": SCHEMA}, "response_format"),
+    (TEXT, {"response_format": {"type": "ebnf", "grammar": "root ::= ("}}, "response_format"),
+    (TEXT, {"regex": "("}, "regex"),
+    (TEXT, {"ebnf": "root ::= ("}, "ebnf"),
+    (TEXT, {"grammar": "root ::= ("}, "grammar"),
+    (TEXT, {"json_schema": "{"}, "json_schema"),
+    (TEXT, {"guided_regex": "("}, "guided_regex"),
+    (TEXT, {"guided_json": "[]"}, "guided_json"),
+    (TEXT, {"guided_grammar": "root ::= ("}, "guided_grammar"),
+    (TEXT, {"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+    (TEXT, {"structured_outputs": {"json": "1"}}, "structured_outputs.json"),
+    (TEXT, {"regex": "a", "ebnf": "b"}, "regex and ebnf"),
+    (COMPLETE, {"guided_regex": "("}, "guided_regex"),
+    (COMPLETE, {"tools": [{"type": "function", "function": TIME}], "regex": "("}, "regex"),
+    (COMPLETE, {"functions": [CALL]}, "functions"),
+    (RESPONSES, {"tools": [{"type": "function", **CALL}]}, "tools"),
+    (RESPONSES, {"text": {"format": FORM}}, "text.format"),
+    (MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": BAD}}}, "output_co"),
+    (MESSAGES, {"output_format": {"type": "json_schema", "schema": BAD}}, "output_format"),
+    (GENERATE, {"grammar": {"type": "regex", "value": "("}}, "parameters.grammar"),
+    (GENERATE, {"stop_token_ids": [9999]}, "parameters.stop_token_ids"),
+]
+
+
+@pytest.mark.parametrize(("path", "asked", "field"), FAULTS)
+def test_a_fault_names_what_the_client_sent(
+    server: Running, path: str, asked: Any, field: str
+) -> None:
+    usual: Any = {TEXT: {"prompt": "hi"}, RESPONSES: {"input": "hi"}, GENERATE: {"inputs": "hi"}}
+    body = {"parameters": asked} if path == GENERATE else asked
+    answer = server.http.post(path, json=usual.get(path, SAY) | body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    message = error if path == GENERATE else error["message"]
+    assert message.removeprefix("the body: ").startswith(field), message
+    assert path in (GENERATE, MESSAGES) or error["param"] in (field, None)

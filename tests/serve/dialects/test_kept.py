@@ -7,8 +7,10 @@ import pytest
 
 from serve.http.keys import Keys
 from serve.lanes import Lane
+from serve.schemas.responses import sealed
 from tests.serve.conftest import Serve
 from tests.serve.dialects.test_responses import ASK
+from tests.serve.text.test_thinking import HYBRID
 
 
 def test_what_is_kept(scripted: Serve) -> None:
@@ -82,3 +84,51 @@ def test_what_is_kept_is_long_work(scripted: Serve, monkeypatch: pytest.MonkeyPa
             sizes.clear()
             ask()
             assert sizes[0] > 16 * 512
+
+
+def test_what_is_referred_to_is_no_larger_than_a_body(scripted: Serve) -> None:
+    """However small the request is that names it, and however often."""
+    with scripted("la " * 100, max_body=2048, length=4096) as running:
+        client, hi = running.client(), {"role": "user", "content": "hi"}
+        ask: Any = ASK | {"max_output_tokens": 300}
+        made = client.responses.create(**ask)
+        item: Any = made.output[0]
+        reference = {"type": "item_reference", "id": item.id}
+        fits: Any = [hi, *[reference] * 2, hi]
+        assert client.responses.create(**ask | {"input": fits}).output
+        prompts = len(running.script.log)
+        many: Any = [hi, *[reference] * 20, hi]
+        with pytest.raises(openai.APIStatusError, match="larger than 2048 bytes") as caught:
+            client.responses.create(**ask | {"input": many})
+        assert (caught.value.status_code, len(running.script.log)) == (413, prompts)
+
+        def goes_on(id: str, times: int) -> None:
+            more = client.responses.create(**ask, previous_response_id=id)
+            if times:
+                goes_on(more.id, times - 1)
+
+        with pytest.raises(openai.APIStatusError, match="larger than 2048 bytes"):
+            goes_on(made.id, 9)
+
+
+def test_what_is_read_of_a_response(scripted: Serve) -> None:
+    with scripted("<think>\nso\n</think>\n\nHello", HYBRID) as running:
+        client = running.client()
+        made = client.responses.create(**ASK)
+        read = client.responses.retrieve
+        thought = read(made.id, include=["reasoning.encrypted_content"]).output[0]
+        assert thought.encrypted_content == sealed("so")
+        assert read(made.id, stream=False).output == made.output
+        scored = client.responses.create(**ASK, include=["message.output_text.logprobs"])
+        both: Any = ["message.output_text.logprobs", "web_search_call.results"]
+        assert read(scored.id, include=both).output == scored.output
+        for how, name in (
+            ({"include": ["message.output_text.logprobs"]}, "include"),
+            ({"include": ["everything"]}, "include"),
+            ({"extra_query": {"starting_after": 3}}, "starting_after"),
+            ({"extra_query": {"stream": "true"}}, "stream"),
+            ({"extra_query": {"fields": "id"}}, "fields"),
+        ):
+            with pytest.raises(openai.BadRequestError) as caught:
+                read(made.id, **how)
+            assert caught.value.param == name

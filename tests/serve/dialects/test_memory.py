@@ -7,7 +7,7 @@ from serve.memory import Kept, Memory
 
 def answer(id: str, size: int = 10) -> Kept:
     item = {"id": f"{id}-item", "text": "x" * size}
-    return Kept({"id": id, "output": [item]}, [{"role": "user"}], 20)
+    return Kept({"id": id, "output": [item]}, [{"role": "user"}], 80 + size)
 
 
 class Clock:

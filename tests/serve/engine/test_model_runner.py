@@ -68,7 +68,7 @@ def test_whatever_comes_first_is_compiled(warm: ModelRunner, first: str) -> None
     warm.run([Prefill([piece(slot, 3 + slot, 0) for slot in range(4)])])
     for count, rows in itertools.product((1, 2, 4), range(1, SLOTS + 1)):
         warm.run([Step(list(range(rows)), count)])
-    warm.run([ScoreChunk(1, [1] * 64, [2] * 64, 100, LENGTH)])
+    warm.run([ScoreChunk(1, [1] * 16, [2] * 16, 100, LENGTH)])
     assert compiled() == before
 
 

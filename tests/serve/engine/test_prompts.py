@@ -25,9 +25,17 @@ def test_a_long_prompt_holds_a_step_up_by_a_chunk() -> None:
 
 def test_short_prompts_share_a_call() -> None:
     schedule, _, _ = make(slots=8, chunk=64)
-    submit(schedule, *(Client([n, n], 5) for n in range(6)))
+    submit(schedule, *(Client([n, n], 5) for n in range(7)))
     assert [len(op.pieces) for op in schedule.next().operations if isinstance(op, Prefill)] == [4]
-    assert [len(op.pieces) for op in schedule.next().operations if isinstance(op, Prefill)] == [2]
+    assert [len(op.pieces) for op in schedule.next().operations if isinstance(op, Prefill)] == [3]
+
+
+def test_a_chunk_is_two_small_calls_where_one_large_is_mostly_empty() -> None:
+    for length, calls in ((65, [64, 1]), (128, [64, 64]), (129, [129]), (256, [256])):
+        schedule, _, _ = make(pages=90, chunk=256)
+        submit(schedule, Client([1] * length, 2))
+        prefills = [op for op in schedule.next().operations if isinstance(op, Prefill)]
+        assert [sum(len(piece.tokens) for piece in op.pieces) for op in prefills] == calls
 
 
 def test_long_prompts_take_turns_with_others() -> None:
