@@ -37,7 +37,7 @@ plans: .venv-aot ## compile training steps for the same
 
 NODE = benchmarks/clients/node
 
-clients: .venv-clients $(NODE)/node_modules ## clients of all dialects, and agents, against servers
+clients: .venv-clients .venv-proxy $(NODE)/node_modules ## clients of all dialects, and agents, against servers
 	.venv-clients/bin/pytest -n 0 -v -W default --timeout 900 benchmarks/clients
 
 templates: .venv-clients ## prompts with tools against transformers', for FOLDERS="…" of tokenizers
@@ -81,6 +81,10 @@ manifests: .venv-manifests ## what Kubernetes' schemas and hadolint say of deplo
 .venv-clients:
 	python -m venv .venv-clients
 	.venv-clients/bin/pip install --editable '.[clients]'
+
+.venv-proxy: # LiteLLM's, which wants other versions than clients do
+	python -m venv .venv-proxy
+	.venv-proxy/bin/pip install 'litellm[proxy]>=1.80'
 
 $(NODE)/node_modules: # 1 GB, and Node itself 20 or later
 	npm --prefix $(NODE) install --no-package-lock

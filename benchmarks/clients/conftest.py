@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.support import record
-from benchmarks.support.server import Server, started
+from benchmarks.support.server import ROOT, Server, started
 
 KEY = "a-key-for-all-clients"
 CLIENTS = """openai anthropic openai-agents pydantic-ai-slim litellm huggingface_hub
     langchain-openai cohere"""
 PACKAGES = (*CLIENTS.split(), "lm-eval", "jax", "starlette", "uvicorn", "llguidance")
 NODE = Path(__file__).parent / "node"
+PROXY = ROOT / ".venv-proxy" / "bin" / "litellm"
 found: dict[str, str] = {}
 
 
@@ -37,6 +38,13 @@ def node_versions() -> dict[str, str]:
     return {"node": node.stdout.strip(), **{f"{name} for Node": v for name, v in found.items()}}
 
 
+def proxy_version() -> dict[str, str]:
+    ask = "import importlib.metadata as known; print(known.version('litellm'))"
+    command = [str(PROXY.with_name("python")), "-c", ask]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {"litellm as a proxy": made.stdout.strip()}
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.failed:
         found[report.nodeid.removeprefix("benchmarks/clients/test_")] = report.outcome
@@ -46,6 +54,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Only a whole run is kept."""
     if session.config.getoption("keyword") or len(session.config.args) != 1 or not found:
         return
-    versions = record.versions(*PACKAGES) | node_versions()
+    versions = record.versions(*PACKAGES) | proxy_version() | node_versions()
     result = {"versions": versions, "machine": record.machine()}
     record.write("clients", result | {"checks": found})

@@ -11,6 +11,7 @@ from typing import Any
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+EMBEDDINGS, RERANK, GENERATE = "/v1/embeddings", "/v1/rerank", "/generate"
 MAX_BODY = 4 * 2**20
 LARGE = MAX_BODY - 1024
 
@@ -78,6 +79,8 @@ def _body(start: str, piece: str, end: str, size: int = LARGE) -> bytes:
     return (start + piece * ((size - len(start) - len(end)) // len(piece)) + end).encode()
 
 
+# no prompt shows them, and every event about a whole response repeats them
+TOOLS = [{"type": "function", "name": "f", "parameters": {str(n): [n] for n in range(50_000)}}]
 BODIES: list[tuple[str, bytes]] = [
     ("/tokenize", json.dumps({"prompt": _marks(80_000)}).encode()),
     ("/tokenize", json.dumps({"prompt": _marks(300_000)}).encode()),
@@ -101,7 +104,16 @@ BODIES: list[tuple[str, bytes]] = [
     (RESPONSES, json.dumps({"input": "a", "metadata": {"x": "y" * (LARGE - 99)}}).encode()),
     (MESSAGES, _body('{"max_tokens": 1, "messages": [', "{},", "{}]}")),
     (MESSAGES, json.dumps(_chat(_marks(300_000))).encode()),
+    (RESPONSES, json.dumps({"input": "a", "tools": TOOLS, "tool_choice": "none"}).encode()),
     (TEXT, _body('{"stop": [', '"a",', '"a"]}')),
+    (EMBEDDINGS, _body('{"input": [', '"a",', '"a"]}')),
+    (EMBEDDINGS, _body('{"input": [', "[-1],", "[-1]]}")),
+    (EMBEDDINGS, json.dumps({"input": [_marks(150)] * 2000}).encode()),
+    (RERANK, _body('{"query": "a", "documents": [', "{},", "{}]}")),
+    (RERANK, json.dumps({"query": _marks(300_000), "documents": ["a"] * 2000}).encode()),
+    ("/rerank", json.dumps({"query": "a" * 1_000_000, "texts": ["a" * 1400] * 2000}).encode()),
+    (GENERATE, json.dumps({"inputs": _marks(300_000)}).encode()),
+    (GENERATE, json.dumps({"inputs": "a " * 1_000_000, "parameters": {"truncate": 1}}).encode()),
 ]
 PATTERNS = ("(((((a{99}){99}){99}){99}){99})", "(a{1000}){1000}", "(a?){500}a{500}", "(.*a){30}")
 SCHEMA = {"type": "object", "properties": {f"p{n}": {"enum": [str(n)] * 50} for n in range(300)}}
@@ -113,16 +125,26 @@ async def bodies(attack: Attack) -> None:
 
 
 async def grammars(attack: Attack) -> None:
-    wanted: dict[str, Any] = {"type": "regex", "pattern": random.choice(PATTERNS)}
-    if random.random() < 0.3:
-        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
-    await attack.post(CHAT, _chat("a", response_format=wanted))
+    """In the words of one dialect or another."""
+    pattern, named = random.choice(PATTERNS), {"name": "x", "schema": SCHEMA}
+    regex, schema = {"type": "regex", "pattern": pattern}, {"type": "json_schema"}
+    hostile = {"type": "regex", "value": pattern}
+    asked = [
+        (CHAT, _chat("a", response_format=regex)),
+        (CHAT, _chat("a", response_format=schema | {"json_schema": named})),
+        (GENERATE, {"inputs": "a", "parameters": {"grammar": hostile, "max_new_tokens": 1}}),
+        (RESPONSES, {"input": "a", "text": {"format": schema | named}, "max_output_tokens": 1}),
+    ]
+    path, body = random.choices(asked, (5, 2, 2, 1))[0]
+    await attack.post(path, body)
 
 
 async def unread_streams(attack: Attack) -> None:
-    how = {"stream": True, "max_tokens": 900, "n": 2, "ignore_eos": True}
-    scores = {"logprobs": True, "top_logprobs": 20}
-    await attack.post(CHAT, _chat("a", **how, **scores), hold=20)
+    how = {"stream": True, "max_tokens": 900, "ignore_eos": True}
+    scores = {"logprobs": True, "top_logprobs": 20, "n": 2}
+    asked = [(CHAT, _chat("a", **how, **scores)), (MESSAGES, _chat("a", **how))]
+    path, body = random.choice(asked)
+    await attack.post(path, body, hold=20)
 
 
 async def kept_responses(attack: Attack) -> None:

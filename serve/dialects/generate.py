@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 from qwen_jax.decoding.sampling import MAX_STOPS
 from serve.api import completions, endpoint, logprobs, sse
 from serve.api.choices import Choice
-from serve.api.window import check_texts
 from serve.http.errors import ApiError
 from serve.schemas.generate import GenerateRequest, StreamRequest
 from serve.schemas.requests import CompletionRequest
@@ -52,7 +51,6 @@ async def info(request: Request) -> Response:
 def _prepared(model: Model, tenant: str, fields: GenerateRequest, most: int) -> list[Choice]:
     prompt: Any = fields.inputs
     if fields.parameters.truncate is not None:
-        check_texts(model, [prompt], "inputs")
         prompt = model.tokenizer.encode(prompt, specials=True)[-fields.parameters.truncate :]
     body = fields.completion() | {"prompt": prompt}
     return completions.prepared(model, tenant, CompletionRequest.model_validate(body), most)

@@ -80,6 +80,9 @@ def test_a_prompt_keeps_its_end(server: Running) -> None:
     details = post(server, truncate=1, details=True, decoder_input_details=True)["details"]
     (token,) = details["prefill"]
     assert token["id"] == server.model.tokenizer.encode("hi")[-1]
+    parameters = {"truncate": 9, "stop": END}  # of more than the window holds
+    answer = server.http.post("/generate", json={"inputs": "hi " * 9000, "parameters": parameters})
+    assert answer.json() == {"generated_text": TEXT}
 
 
 @pytest.mark.parametrize(
