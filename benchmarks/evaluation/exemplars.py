@@ -168,7 +168,7 @@ def main(limit: int | None = None, whole: str = ",".join(recipes.RECIPES)) -> No
         "all 24 layers": asked_both(whole.split(","), real.made(), real.REFERENCE, limit, long),
     }
     result = {
-        "command": "make exemplars",
+        "command": " ".join(["python -m benchmarks.evaluation.exemplars", *sys.argv[1:]]),
         "what": "a check of the machinery on exemplars; no score here is a published one",
         "model": "Qwen2.5-Coder-0.5B-Instruct, from a Q4_K_M GGUF; float32",
         "allowed_difference": ALLOWED,
