@@ -1,20 +1,20 @@
 """MMLU, BBH, GSM8K and MBPP on the exemplars in lm-eval's wheel, beside transformers.
 
-    python -m benchmarks.evaluation.exemplars [--limit 30]          # make exemplars, all of them
+    python -m benchmarks.evaluation.exemplars [--limit 30] [--whole mmlu]    # make exemplars: all
 
 Machinery is checked, no published score is reproduced: what the wheel ships is laid out as the
 tasks' authors publish their data (see wheel.py), `qwen_jax.evaluate` answers it in float32, and
 transformers the same questions by prompts that are put together anew (recipes.py). Each choice's
 log-likelihood must agree within 1e-4, each completion in every character. Answers have at most 160
 tokens. The model is first the real one's first two layers, which a small machine asks every
-question in minutes, and then the real one, which takes it an hour; `--limit` cuts the second. Both
+question in minutes, and then the real one, which takes it hours; both options cut the second. Both
 sides go on where they were. Writes benchmarks/results/exemplars.json.
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,14 @@ def shortened(layers: int, folder: Path) -> tuple[Path, Path]:
     return native, reference
 
 
-def ours(native: Path, data: Path, out: Path, limit: int | None) -> dict[str, Samples]:
+def ours(
+    tasks: Sequence[str], native: Path, data: Path, out: Path, limit: int | None
+) -> dict[str, Samples]:
     from qwen_jax import load
     from qwen_jax.evaluate.progress import Bar
 
     params, samples = load(native, dtype="float32"), {}
-    for name in recipes.RECIPES:
+    for name in tasks:
         if TASKS[name].kind != "choice":
             TASKS[name] = replace(TASKS[name], max_new_tokens=MOST)
         batch = 1 if TASKS[name].kind == "choice" else SLOTS  # five questions have a beginning each
@@ -139,10 +141,12 @@ def compared(our: Samples, their: Samples) -> dict[str, Any]:
     return row | {"log_likelihoods": len(apart), "largest_difference": max(apart)}
 
 
-def asked_both(native: Path, reference: Path, limit: int | None, out: Path) -> dict[str, Any]:
+def asked_both(
+    tasks: Sequence[str], native: Path, reference: Path, limit: int | None, out: Path
+) -> dict[str, Any]:
     """Task -> what the two sides have in common."""
     data = OUT / "data"
-    samples = ours(native, data, out / "ours", limit)
+    samples = ours(tasks, native, data, out / "ours", limit)
     model, found = Theirs(reference), {}
     for task, rows in samples.items():
         answered = theirs(model, task, data, rows, out / f"transformers_{task}.jsonl")
@@ -150,21 +154,22 @@ def asked_both(native: Path, reference: Path, limit: int | None, out: Path) -> d
     return found
 
 
-def main(limit: int | None = None) -> None:
+def main(limit: int | None = None, whole: str = ",".join(recipes.RECIPES)) -> None:
     """Compare.
 
     Args:
         limit: Questions of each task that the whole model is asked, from the first on.
+        whole: Tasks that the whole model is asked, with a comma between them.
     """
     counts = wheel.lay_out(OUT / "data")
+    short, long = OUT / "short", OUT / f"whole_{limit or 'all'}"
+    every = list(recipes.RECIPES)
     models = {
-        "its first 2 layers": asked_both(*shortened(2, OUT / "short"), None, OUT / "short"),
-        "all 24 layers": asked_both(
-            real.made(), real.REFERENCE, limit, OUT / f"whole_{limit or 'all'}"
-        ),
+        "its first 2 layers": asked_both(every, *shortened(2, short), None, short),
+        "all 24 layers": asked_both(whole.split(","), real.made(), real.REFERENCE, limit, long),
     }
     result = {
-        "command": "make exemplars",
+        "command": " ".join(["python -m benchmarks.evaluation.exemplars", *sys.argv[1:]]),
         "what": "a check of the machinery on exemplars; no score here is a published one",
         "model": "Qwen2.5-Coder-0.5B-Instruct, from a Q4_K_M GGUF; float32",
         "allowed_difference": ALLOWED,

@@ -9,6 +9,7 @@ docs/images/needles.png. What is known stands there already when this is started
 
 import json
 import math
+import sys
 from typing import Any
 
 import tyro
@@ -39,14 +40,17 @@ def kept(name: str, make: Any) -> Any:
 
 
 def ours(sizes: list[int], hidden: list[int], depths: list[int]) -> tuple[Any, Any]:
-    """Perplexities, and the grid of needles."""
+    """Perplexities, and the grid of needles, each kept as soon as it is known."""
     from qwen_jax import load
 
     params = load(real.made(), dtype="float32")
     assert params.assets is not None
     ids = params.assets.tokenizer.encode(text())
-    found = lengths.perplexities(params, [ids], sizes)
-    return found, lengths.needles(params, text(), hidden, depths)
+    perplexity = lambda size: lengths.perplexities(params, [ids], [size])[size]
+    found = {str(n): kept(f"ours_{n}", lambda n=n: perplexity(n)) for n in sizes}
+    needle = lambda size: lengths.needles(params, text(), [size], depths)[size]
+    named = "_".join(map(str, depths))
+    return found, {n: kept(f"needles_{n}_at_{named}", lambda n=n: needle(n)) for n in hidden}
 
 
 def theirs(sizes: list[int]) -> dict[int, float]:
@@ -66,18 +70,19 @@ def main(
 
     Args:
         perplexity: Tokens of the texts, with a comma between them.
-        needle: Tokens of the prompts that hide a number.
+        needle: Tokens of the prompts that hide a number; "" for none.
         depths: Percent of the text before the number.
     """
-    numbers = lambda said: [int(number) for number in said.split(",")]
+    numbers = lambda said: [int(number) for number in said.split(",") if number]
     asked = numbers(perplexity), numbers(needle), numbers(depths)
-    our, grid = kept(f"ours_{perplexity}_{needle}_{depths}", lambda: ours(*asked))
+    our, grid = ours(*asked)
     their = kept(f"theirs_{perplexity}", lambda: theirs(asked[0]))
     pictured = {int(n): {float(d): found for d, found in row.items()} for n, row in grid.items()}
-    lengths.draw(pictured, "Qwen2.5-Coder-0.5B-Instruct", PICTURE)
+    if pictured:
+        lengths.draw(pictured, "Qwen2.5-Coder-0.5B-Instruct", PICTURE)
     cells = [found for row in grid.values() for found in row.values()]
     result = {
-        "command": "make long-texts",
+        "command": " ".join(["python -m benchmarks.evaluation.long_texts", *sys.argv[1:]]),
         "model": "Qwen2.5-Coder-0.5B-Instruct, from a Q4_K_M GGUF; float32",
         "text": "pydoc_data.topics, in the order of its names",
         "machine": record.machine(),
