@@ -35,6 +35,7 @@ class Reciter:
     """The device's part: of each prompt the text, of its answer one token after another."""
 
     slots, chunk, tile, page, length, pages = 4, 2048, 128, 64, 2**17, 2**13
+    draft_tokens = 0
 
     def __init__(self, tokenizer: Any, answer: Answer):
         self._tokenizer, self._answer = tokenizer, answer
