@@ -63,7 +63,7 @@ def theirs(sizes: list[int]) -> dict[int, float]:
 
 def main(
     perplexity: str = "512,1024,2048,4096,8192",
-    needle: str = "512,1024,2048,4096",
+    needle: str = "512,1024,2048,4096,8192",
     depths: str = "0,25,50,75,100",
 ) -> None:
     """Measure.
