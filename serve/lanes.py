@@ -13,6 +13,7 @@ Outcome = TypeVar("Outcome")
 
 SHORT = 64 * 1024  # bytes of a body that takes milliseconds
 _LONG = 0.05  # of its time that a thread works on longer ones at most: it holds Python's lock
+_GROWTH = 32 * 2**20  # bytes of memory that are not given back at once
 
 
 @dataclass
@@ -73,8 +74,9 @@ class Lanes:
     def __init__(self, most: int, grammars: int):
         """most: short texts that a tenant may wait for. grammars: processes that check them."""
         self.short = Lane(Threads("short texts", 2), 2, most)
-        # The memory of long texts goes back at once: it would settle between what stays.
-        self.long = Lane(Threads("long texts", 2, busy=_LONG, then=memory.trim), 1, 64)
+        # The memory of long texts goes back: it would settle between what stays.
+        trim = memory.trimming(_GROWTH)
+        self.long = Lane(Threads("long texts", 2, busy=_LONG, then=trim), 1, 64)
         self.grammars = Lane(Threads("grammars", grammars), 1, 16)
 
     def for_text(self, size: int) -> Lane:

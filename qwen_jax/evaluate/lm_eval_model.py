@@ -116,9 +116,11 @@ class QwenLM(TemplateLM):  # type: ignore[misc]  # it says no types
     def _ask(self, context: str, how: dict[str, Any]) -> Asked:
         how = dict(normalize_gen_kwargs(how, _MOST_NEW))
         until, most = how.pop("until"), how.pop("max_gen_toks")
-        sampled, temperature = how.pop("do_sample"), how.pop("temperature", 1.0)
-        top_p, top_k = float(how.pop("top_p", 1.0)), int(how.pop("top_k", 0))
-        penalty = float(how.pop("repetition_penalty", 1.0))
+        usual = defaults_of(self._params)
+        own = usual.sampling  # where a task says nothing, as in lm-eval's `hf`
+        sampled, temperature = how.pop("do_sample"), how.pop("temperature", own.temperature)
+        top_p, top_k = float(how.pop("top_p", own.top_p)), int(how.pop("top_k", own.top_k))
+        penalty = float(how.pop("repetition_penalty", own.repetition_penalty))
         if how.pop("num_beams", 1) != 1:
             raise ValueError("a task asks for several beams; qwen_jax follows one")
         if how:
@@ -136,7 +138,7 @@ class QwenLM(TemplateLM):  # type: ignore[misc]  # it says no types
             stop=tuple(text for text in until if text),
         )
         ids = self.tok_encode(context)[-room:]
-        ends = dict.fromkeys((*defaults_of(self._params).eos_ids, (self.eot_token_id,)))
+        ends = dict.fromkeys((*usual.eos_ids, (self.eot_token_id,)))
         return Asked(ids, sampling, tuple(ends), most)
 
     def apply_chat_template(

@@ -138,9 +138,13 @@ class Engine:
                 time.sleep(_PAUSE)  # all wait for their grammars
             started = self._device.run(turn.operations) if turn.operations else []
             if under_way is not None:
-                before, outputs = under_way
-                results = self._device.read(before.operations, outputs)
-                with self._lock:
-                    self._schedule.take(before, results)
-                self._failures = 0
+                self._read(*under_way)
             under_way = (turn, started) if turn.operations else None
+
+    def _read(self, turn: Turn, outputs: list[Any]) -> None:
+        """Pass on what each operation gave as it ends: first tokens before the step behind them."""
+        for operation, readers, output in zip(turn.operations, turn.readers, outputs, strict=True):
+            results = self._device.read([operation], [output])
+            with self._lock:
+                self._schedule.take(Turn([operation], [readers]), results)
+        self._failures = 0

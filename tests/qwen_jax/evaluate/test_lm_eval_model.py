@@ -9,6 +9,7 @@ import pytest
 import qwen_jax
 from qwen_jax import Sampling
 from qwen_jax.decoding import decode
+from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 
@@ -85,6 +86,18 @@ def test_what_it_writes(model: Any, params: Qwen) -> None:
     alias = {"until": [], "max_new_tokens": 10, "num_beams": 1}
     found = model.generate_until(asked("generate_until", (prompt, how), (prompt, alias)))
     assert found == [whole[: whole.index(stop)], whole]
+
+
+def test_the_checkpoint_says_what_a_task_does_not(
+    model: Any, params: Qwen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its repetition penalty, as transformers' `generate` takes it beneath lm-eval's `hf`."""
+    own = Sampling(temperature=0.0, repetition_penalty=5.0)
+    monkeypatch.setattr("qwen_jax.evaluate.lm_eval_model.defaults_of", lambda _: Defaults(own))
+    how = {"until": [], "max_gen_toks": 10}
+    wanted = qwen_jax.generate(params, "Hello", own, max_new_tokens=10)
+    plain = qwen_jax.generate(params, "Hello", Sampling(temperature=0.0), max_new_tokens=10)
+    assert model.generate_until(asked("generate_until", ("Hello", how))) == [wanted] != [plain]
 
 
 def test_what_it_cannot_do_is_named(model: Any) -> None:
