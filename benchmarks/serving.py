@@ -86,7 +86,10 @@ def _healthy(url: str) -> bool:
     return False
 
 
-def measure_one(url: str, concurrency: int, output: int, seed: int) -> dict[str, float]:
+def measure_one(
+    url: str, concurrency: int, output: int, seed: int, tries: int = 3
+) -> dict[str, float]:
+    """llama.cpp's server now and then closes a connection that it was about to be asked on."""
     time.sleep(PAUSE)
     with contextlib.redirect_stdout(io.StringIO()):
         found = bench.main(
@@ -98,6 +101,9 @@ def measure_one(url: str, concurrency: int, output: int, seed: int) -> dict[str,
             warmup=1,
             seed=seed,
         )
+    if found["failed"] and tries > 1:
+        print(f"{url}: {found['errors']}, once more", file=sys.stderr, flush=True)
+        return measure_one(url, concurrency, output, seed, tries - 1)
     if found["failed"]:
         raise RuntimeError(f"{url}: {found['errors']}")
     return {name: round(found[name], 2) for name in NUMBERS}
