@@ -41,10 +41,10 @@ class Adapter:
 
 
 def read(folder: str | Path, most: int | None = None) -> Adapter:
-    """An adapter in PEFT's format.
+    """An adapter in PEFT's format. Its arrays are views of the file.
 
-    most: bytes that its tensors may have. Raises FileNotFoundError, or ValueError with everything
-    that is wrong.
+    most: bytes that its tensors may have, which are in our memory then: nobody can cut them off.
+    Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
     folder = Path(folder)
     _expect_adapter(folder)
@@ -56,7 +56,8 @@ def read(folder: str | Path, most: int | None = None) -> Adapter:
     problems = Problems()
     matrices: dict[str, dict[str, np.ndarray]] = {}
     saved: dict[str, np.ndarray] = {}
-    for name, array in file.read_all().items():
+    arrays = file.view_all() if most is None else file.read_all()
+    for name, array in arrays.items():
         words = re.fullmatch(r"base_model\.model\.([\w.]+?)(?:\.(lora_[AB]))?\.(weight|bias)", name)
         if words is None or "lora_" in words[1] or (words[2] and words[3] == "bias"):
             problems.add(f"tensor {name:.200} is of a kind that is not supported")

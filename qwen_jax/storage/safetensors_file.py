@@ -81,6 +81,10 @@ class Shard:
         """Bytes of all tensors."""
         return max((tensor.stop for tensor in self.tensors.values()), default=0)
 
+    def view_all(self) -> dict[str, np.ndarray]:
+        """Views of all tensors; the file is opened once, however many it has."""
+        return self._divided(np.asarray(np.memmap(self.path, np.uint8, "r"))[self.data :])
+
     def read_all(self) -> dict[str, np.ndarray]:
         """All tensors, in our memory; raises ValueError where the file is cut off meanwhile.
 
@@ -91,6 +95,9 @@ class Shard:
             raw = np.fromfile(file, np.uint8, self.size)
         if len(raw) < self.size:
             raise ValueError(f"{self.path.name} is cut off, by somebody who writes to it just now")
+        return self._divided(raw)
+
+    def _divided(self, raw: np.ndarray) -> dict[str, np.ndarray]:
         return {
             name: raw[tensor.start : tensor.stop].view(tensor.dtype).reshape(tensor.shape)
             for name, tensor in self.tensors.items()
