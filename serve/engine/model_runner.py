@@ -30,7 +30,7 @@ from serve.engine.operations import (
     SetPages,
     Step,
 )
-from serve.engine.turn import sizes
+from serve.engine.turn import scored, sizes
 
 log = logging.getLogger("serve.runner")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -186,7 +186,7 @@ class ModelRunner:
             start=wanted.start,
             prompt_length=wanted.prompt_length,
             tile=self.tile,
-            rows=self._chunk_rows[-2:][0],
+            rows=scored(self._chunk_rows),
             adapter=wanted.adapter,
             table=self._table,
         )

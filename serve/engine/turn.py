@@ -26,8 +26,7 @@ class Limits:
 
     @property
     def scored(self) -> int:
-        """Most tokens of one ScoreChunk, each of which has logits over the vocabulary."""
-        return self.sizes[-2:][0]
+        return scored(self.sizes)
 
 
 def sizes(chunk: int, tile: int) -> list[int]:
@@ -36,6 +35,11 @@ def sizes(chunk: int, tile: int) -> list[int]:
     while found[0] // 4 >= tile:
         found.insert(0, found[0] // 4)
     return found
+
+
+def scored(sizes: list[int]) -> int:
+    """Most of one ScoreChunk, of whose tokens each has logits over the vocabulary."""
+    return sizes[-2:][0]
 
 
 @dataclass(frozen=True)
