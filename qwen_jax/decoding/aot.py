@@ -120,8 +120,8 @@ def prepare(
     made = state(weights, slots, length, cache_dtype, **how)
     tile = prompts.tile_of(weights.platform)
     first = prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
-    step = decode._step.prepare(*_step(weights, made, count), **_widths(weights, made, count))
-    return [*first, *step]
+    widths = _widths(weights, made, count)
+    return first + decode._step.prepare(*_step(weights, made, count), after=first, **widths)
 
 
 def _step(weights: Weights, state: State, count: int, table: Any = None) -> tuple[Any, ...]:

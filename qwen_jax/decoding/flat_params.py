@@ -2,8 +2,8 @@
 
 import functools
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,21 +95,36 @@ class Program:
         """The jitted function itself."""
         return self.quantised if weights.structure.quantised else self.plain
 
-    def prepare(self, weights: Weights, *arguments: Any, **named: Any) -> "list[Future[Any]]":
+    def prepare(
+        self, weights: Weights, *arguments: Any, after: Sequence[Future[Any]] = (), **named: Any
+    ) -> list[Future[Any]]:
         """Have the program ready when it is called; of arrays the shapes are enough.
 
-        What comes back is done when it is; empty where nothing is kept.
+        after: programs that are wanted sooner; it leaves the processors to them. What comes back
+        is done when the program is ready; empty where nothing is kept.
         """
         if executables.folder() is None:
             return []
-        return [self._begin(weights, arguments, named, threading.Thread)[0]]
+
+        def start(make: Callable[[], None]) -> None:
+            def run() -> None:
+                wait(after)
+                make()
+
+            threading.Thread(target=run).start()
+
+        return [self._begin(weights, arguments, named, start)[0]]
 
     def _begin(
-        self, weights: Weights, arguments: Any, named: Any, start: Any = None
-    ) -> tuple["Future[Any]", Any]:
+        self,
+        weights: Weights,
+        arguments: Any,
+        named: Any,
+        start: Callable[[Callable[[], None]], None] = lambda make: make(),
+    ) -> tuple[Future[Any], Any]:
         """The program for these arguments, perhaps still in the making, and what it is called with.
 
-        start: what runs the making; default, this thread does.
+        start: what sees to the making; default, this thread does.
         """
         positional = (weights, *arguments)
         dynamic = (
@@ -147,10 +162,7 @@ class Program:
                 del self._made[key]
                 made.set_exception(error)
 
-        if start is None:
-            run()
-        else:
-            start(target=run).start()
+        start(run)
         return made, dynamic
 
 
