@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from qwen_jax.files import atomic
 from qwen_jax.program import progress
 
@@ -55,7 +57,7 @@ def run(kept: Kept, cases: Mapping[str, Case], minutes: float) -> int:
     """
     began, longest = time.monotonic(), 0.0
     limit = 60 * minutes
-    watch = threading.Timer(limit, lambda: os._exit(STUCK))
+    watch = threading.Timer(limit, _end)
     watch.daemon = True
     watch.start()
     try:
@@ -78,6 +80,13 @@ def run(kept: Kept, cases: Mapping[str, Case], minutes: float) -> int:
     finally:
         watch.cancel()
     return 0
+
+
+def _end() -> None:
+    """At once, also where a compiler or a device hears nothing; what was started ends, too."""
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(STUCK)
 
 
 def measured(case: Case) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from benchmarks.accelerator.kept import Case, SkippedError
 from benchmarks.accelerator.sizes import Size
+from benchmarks.accelerator.speed import multiplied
+from qwen_jax import memory
 from qwen_jax.config import Config
 from qwen_jax.storage import hf_config
 
@@ -52,7 +54,12 @@ def _decode(size: Size, model: str, batch: int, way: str) -> dict[str, Any]:
         run(count)
     taken = [run(1 + size.steps) - run(1) for _ in range(size.repeats)]
     best = max(min(taken), 1e-9)
+    config, tokens = size.models[model], batch * (prompt.shape[1] + size.steps // 2)
+    flops = 2 * multiplied(config, head=True)
     return {
+        "steps": size.steps,
+        "bytes_a_step": flops + memory.cache(config, "bfloat16") * tokens,  # two of a weight
+        "flops_a_step": batch * flops,
         "tokens_a_second": round(batch * size.steps / best, 2),
         "seconds": [round(each, 6) for each in taken],
         "device": device,

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,8 +50,10 @@ def _decode(
         nonlocal state
         state = _at(state, end - size.steps, size.steps)
         state, output = decode.step(weights, state, size.steps)
+        made.append(output.tokens)
         return output.tokens
 
+    made: list[jax.Array] = []
     taken = seconds(run, size.repeats)
     tokens = batch * (end - (size.steps + 1) // 2)  # in the cache, on average
     read = bytes_read(params) + memory.cache(config, cache) * tokens
@@ -61,6 +64,7 @@ def _decode(
         "bytes_a_step": read,
         "flops_a_step": 2 * batch * multiplied(config, head=True),
         "attention": state.cache.backend.name,
+        "good": all(bool((tokens >= 0).all()) for tokens in made),  # no slot ended
         "peak_bytes": memory.peak(params),
     }
 

@@ -34,7 +34,9 @@ def test_every_piece_runs(tmp_path: Path) -> None:
     names = [name for name in pieces(TINY, tmp_path) if name not in ("load", "server")]
     found = measure(tmp_path, *names)
     timed = {name for name, cases in found.items() if any("share" in c for c in cases.values())}
-    assert timed == {name for name in names if name.startswith(("decode", "prefill", "lora"))}
+    assert timed - {"transformers"} == {
+        name for name in names if name.startswith(("decode", "prefill", "lora"))
+    }
     assert all(case["good"] for piece in ("goldens", "kernels") for case in found[piece].values())
     assert all(
         "is not installed" in case.get("skipped", "") or case["tokens_a_second"] > 0

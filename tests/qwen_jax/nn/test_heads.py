@@ -1,5 +1,6 @@
 """Heads that the devices do not divide: the same answers, and a device holds only its part."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -44,33 +45,42 @@ def test_as_few_as_can_be(
     assert (found.copies, found.places, found.queries) == (copies, places, queries)
 
 
+def attend(
+    kv_heads: int, groups: int, dtype: str, backend: Backend, calls: tuple[int, ...] = (5, 1)
+) -> tuple[list[Any], Cache]:
+    """What tokens of two rows see through a cache in pages, so many in each call."""
+    config = Config(**vars(Config.from_hf(QWEN2)) | {"kv_heads": kv_heads, "head_dim": 16})
+    config = Config(**vars(config) | {"heads": kv_heads * groups})
+    draw = np.random.default_rng(0).normal
+    heads = (config.heads, kv_heads, kv_heads)
+    qkv = [jnp.asarray(draw(size=(2, 6, n, config.head_dim)), jnp.float32) for n in heads]
+    table, positions = jnp.asarray([[1], [0]]), jnp.tile(jnp.arange(6), (2, 1))
+
+    def run(cache: Cache) -> tuple[list[Any], Cache]:
+        found = []
+        for call, end in zip(calls, itertools.accumulate(calls), strict=True):
+            q, k, v, places = (x[:, end - call : end] for x in (*qkv, positions))
+            cache = cache.select(table, places[:, -1] + 1, apart=True)
+            y, cache = cache.attend(0, q, k, v, places)
+            found.append(y)
+        return found, cache
+
+    return jax.jit(run)(Cache.paged(config, 2, jnp.dtype(dtype), backend))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize(("kv_heads", "groups"), [(5, 1), (4, 7), (3, 2)])
 def test_attention_is_that_of_one_device(kv_heads: int, groups: int, dtype: str) -> None:
-    """Through a cache, in pages, of a prompt and a token."""
-    config = Config(**vars(Config.from_hf(QWEN2)) | {"kv_heads": kv_heads, "layers": 1})
-    config = Config(**vars(config) | {"heads": kv_heads * groups})
-    draw = np.random.default_rng(0).normal
-    size = (2, 6, kv_heads, config.head_dim)
-    q = jnp.asarray(draw(size=(2, 6, config.heads, config.head_dim)), jnp.float32)
-    k, v = (jnp.asarray(draw(size=size), jnp.float32) for _ in range(2))
-    positions = jnp.tile(jnp.arange(6), (2, 1))
-
-    def run(mesh: Any) -> tuple[Any, Any, Cache]:
-        def attend(cache: Cache) -> tuple[Any, Any, Cache]:
-            table = jnp.asarray([[1], [0]])
-            y, cache = cache.select(table, None).attend(
-                0, q[:, :5], k[:, :5], v[:, :5], positions[:, :5]
-            )
-            z, cache = cache.attend(0, q[:, 5:], k[:, 5:], v[:, 5:], positions[:, 5:])
-            return y, z, cache
-
-        return jax.jit(attend)(Cache.paged(config, 2, jnp.dtype(dtype), Backend("xla", mesh)))
-
-    *got, cache = run(make_mesh())
-    *wanted, _ = run(None)
+    got, cache = attend(kv_heads, groups, dtype, Backend("xla", make_mesh()))
+    wanted, _ = attend(kv_heads, groups, dtype, Backend())
     assert all(distance(x, y) < 1e-6 for x, y in zip(got, wanted, strict=True))
     assert cache.keys[0].data.shape[1] == 8
+
+
+def test_a_kernel_gives_every_bit() -> None:
+    ask = lambda mesh: attend(3, 2, "int8", Backend("triton", mesh, interpret=True), calls=(1,))
+    (got, _), (wanted, _) = ask(make_mesh()), ask(None)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
 def on(params: Qwen, mesh: Any) -> Qwen:
