@@ -158,9 +158,9 @@ def _start(
     slots: int,
     length: int,
     cache_dtype: Any,
-    pages: int | None = None,
-    backend: Backend = backends.XLA,
-    draft_tokens: int = 0,
+    pages: int | None,
+    backend: Backend,
+    draft_tokens: int,
 ) -> State:
     config = structure.config
     if pages is None:
