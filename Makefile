@@ -1,4 +1,4 @@
-.PHONY: test mutations kernels lint types demo bench aot plans clients templates attack replicas manifests docs report real humaneval exemplars long-texts slots
+.PHONY: test mutations kernels lint types demo bench accelerator aot plans clients templates attack replicas manifests docs report real humaneval exemplars long-texts slots
 
 test: ## every test
 	pytest
@@ -22,6 +22,9 @@ demo: ## chat with the bundled checkpoint
 bench: ## every number a CPU gives, then the pages that show them
 	python -m benchmarks
 	python -m benchmarks.report
+
+accelerator: ## what the GPU or TPU of this machine does with the product; hours, goes on where it ended
+	python -m benchmarks.accelerator
 
 report: ## the tables of the READMEs and docs/benchmarks.md, from benchmarks/results
 	python -m benchmarks.report

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import jax
-from jax.sharding import NamedSharding
 
 from qwen_jax import memory
 from qwen_jax.config import Config
 from qwen_jax.files.sizes import size
-from qwen_jax.nn import sharding
+from qwen_jax.nn.heads import Heads
 from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.sharding import mesh_of
 from serve.settings import ServeConfig
 
 # Of what is free beside the weights, the part that the cache may take by default; programs need
@@ -96,11 +96,10 @@ def check(settings: ServeConfig, config: Config) -> None:
 
 def bytes_of_token(params: Qwen, settings: ServeConfig) -> int:
     """What a token takes on a device, which has its part of the heads; CPUs share their memory."""
-    config, mesh = params.config, sharding.mesh_of(params)
+    config, mesh = params.config, mesh_of(params)
     on_cpu = next(iter(params.embed.devices())).platform == "cpu"
     whole = memory.cache(config, memory.dtype_of_cache(params, settings.cache_dtype))
     if mesh is None:
         return whole
-    shape = (config.kv_heads,)
-    (part,) = NamedSharding(mesh, sharding.spec(mesh, ("heads",), shape)).shard_shape(shape)
+    part = Heads.of(config.kv_heads, config.groups, mesh).of_a_device
     return whole * part // config.kv_heads * (mesh.size if on_cpu else 1)

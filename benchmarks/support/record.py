@@ -46,10 +46,12 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def write(name: str, result: dict[str, Any], table: str | None = None) -> None:
+def write(
+    name: str, result: dict[str, Any], table: str | None = None, folder: Path = RESULTS
+) -> None:
     """A result as benchmarks/results/<name>.json, with the day; a table beside it as <name>.md."""
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     dated = {"date": time.strftime("%Y-%m-%d")} | result
-    atomic.write_text(RESULTS / f"{name}.json", json.dumps(dated, indent=1) + "\n")
+    atomic.write_text(folder / f"{name}.json", json.dumps(dated, indent=1) + "\n")
     if table is not None:
-        atomic.write_text(RESULTS / f"{name}.md", table)
+        atomic.write_text(folder / f"{name}.md", table)

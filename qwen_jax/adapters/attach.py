@@ -14,7 +14,6 @@ import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from qwen_jax.adapters.peft import Adapter, module_of
 from qwen_jax.adapters.peft_config import LoraConfig, ends
@@ -22,7 +21,7 @@ from qwen_jax.config import Config
 from qwen_jax.files.problems import Problems
 from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, Rows
 from qwen_jax.nn.model import Linear, Qwen
-from qwen_jax.nn.sharding import mesh_of, shardings
+from qwen_jax.nn.sharding import dividing, mesh_of, shardings
 from qwen_jax.nn.tree import map_linears, named_leaves
 from qwen_jax.storage.hf_layout import TensorMapping, model_type_of, tensor_mappings
 
@@ -154,10 +153,10 @@ def beside(params: Qwen, dtype: Any = None) -> Put:
     where = named_leaves(shardings(params.config, mesh)) if mesh else {}
 
     def put(array: Any, leaf: str, axes: Callable[..., Any]) -> Array:
+        host, kind = np.asarray(array), np.float32 if axes is WHOLE else dtype
         sharding: Any = params.embed.sharding
         if mesh is not None:
-            sharding = NamedSharding(mesh, P(*axes(*where[leaf].spec)))
-        host, kind = np.asarray(array), np.float32 if axes is WHOLE else dtype
+            sharding = NamedSharding(mesh, dividing(mesh, axes(*where[leaf].spec), host.shape))
         cut = lambda index: np.array(host[index], kind)  # a copy: the file may be written again
         return jax.make_array_from_callback(host.shape, sharding, cut)
 

@@ -158,16 +158,15 @@ def _start(
     slots: int,
     length: int,
     cache_dtype: Any,
-    pages: int | None = None,
-    backend: Backend = backends.XLA,
-    draft_tokens: int = 0,
+    pages: int | None,
+    backend: Backend,
+    draft_tokens: int,
 ) -> State:
     config = structure.config
     if pages is None:
-        cache = Cache.empty(config, slots, length, cache_dtype)
+        cache = Cache.empty(config, slots, length, cache_dtype, backend)
     else:
-        cache = Cache.paged(config, pages, cache_dtype)
-    cache = replace(cache, backend=backend)
+        cache = Cache.paged(config, pages, cache_dtype, backend)
     zeros = functools.partial(jnp.zeros, slots, jnp.int32)
     rows = Rows(
         tokens=zeros(),
@@ -233,5 +232,5 @@ def _copy_page(structure: Structure, state: State, source: Array, target: Array)
 def _score(weights: Weights, tokens: Array, lengths: Array) -> Array:
     model = weights.model()
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    x, _ = model(tokens, positions, lengths, NoCache())
+    x, _ = model(tokens, positions, lengths, NoCache(weights.structure.mesh))
     return gather_logits(model.logits(x), weights.structure.mesh)

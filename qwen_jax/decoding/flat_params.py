@@ -16,7 +16,7 @@ from qwen_jax.decoding import executables
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
-from qwen_jax.nn.sharding import mesh_of
+from qwen_jax.nn.sharding import gathered, mesh_of
 from qwen_jax.nn.tree import named_layers
 
 
@@ -56,11 +56,15 @@ class Weights:
         return tuple(map(_placed_kind, self.leaves))
 
     def model(self) -> Qwen:
+        """The network, for use in a program."""
+        return gathered(self._bare(), self.structure.config, self.structure.mesh)
+
+    def _bare(self) -> Qwen:
         return jax.tree.unflatten(self.structure.tree, self.leaves)
 
     @property
     def dtype(self) -> Any:
-        return self.model().embed.dtype
+        return self._bare().embed.dtype
 
     @property
     def platform(self) -> str:

@@ -11,7 +11,7 @@ neither on the texts beside it nor on their order.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -205,7 +205,7 @@ def _score(
     start = jnp.int32(0) if known is None else known.start
     tokens = _split(tokens, mesh)
     positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    x, _ = model(tokens, positions, lengths, NoCache() if known is None else known)
+    x, _ = model(tokens, positions, lengths, NoCache(mesh) if known is None else known)
     wanted = jnp.take_along_axis(x, at[:, :, None], axis=1).reshape(-1, x.shape[-1])
     ids = targets.reshape(wanted.shape[0], -1)
 
@@ -229,14 +229,15 @@ def _score(
 class Recorder:
     """Attends over the tokens of this call alone, and keeps their keys and values [B T K H]."""
 
+    mesh: Mesh | None = field(metadata={"static": True})
     keys: tuple[Array, ...] = ()
     values: tuple[Array, ...] = ()
 
     def attend(
         self, layer: int, q: Array, k: Array, v: Array, positions: Array
     ) -> tuple[Array, "Recorder"]:
-        y, _ = NoCache().attend(layer, q, k, v, positions)
-        return y, Recorder((*self.keys, k), (*self.values, v))
+        y, _ = NoCache(self.mesh).attend(layer, q, k, v, positions)
+        return y, Recorder(self.mesh, (*self.keys, k), (*self.values, v))
 
 
 @jax.tree_util.register_dataclass
@@ -247,6 +248,7 @@ class Known:
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
     start: Array  # [] int32
+    mesh: Mesh | None = field(metadata={"static": True})
 
     def fit(self, length: int) -> "Known":
         """The same with space for `length` tokens in all."""
@@ -255,7 +257,8 @@ class Known:
             missing = max(0, length - x.shape[1])
             return jnp.pad(x[:, :length], ((0, 0), (0, missing), (0, 0), (0, 0)))
 
-        return Known(tuple(map(fit, self.keys)), tuple(map(fit, self.values)), self.start)
+        keys, values = (tuple(map(fit, arrays)) for arrays in (self.keys, self.values))
+        return replace(self, keys=keys, values=values)
 
     def attend(
         self, layer: int, q: Array, k: Array, v: Array, positions: Array
@@ -267,7 +270,7 @@ class Known:
             return jax.lax.dynamic_update_slice_in_dim(rows, new, self.start, axis=1)
 
         k, v = whole(self.keys[layer], k), whole(self.values[layer], v)
-        y, _ = NoCache().attend(layer, q, k, v, positions)
+        y, _ = NoCache(self.mesh).attend(layer, q, k, v, positions)
         return y, self
 
 
@@ -276,7 +279,7 @@ def _record(weights: Weights, head: Sequence[int], text_length: int) -> Known:
     tokens = np.zeros((1, bucket(len(head))), np.int32)
     tokens[0, : len(head)] = head
     keys, values = _keys_and_values(weights, tokens, np.asarray([text_length], np.int32))
-    return Known(keys, values, jnp.int32(len(head)))
+    return Known(keys, values, jnp.int32(len(head)), weights.structure.mesh)
 
 
 @Program
@@ -284,5 +287,5 @@ def _keys_and_values(
     weights: Weights, tokens: Array, lengths: Array
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    _, seen = weights.model()(tokens, positions, lengths, Recorder())
+    _, seen = weights.model()(tokens, positions, lengths, Recorder(weights.structure.mesh))
     return seen.keys, seen.values

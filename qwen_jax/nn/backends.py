@@ -26,7 +26,7 @@ Form = Callable[..., tuple[Array, Any, Any]]
 
 @dataclass(frozen=True)
 class Backend:
-    """A form and the mesh whose devices run it, each for its slots and heads."""
+    """A form, and the mesh whose devices run it, each for its slots and heads."""
 
     name: str = "xla"
     mesh: Mesh | None = None
@@ -112,7 +112,7 @@ def choose(
         raise ValueError(f"attention is {name!r}, wanted one of {', '.join(PLATFORMS)}")
     if name not in able:
         raise ValueError(f"attention {name} {reasons[name]}; here can run: {', '.join(able)}")
-    return Backend(name, mesh) if name != "xla" else XLA
+    return Backend(name, mesh)
 
 
 def _problem(name: str, platform: str, config: Config, page: int, scattered: bool) -> str | None:

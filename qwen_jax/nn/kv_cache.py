@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from qwen_jax.config import Config
 from qwen_jax.nn.attention import PAGE, attend, attend_whole
 from qwen_jax.nn.backends import XLA, Backend
+from qwen_jax.nn.heads import Heads
 
 
 @jax.tree_util.register_dataclass
@@ -57,16 +59,19 @@ class Store:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NoCache:
-    """Scoring and training: attend over the tokens of this call alone."""
+    """Scoring: attend over the tokens of this call alone."""
+
+    mesh: Mesh | None = field(default=None, metadata={"static": True})
 
     def attend(
         self, layer: int, q: Array, k: Array, v: Array, positions: Array
     ) -> tuple[Array, "NoCache"]:
         """q [B T N H], k and v [B T K H], positions [B T] = 0, 1, 2 ... -> [B T N H], self."""
+        heads = Heads.of(k.shape[2], q.shape[2] // k.shape[2], self.mesh)
+        query, k, v = heads.spread(q, k, v)
         key, value = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        query = _grouped(q, k.shape[2])
         y = attend_whole(query, Store(key, None), Store(value, None), positions)
-        return y.reshape(q.shape), self
+        return heads.collect(y), self
 
 
 @jax.tree_util.register_dataclass
@@ -83,16 +88,19 @@ class Cache:
     apart: bool = field(default=False, metadata={"static": True})  # a call's rows are texts apart
 
     @staticmethod
-    def empty(config: Config, slots: int, length: int, dtype: Any) -> "Cache":
+    def empty(
+        config: Config, slots: int, length: int, dtype: Any, backend: Backend = XLA
+    ) -> "Cache":
         """A page of `length` tokens for each slot, in a float type or int8."""
-        layer = lambda: Store.empty(slots, config.kv_heads, length, config.head_dim, dtype)
+        heads = Heads.of(config.kv_heads, config.groups, backend.mesh).places
+        layer = lambda: Store.empty(slots, heads, length, config.head_dim, dtype)
         keys, values = (tuple(layer() for _ in range(config.layers)) for _ in range(2))
-        return Cache(keys, values)
+        return Cache(keys, values, backend=backend)
 
     @staticmethod
-    def paged(config: Config, pages: int, dtype: Any) -> "Cache":
+    def paged(config: Config, pages: int, dtype: Any, backend: Backend = XLA) -> "Cache":
         """A pool of pages of PAGE tokens that slots share."""
-        return replace(Cache.empty(config, pages, PAGE, dtype), shared=True)
+        return replace(Cache.empty(config, pages, PAGE, dtype, backend), shared=True)
 
     def select(self, table: Array | None, ends: Array | None, apart: bool = False) -> "Cache":
         """The same cache for a call on rows whose texts lie there and have so many tokens.
@@ -114,11 +122,13 @@ class Cache:
         ends = positions[:, -1] + 1 if self.ends is None else self.ends
         kernel = self.backend.kernel(q.shape[1], self.table) if self.apart else None
         form = kernel or store_and_attend
-        query, stores = _grouped(q, k.shape[2]), (self.keys[layer], self.values[layer])
+        heads = Heads.of(k.shape[2], q.shape[2] // k.shape[2], self.backend.mesh)
+        query, k, v = heads.spread(q, k, v)
+        stores = self.keys[layer], self.values[layer]
         y, key, value = form(query, (k, v), *stores, self.table, positions, ends)
         at = lambda stores, new: (*stores[:layer], new, *stores[layer + 1 :])
         cache = replace(self, keys=at(self.keys, key), values=at(self.values, value))
-        return y.reshape(q.shape), cache
+        return heads.collect(y), cache
 
     def copy(self, source: Array, target: Array) -> "Cache":
         """This cache with what is in page `source` also in page `target`."""
@@ -161,7 +171,3 @@ def quantize(x: Array) -> tuple[Array, Array]:
     scale = jnp.max(jnp.abs(x), axis=-1) / 127
     safe = jnp.where(scale > 0, scale, 1.0)[..., None]
     return jnp.round(x / safe).astype(jnp.int8), scale
-
-
-def _grouped(q: Array, kv_heads: int) -> Array:
-    return q.reshape(*q.shape[:2], kv_heads, -1, q.shape[-1])

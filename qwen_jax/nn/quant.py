@@ -205,6 +205,15 @@ def plan(config: Config, bits: int, group: int | None, zeros: bool) -> dict[str,
     }
 
 
+def pieces(layer: Any) -> int:
+    """How many runs of inputs a mesh may cut between: of a quantised layer its groups."""
+    layer = getattr(layer, "base", layer)  # without adapters
+    if not isinstance(layer, QuantLinear):
+        return int(layer.kernel.shape[-1])
+    count = groups(layer.codes, layer.scales)
+    return count if count > 1 else layer.inputs // (1 + (layer.bits == 4))
+
+
 def formats_of(leaves: Mapping[str, Any]) -> dict[str, Format]:
     """Layer -> how it is quantised, from leaves at rest by their names."""
     found = {}

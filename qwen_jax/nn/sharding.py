@@ -1,8 +1,10 @@
 """Where arrays lie on a mesh: one table from logical axes to mesh axes.
 
 Mesh axes: `data` splits requests or batches, `fsdp` splits them and the weights' width,
-`tensor` splits heads, mlp and vocabulary. A size that does not divide stays whole on every
-device: it costs memory, never a different result.
+`tensor` splits heads, mlp and vocabulary, and never changes a result. Inputs that it does not
+divide stay together and the outputs are cut instead; heads that it does not divide are cut as
+rows, and `heads` makes them whole for attention. Any other size that does not divide lies whole
+on every device: it costs memory.
 """
 
 import math
@@ -10,14 +12,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import nnx
+from jax import Array
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
-from qwen_jax.nn.model import Axes, Qwen, Shape
-from qwen_jax.nn.quant import Format, QuantLinear, build
-from qwen_jax.nn.tree import named_layers
+from qwen_jax.nn.model import Axes, LinearLayer, Qwen, Shape
+from qwen_jax.nn.quant import Format, QuantLinear, build, pieces
+from qwen_jax.nn.tree import Tree, map_layers, named_layers
 
 AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
@@ -26,7 +30,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "width": ("fsdp",),
+    "outputs": ("tensor", "fsdp"),  # the width, where the inputs beside it cannot be cut
 }
+INPUTS = {"out": "heads", "down": "mlp"}  # of the layers whose inputs `tensor` splits
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int | None = None, devices: Any = None) -> Mesh:
@@ -45,28 +51,50 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int | None = None, devices: 
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def ways(mesh: Mesh | AbstractMesh, axis: str) -> int:
+    """How many parts a logical axis is cut into."""
+    return math.prod(mesh.shape[name] for name in RULES[axis])
+
+
 def spec(mesh: Mesh, axes: tuple[str | None, ...], counts: tuple[int, ...]) -> P:
     """The partition of an array with these logical axes; counts[i]: what axis i may be cut into."""
 
     def cut(axis: str | None, count: int) -> tuple[str, ...] | None:
-        names = RULES[axis] if axis else ()
-        ways = math.prod(mesh.shape[name] for name in names)
-        return names if ways > 1 and count % ways == 0 else None
+        parts = ways(mesh, axis) if axis else 1
+        return RULES[axis] if axis and parts > 1 and count % parts == 0 else None
 
     return P(*(cut(axis, count) for axis, count in zip(axes, counts, strict=True)))
+
+
+def dividing(mesh: Mesh, axes: tuple[Any, ...], shape: Shape) -> P:
+    """The partition along mesh axes, without those that a shape does not divide by."""
+
+    def parts(names: Any) -> int:
+        return math.prod(
+            mesh.shape[name] for name in (names if isinstance(names, tuple) else [names])
+        )
+
+    return P(*(a if a and n % parts(a) == 0 else None for a, n in zip(axes, shape, strict=True)))
+
+
+def _divides(config: Config, mesh: Mesh, axis: str | None, inputs: int) -> bool:
+    """Whether a mesh can cut so many inputs, or groups of them; heads are cut between them only."""
+    count = math.gcd(config.kv_heads, inputs) if axis == "heads" else inputs
+    return axis is None or count % ways(mesh, axis) == 0
 
 
 def shardings(config: Config, mesh: Mesh, formats: Mapping[str, Format] | None = None) -> Qwen:
     """The network's tree with a NamedSharding for every leaf; formats: of its quantised layers."""
 
     def leaf(shape: Shape, axes: Axes, kind: str) -> NamedSharding:
-        # rows of heads are cut between key/value heads only, two int4 share a byte
-        *counts, last = (
-            math.gcd(config.kv_heads, n) if a == "heads" else n
-            for a, n in zip(axes, shape, strict=True)
-        )
-        last = math.gcd(last, shape[-1] // 2) if kind == "int4" else last
-        return NamedSharding(mesh, spec(mesh, axes, (*counts, last)))
+        if len(shape) == 1:
+            return NamedSharding(mesh, spec(mesh, axes, shape))
+        out, inputs = shape
+        inputs = math.gcd(inputs, inputs // 2) if kind == "int4" else inputs  # two share a byte
+        split = axes[1] in INPUTS.values() and inputs > 1
+        if split and not _divides(config, mesh, axes[1], inputs):
+            axes = ("outputs" if out % ways(mesh, "outputs") == 0 else axes[0], None)
+        return NamedSharding(mesh, spec(mesh, axes, (out, inputs)))
 
     formats = formats or {}
     made = build(config, formats, leaf)
@@ -74,6 +102,45 @@ def shardings(config: Config, mesh: Mesh, formats: Mapping[str, Format] | None =
         if formats[name].groups > 1:
             layer.codes = layer.scales  # codes are cut between groups only
     return made
+
+
+@nnx.dataclass
+class Gathered(LinearLayer):
+    """A layer whose outputs the devices share out, and exchange before anything else is done.
+
+    Asked for whole outputs alone, XLA collects the weights instead.
+    """
+
+    layer: Any
+    mesh: Mesh = nnx.static()
+
+    def __call__(self, x: Array) -> Array:
+        return self._whole(self.layer(x))
+
+    def float32(self, x: Array) -> Array:
+        return self._whole(self.layer.float32(x))
+
+    def _whole(self, y: Array) -> Array:
+        others = [P.UNCONSTRAINED] * (y.ndim - 1)
+        for names in (RULES["outputs"][0], None):
+            y = jax.lax.with_sharding_constraint(y, NamedSharding(self.mesh, P(*others, names)))
+        return y
+
+
+def gathered(blocks: Tree, config: Config, mesh: Mesh | None) -> Tree:
+    """A network, or a block, for use in a program: where heads or inputs do not divide the mesh."""
+    if mesh is None or mesh.shape["tensor"] == 1:
+        return blocks
+
+    def change(name: str, layer: Any) -> Any:
+        word = name.rpartition(".")[2]
+        if word == "qkv":
+            even = config.kv_heads % ways(mesh, "heads") == 0
+        else:
+            even = word not in INPUTS or _divides(config, mesh, INPUTS[word], pieces(layer))
+        return layer if even else Gathered(layer, mesh)
+
+    return map_layers(change, blocks, LinearLayer)
 
 
 def mesh_of(tree: Any) -> Mesh | None:

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType
 from qwen_jax import memory
 from qwen_jax.config import Config
 from qwen_jax.nn import quant, sharding
+from qwen_jax.nn.heads import Heads
 from qwen_jax.plan.chips import CHIPS, SLICES, Remat, Work, parse
 from qwen_jax.storage.int4 import bits
 
@@ -44,6 +45,11 @@ class Job:
     def places(self) -> AbstractMesh:
         shape = (self.data, self.fsdp, self.tensor)
         return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+    @property
+    def heads(self) -> Heads:
+        """As attention and the cache see them."""
+        return Heads.of(self.config.kv_heads, self.config.groups, self.places)
 
     @property
     def rows(self) -> int:
@@ -109,7 +115,7 @@ def _adapters(job: Job) -> int:
     width = 1 / job.fsdp if c.width % job.fsdp == 0 else 1.0
     inner = c.heads * c.head_dim
     each = (
-        (c.width * width + rows * heads)
+        (c.width * width + rows * job.share(rows))
         + (inner * heads + c.width * width)
         + 2 * (c.width * width + c.mlp * mlp)
         + (c.mlp * mlp + c.width * width)
@@ -118,8 +124,8 @@ def _adapters(job: Job) -> int:
 
 
 def _cache(job: Job) -> int:
-    share = job.share(job.config.kv_heads)
-    return int(memory.cache(job.config, job.cache_dtype) * job.context * job.rows * share)
+    head = memory.cache(job.config, job.cache_dtype) // job.config.kv_heads
+    return head * job.heads.of_a_device * job.context * job.rows
 
 
 def _prefill(job: Job) -> int:
@@ -128,9 +134,9 @@ def _prefill(job: Job) -> int:
     XLA for GPUs holds the keys and values to the end of the call; scores are of 512 queries.
     """
     c, tokens = job.config, min(CHUNK, job.context)
-    scores = 8 * c.heads * job.share(c.kv_heads) * min(512, tokens) * job.context
+    scores = 8 * job.heads.queries * min(512, tokens) * job.context
     wide = tokens * (4 * c.width + 2 * c.mlp * job.share(c.mlp)) * 2
-    kept = c.layers * tokens * 4 * c.kv_heads * c.head_dim * job.share(c.kv_heads)
+    kept: float = c.layers * tokens * 4 * job.heads.of_a_device * c.head_dim
     kept *= not CHIPS[parse(job.mesh)[0]].tpu
     logits = job.rows * 4 * 2 * c.vocab * job.share(c.vocab)
     return int(max(scores, wide) + wide + kept + logits)
@@ -139,15 +145,16 @@ def _prefill(job: Job) -> int:
 def _training(job: Job, trained: int) -> int:
     """What a step keeps for its backward pass, one layer's work, and the gradients."""
     c, tokens = job.config, job.rows * job.context
-    heads, mlp = job.share(c.kv_heads), job.share(c.mlp)
-    rows = (c.heads + 2 * c.kv_heads) * c.head_dim * heads
-    scores = job.rows * c.heads * heads * job.context**2
+    mlp = job.share(c.mlp)
+    wide = (c.heads + 2 * c.kv_heads) * c.head_dim
+    rows = wide * job.share(wide)
+    scores = job.rows * job.heads.queries * job.context**2
     inputs = 2 * tokens * c.width
     products = 2 * tokens * (rows + 2 * c.width + 2 * c.mlp * mlp)
     rest = 2 * tokens * (2 * c.width + c.mlp * mlp + rows) + 2 * scores
     kept = {"full": inputs, "dots": products, "none": products + rest}[job.remat]
     gradients = 4 * trained * (2 if job.work == "lora" else 1)
-    layer = (rows * c.width + c.width**2 * heads + 3 * c.width * c.mlp * mlp) * 2
+    layer = (rows * c.width + c.width**2 / job.tensor + 3 * c.width * c.mlp * mlp) * 2
     gathered = layer if job.fsdp > 1 else 0
     cast = 2 * trained if job.work == "full" else 0
     return int(c.layers * kept + 12 * scores + gradients + gathered + cast)
@@ -202,13 +209,18 @@ def smallest(job: Job) -> str | None:
 
 
 def undivided(job: Job) -> list[str]:
-    """What does not divide by the tensor axis and so lies whole on every device."""
+    """What does not divide by the tensor axis, and what comes of it."""
     c, found = job.config, []
-    for name, size in (("key/value heads", c.kv_heads), ("mlp", c.mlp), ("vocabulary", c.vocab)):
+    cached = f"the cache has {job.heads.places}, with copies and zeros, and more is sent"
+    for name, size, result in (
+        ("key/value heads", c.kv_heads, cached),
+        ("mlp", c.mlp, "whole on every device"),
+        ("vocabulary", c.vocab, "whole on every device"),
+    ):
         if size % job.tensor:
             works = [n for n in range(1, 257) if size % n == 0]
             found.append(
-                f"{size} {name} do not divide by tensor {job.tensor}: whole on every device; "
+                f"{size} {name} do not divide by tensor {job.tensor}: {result}; "
                 f"these do: {', '.join(map(str, works[:12]))}"
             )
     return found

@@ -149,8 +149,9 @@ def test_a_step_without_a_finite_gradient_is_skipped() -> None:
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}], ids=str)
 def test_meshes_give_the_curve_of_one_device(sizes: dict[str, int]) -> None:
-    """Twenty steps of adapters with dropout, packed rows, two parts a step."""
+    """Twenty steps of adapters with dropout, packed rows, two parts a step; 2 heads for 4."""
     hf = FIRST | {"vocab_size": 128, "intermediate_size": 128}
+    hf |= {"num_attention_heads": 2, "kv_channels": 16}
     params = assemble(hf, random_checkpoint(hf, 1))
     samples = random_samples([9, 5, 12, 3] * 8, 128)
     rows = batch(samples, [[4 * i, 4 * i + 1] for i in range(8)] * 2, 16, parts=2)

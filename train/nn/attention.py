@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.nn import sharding
+from qwen_jax.nn.heads import Heads
 
 MASKED = -1e30
 _QUERIES = 128  # scored at once on a CPU: they and their scores stay in its caches
@@ -37,12 +38,16 @@ def attend(q: Array, k: Array, v: Array, segments: Array, mesh: Mesh | None) -> 
     """
     if mesh is None:
         return form(jax.default_backend(), q.dtype)(q, k, v, segments)
-    rows, heads = sharding.spec(mesh, ("slot", "heads"), (len(k), k.shape[2]))
-    cut = P(rows, None, heads)
+    heads = Heads.of(k.shape[2], q.shape[2] // k.shape[2], mesh)
+    q, k, v = heads.spread(q, k, v)
+    q = q.reshape(*q.shape[:2], -1, q.shape[-1])
+    cut = P(*sharding.spec(mesh, ("slot", None, "heads"), (len(k), 1, heads.places)))
+    rows = cut[0]
     mine = form(mesh.devices.flat[0].platform, q.dtype)
     given = cut, cut, cut, P(rows)
     mapped = jax.shard_map(mine, mesh=mesh, in_specs=given, out_specs=cut, check_vma=False)
-    return mapped(q, k, v, segments)
+    y = mapped(q, k, v, segments)
+    return heads.collect(y.reshape(*y.shape[:2], heads.places, -1, y.shape[-1]))
 
 
 def form(platform: str, dtype: jnp.dtype) -> Form:

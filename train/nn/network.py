@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax.nn.model import LINEAR, Qwen
 from qwen_jax.nn.rope import Where
-from qwen_jax.nn.sharding import RULES
+from qwen_jax.nn.sharding import RULES, gathered
 from train.nn import Remat
 from train.nn.attention import attend
 
@@ -49,6 +49,7 @@ def hidden(
 
     def layer(x: Array, block: Any) -> tuple[Array, None]:
         with jax.named_scope("block"):
+            block = gathered(block, config, mesh)
             x, _ = block(spread(x, mesh), where, cache, 0, config)
         return x, None
 

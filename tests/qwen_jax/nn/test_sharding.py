@@ -110,12 +110,12 @@ def shard(array: Array) -> tuple[Any, ...]:
     ("name", "sizes", "wanted"),
     [
         ("v1", {"fsdp": 2}, {"embed": (24, 32), "qkv": (48, 32), "bias": (48,), "down": (32, 16)}),
-        ("v1", {}, {"embed": (12, 64), "qkv": (192, 64), "bias": (192,), "down": (64, 8)}),
+        ("v1", {}, {"embed": (12, 64), "qkv": (24, 64), "bias": (24,), "down": (64, 8)}),
         ("v1", {"fsdp": 8}, {"embed": (96, 8), "qkv": (192, 8), "bias": (192,), "down": (8, 64)}),
         (
             "odd",
             {"fsdp": 2},
-            {"embed": (97, 36), "qkv": (216, 36), "bias": (216,), "down": (36, 12)},
+            {"embed": (97, 36), "qkv": (54, 36), "bias": (54,), "down": (36, 12)},
         ),
         (
             "grouped",
