@@ -64,7 +64,8 @@ class TrainConfig:
         mesh_fsdp: Devices that share the rows and the weights; by default, all that are left.
         mesh_tensor: Devices that share each matrix product.
         learning_rate: Highest learning rate; by default 3e-4 for adapters, 1e-5 for everything.
-        schedule: Learning rate after the warm-up: a half cosine to zero, or no change.
+        schedule: Learning rate after the warm-up: a half cosine to zero, a line to zero, or no
+            change.
         warmup: Part of the steps in which the learning rate rises.
         weight_decay: Weight decay of AdamW, on matrices.
         beta2: Decay rate of AdamW's second moments.
@@ -78,7 +79,7 @@ class TrainConfig:
             wte and lm_head of v1 base models, as the original.
         bits: Bits of a weight under Q-LoRA.
         group_size: Weights that share a scale under Q-LoRA.
-        dtype: Type of the computation; by default, as the model is stored.
+        dtype: Type of the computation; by default, as the model is stored. float16 scales the loss.
         remat: Values that the backward pass computes again to save memory: none, all but the matrix
             products, or all.
         save_every: Steps between checkpoints.
@@ -116,7 +117,7 @@ class TrainConfig:
     mesh_tensor: int = 1
 
     learning_rate: float | None = None
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.01
     weight_decay: float = 0.1
     beta2: float = 0.95
