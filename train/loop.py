@@ -112,8 +112,8 @@ class Loop:
         if self.unread is None:
             return
         (step, metrics), self.unread = self.unread, None
-        told = {name: value for name, value in vars(metrics).items() if value is not None}
-        values = {name: value.item() for name, value in jax.device_get(told).items()}
+        told = vars(jax.device_get(metrics)).items()
+        values = {name: value.item() for name, value in told if value is not None}
         values |= {name: int(values[name]) for name in ("targets", "tokens", "skipped")}
         watch.step(step, values, held_out)
         if values["skipped"]:

@@ -12,10 +12,11 @@ from qwen_jax.data import LossOn
 from qwen_jax.files.problems import Problems
 from qwen_jax.program import limits
 from train.nn import Remat
+from train.report import reporters
 
 # these may change from one call of a run to the next: what comes out is the same
 FREE = """out eval_data micro_batch mesh_data mesh_fsdp mesh_tensor remat save_every keep
-    eval_every log_every max_failures coordinator processes process""".split()
+    eval_every log_every report max_failures coordinator processes process""".split()
 LOWEST: dict[str, float] = {  # numbers from here on make sense
     **dict.fromkeys("batch_size micro_batch rank group_size".split(), 1),
     "max_length": 2,
@@ -31,7 +32,7 @@ GROUPS = {  # of --help, as docs/training.md has them
         seed""",
     "device and memory": """micro_batch mesh_data mesh_tensor mesh_fsdp coordinator processes
         process remat""",
-    "watching and saving": "save_every keep keep_best eval_every log_every max_failures",
+    "watching and saving": "save_every keep keep_best eval_every log_every report max_failures",
 }
 MOST_SEED = 2**32 - 1  # jax.random.key reads no more of it
 OF_ADAPTERS = ("rank", "alpha", "dropout", "targets", "rslora", "modules_to_save")
@@ -87,6 +88,7 @@ class TrainConfig:
         keep_best: Checkpoint with the least held-out loss kept too, and exported.
         eval_every: Steps between measurements of eval_data; by default, save_every.
         log_every: Steps between lines of the log.
+        report: Others that are told of what the log holds: none, tensorboard, wandb, or both.
         seed: Seed of the order of the data, fresh adapters and dropout.
         max_failures: Steps in a row without a finite gradient, after which the run stops.
         coordinator: HOST:PORT of process 0 in a run of several, or "auto" to ask the machines; by
@@ -140,6 +142,7 @@ class TrainConfig:
     keep_best: bool = False
     eval_every: int | None = None
     log_every: int = 1
+    report: tuple[reporters.Name, ...] = ("tensorboard",)
     seed: int = 42
     max_failures: int = 5
 
@@ -149,7 +152,8 @@ class TrainConfig:
 
     def check(self, devices: int | None = None) -> None:
         """Raise ValueError with everything that is wrong, on so many devices if they are known."""
-        problems = [*self._numbers(), *self._choices(), *self._files()]
+        problems = [*self._numbers(), *self._choices(), *reporters.problems(self.report)]
+        problems += self._files()
         sized = any(problem.startswith(("mesh", "batch", "micro")) for problem in problems)
         if devices is not None and not sized:
             problems += self._sizes(devices)
