@@ -12,7 +12,7 @@ from qwen_jax.program import interruption, limits, progress
 
 GROUPS = {  # of --help
     "Hugging Face to native": "hf source dtype verify",
-    "quantising": "quantize group_size asymmetric quantize_head calibration",
+    "quantising": "quantize group_size asymmetric act_order quantize_head calibration",
     "native to Hugging Face": "to_hf adapter packing",
 }
 
@@ -26,9 +26,10 @@ def main(
     verify: bool = False,
     adapter: str | None = None,
     packing: Literal["gptq", "awq"] | None = None,
-    quantize: Literal["int8", "int4", "gptq"] | None = None,
+    quantize: Literal["int8", "int4", "gptq", "awq"] | None = None,
     group_size: int | None = None,
     asymmetric: bool = False,
+    act_order: bool = False,
     quantize_head: bool = False,
     calibration: str | None = None,
     revision: str | None = None,
@@ -47,12 +48,14 @@ def main(
             exists already.
         adapter: Folder of an adapter in PEFT's format to merge into what --to-hf writes.
         packing: Format in which --to-hf packs quantised layers; by default, as they came, or GPTQ.
-        quantize: Quantisation of --hf: int8 per channel, int4 in groups, or gptq, int4 calibrated.
+        quantize: Quantisation of --hf: int8 per channel, int4 in groups, or int4 calibrated, by
+            gptq or awq.
         group_size: Inputs that share a scale: 128 by default, all of them for int8; -1: all.
         asymmetric: Zero point of its own for every group.
+        act_order: Groups of gptq by the energy of their inputs.
         quantize_head: Quantisation of the output head too, to int8.
-        calibration: File of conversations or plain text, as for training: the texts for gptq and
-            for the report.
+        calibration: File of conversations or plain text, as for training: the texts for gptq,
+            awq and the report.
         revision: Branch, tag or commit of the model on the hub.
         extra_vocab_file: File of more tokens for an original Qwen, lines of base64 and id.
         shard_size: Most bytes of a file that --to-hf writes, as 5GB; by default, the original's
@@ -72,8 +75,10 @@ def main(
         raise ValueError(f"--group-size is {group_size}, wanted 1 to {2**20}, or -1 for all")
     if quantize is not None and verify:
         raise ValueError("--verify compares with the source, from which --quantize differs")
-    if quantize == "gptq" and calibration is None:
-        raise ValueError("--quantize gptq needs --calibration FILE, texts of the model's kind")
+    if act_order and quantize != "gptq":
+        raise ValueError("--act-order belongs to --quantize gptq")
+    if quantize in ("gptq", "awq") and calibration is None:
+        raise ValueError(f"--quantize {quantize} needs --calibration FILE, texts of its kind")
     limits.expect(adapter=adapter, calibration=calibration, extra_vocab_file=extra_vocab_file)
     if to_hf is None:
         _expect_source(str(hf), out, source, revision, verify)
@@ -99,7 +104,11 @@ def main(
         settings = None
         if quantize is not None:
             settings = convert.QuantizeOptions(
-                quantize, None if group == -1 else group, not asymmetric, quantize_head
+                quantize,
+                None if group == -1 else group,
+                not asymmetric,
+                quantize_head,
+                act_order,
             )
         made = convert.to_native(
             str(hf),

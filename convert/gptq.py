@@ -18,15 +18,23 @@ DAMP = 0.01  # of the mean second moment, as in the original
 Triple = tuple[Array, Array, Array]
 
 
-def solve(linear: Linear, moments: Array, bits: int, group: int | None, symmetric: bool) -> Any:
-    """A QuantLinear for inputs x whose sum of x xᵀ is `moments` [in in]."""
+def solve(
+    linear: Linear, moments: Array, bits: int, group: int | None, symmetric: bool, act_order: bool
+) -> Any:
+    """A QuantLinear for inputs x whose sum of x xᵀ is `moments` [in in].
+
+    act_order: inputs are rounded, and share scales, in the order of their energy.
+    """
     inputs = linear.kernel.shape[1]
     size = group_size(linear.kernel.shape, group)
     block = next(n for n in range(min(size, 128), 0, -1) if size % n == 0)
     kernel = linear.kernel.astype(jnp.float32)
+    order = jnp.argsort(-jnp.diag(moments)).astype(jnp.int32) if act_order else None
+    if order is not None:
+        kernel, moments = kernel[:, order], moments[order][:, order]
     codes, scales, zeros = _solve(kernel, moments, bits, size, block, symmetric)
     codes = codes.reshape(-1, inputs).astype(CODES[bits])
-    return QuantLinear(codes, scales, None if symmetric else zeros, None, linear.bias, bits)
+    return QuantLinear(codes, scales, None if symmetric else zeros, order, linear.bias, bits)
 
 
 @functools.partial(jax.jit, static_argnames=("bits", "size", "block", "symmetric"))

@@ -1,51 +1,48 @@
 """Make a quantised checkpoint: a block at a time, each on what the blocks before it really give."""
 
 import functools
-import itertools
 import json
 import math
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from convert import gptq
+from convert import awq, gptq
+from convert.block import STAGES, get, judge, lost, moments, put, run
 from convert.calibration import Sheet, read_sheets
 from convert.huggingface import Checkpoint
 from qwen_jax.config import Config
 from qwen_jax.files import atomic, strict_json
 from qwen_jax.nn import model, quant
-from qwen_jax.nn.kv_cache import NoCache
 from qwen_jax.nn.model import Block, Linear
 from qwen_jax.nn.quant import Format, QuantLinear, abstract_leaves, dequantize, quantize
-from qwen_jax.nn.rope import Where
-from qwen_jax.nn.sums import matmul
 from qwen_jax.nn.tree import INTEGERS
 from qwen_jax.text.tokenizer import Tokenizer
 
+Arrays = dict[str, np.ndarray]  # leaves by name
 REPORT = "quantization.json"
-# layers of a block that see the same inputs, in the order in which those are known
-STAGES = (("attn.qkv",), ("attn.out",), ("mlp.gate", "mlp.up"), ("mlp.down",))  # see _stage_inputs
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """method: "int8" and "int4" round to nearest, "gptq" is 4 bits calibrated.
+    """method: "int8" and "int4" round to nearest, "gptq" and "awq" are 4 bits calibrated.
 
-    group: inputs that share a scale; None: all of an output's. head: int8 for it too.
+    group: inputs that share a scale; None: all of an output's. head: int8 for it too. act_order:
+    groups of "gptq" by the inputs' energy.
     """
 
     method: str
     group: int | None
     symmetric: bool
     head: bool
+    act_order: bool = False
 
     @property
     def bits(self) -> int:
@@ -54,6 +51,8 @@ class QuantizeOptions:
     def formats(self, config: Config) -> dict[str, Format]:
         """Raises ValueError where groups do not divide a layer's inputs."""
         made = quant.plan(config, self.bits, self.group, not self.symmetric)
+        if self.act_order:
+            made = {name: replace(format, order=True) for name, format in made.items()}
         if self.head and config.tied:
             raise ValueError("the head is the embedding itself, which is not quantised")
         return made | ({"head": Format(8, 1, False, False)} if self.head else {})
@@ -76,8 +75,10 @@ class Quantizer:
         if texts is not None:
             seen, held = read_sheets(texts, Tokenizer.load(checkpoint.folder))
             self.sheets = {"calibration": seen, "held": held, "exact": held}
-        elif settings.method == "gptq":
-            raise ValueError("gptq needs texts of the model's kind; give --calibration FILE")
+        elif settings.method in ("gptq", "awq"):
+            raise ValueError(
+                f"{settings.method} needs texts of the model's kind; give --calibration FILE"
+            )
 
     def leaves(self, plain: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the checkpoint to be made, from those of the source."""
@@ -99,7 +100,10 @@ class Quantizer:
         layer = int(piece.removeprefix("blocks."))
         block = self._block(arrays)
         self._pass(layer, block, "exact")
-        made = {f"{piece}.{n}": x for n, x in self._layers(layer, block).items()}
+        plain: dict[str, float] = {}
+        if self.settings.method == "awq":
+            plain, arrays = self._fold(layer, block, arrays)
+        made = {f"{piece}.{n}": x for n, x in self._layers(layer, block, plain).items()}
         self._pass(layer, block, "calibration", "held")
         return _leaves(made, arrays)
 
@@ -122,27 +126,44 @@ class Quantizer:
             self.structure, [jnp.asarray(a, jnp.float32) for a in arrays.values()]
         )
 
-    def _layers(self, layer: int, block: Block) -> dict[str, QuantLinear]:
-        """Quantise a block's layers; in `block` their float twins take their places."""
+    def _fold(self, layer: int, block: Block, arrays: Arrays) -> tuple[dict[str, float], Arrays]:
+        """What plain rounding would lose, and the leaves with their channels scaled."""
+        how, dtype = self.settings, arrays[f"blocks.{layer}.attn_norm.scale"].dtype
+        seen = functools.partial(self._moments, layer, block)
+        plain = awq.fold(block, self.config, dtype, seen, how.bits, how.group, how.symmetric)
+        made = zip(arrays.items(), jax.tree.leaves(block), strict=True)
+        return plain, {name: np.asarray(leaf, old.dtype) for (name, old), leaf in made}
+
+    def _layers(self, layer: int, block: Block, plain: dict[str, float]) -> dict[str, QuantLinear]:
+        """Quantise a block's layers; in `block` their float twins take their places.
+
+        plain: what rounding would lose, where the block was made so that it loses less.
+        """
         how, made, errors = self.settings, {}, {}
+        numbers = how.bits, how.group, how.symmetric
         for number, stage in enumerate(STAGES):
-            moments = None
-            for x, lengths in self._inputs(layer, "calibration"):
-                seen = _moments(block, x, lengths, number, self.config)
-                moments = seen if moments is None else moments + seen
+            seen = self._moments(layer, block, number)
             for name in stage:
-                linear = _get(block, name)
-                nearest = made[name] = quantize(linear, how.bits, how.group, how.symmetric)
-                lost = {"nearest": float(_lost(linear.kernel, nearest.kernel, moments))}
+                linear = get(block, name)
+                found = made[name] = quantize(linear, *numbers)
+                shares = {"nearest": float(lost(linear.kernel, found.kernel, seen))}
                 if how.method == "gptq":
-                    assert moments is not None
-                    made[name] = gptq.solve(linear, moments, how.bits, how.group, how.symmetric)
-                    lost["gptq"] = float(_lost(linear.kernel, made[name].kernel, moments))
-                errors[f"blocks.{layer}.{name}"] = lost
+                    assert seen is not None
+                    found = made[name] = gptq.solve(linear, seen, *numbers, how.act_order)
+                    shares["gptq"] = float(lost(linear.kernel, found.kernel, seen))
+                if name in plain:
+                    shares = {"nearest": plain[name], "awq": shares["nearest"]}
+                errors[f"blocks.{layer}.{name}"] = shares
             for name in stage:
-                _set(block, name, dequantize(made[name]))
+                put(block, name, dequantize(made[name]))
         self._note({"layers": errors})
         return made
+
+    def _moments(self, layer: int, block: Block, stage: int) -> Any:
+        """float32 [in in] of what the layers of a stage get; None without calibration."""
+        sheets = self._inputs(layer, "calibration")
+        parts = (moments(block, x, lengths, stage, self.config) for x, lengths in sheets)
+        return functools.reduce(jnp.add, parts) if self.sheets else None
 
     # --- what goes from block to block, and the report ------------------------------------------
     def _inputs(self, layer: int, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -162,7 +183,7 @@ class Quantizer:
         for name in names:
             for number, (x, lengths) in enumerate(self._inputs(layer, name)):
                 self.work.mkdir(exist_ok=True)
-                np.save(self._file(layer + 1, name, number), _run(block, x, lengths, self.config))
+                np.save(self._file(layer + 1, name, number), run(block, x, lengths, self.config))
 
     def _file(self, layer: int, name: str, number: int) -> Path:
         return self.work / f"{layer}-{name}-{number}.npy"
@@ -204,7 +225,7 @@ class Quantizer:
         norm = model.RMSNorm(leaf("norm.scale"), self.config.norm_eps)
         head = leaf("embed" if self.config.tied else "head.kernel")
         inputs = zip(self._inputs(self.config.layers, name), self.sheets[name], strict=True)
-        return sum(float(_loss(norm, head, x, s.ids, s.judged)) for (x, _), s in inputs)
+        return sum(float(judge(norm, head, x, s.ids, s.judged)) for (x, _), s in inputs)
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -230,70 +251,3 @@ def _leaves(layers: dict[str, QuantLinear], arrays: dict[str, np.ndarray]) -> di
         fields = {field: getattr(layer, field) for field in quant.FIELDS}
         made |= {f"{name}.{f}": np.asarray(a) for f, a in fields.items() if a is not None}
     return made
-
-
-# --- arithmetic -------------------------------------------------------------------------------
-def _setting(x: Array, lengths: Array, config: Config) -> tuple[Where, NoCache, int, Config]:
-    """What a block is called with beside a sheet; nothing attends to what is padded behind."""
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-    return Where.of(config, positions, lengths), NoCache(), 0, config
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _run(block: Block, x: Array, lengths: Array, config: Config) -> Array:
-    """A block's output for a sheet [B T D]."""
-    return block(x, *_setting(x, lengths, config))[0]
-
-
-@functools.partial(jax.jit, static_argnames=("stage", "config"))
-def _moments(block: Block, x: Array, lengths: Array, stage: int, config: Config) -> Array:
-    """The sum of x xᵀ over what the layers of a stage get, float32 [in in]."""
-    inputs = _stage_inputs(block, x, _setting(x, lengths, config))
-    seen = next(itertools.islice(inputs, stage, None))
-    real = jnp.arange(x.shape[1]) < lengths[:, None]
-    seen = jnp.where(real[..., None], seen, 0).reshape(-1, seen.shape[-1])
-    return jnp.matmul(seen.T, seen, precision="highest")
-
-
-def _stage_inputs(
-    block: Block, x: Array, setting: tuple[Where, NoCache, int, Config]
-) -> Iterator[Array]:
-    """What the layers of each stage get when a block is called."""
-    attn, mlp = block.attn, block.mlp
-    y = block.attn_norm(x)
-    yield y
-    y, _ = attn.mix(attn.qkv(y), *setting)
-    yield y
-    y = block.mlp_norm(x + attn.out(y))
-    yield y
-    yield mlp.hidden(y)
-
-
-@jax.jit
-def _lost(kernel: Array, made: Array, moments: Array | None) -> Array:
-    """The share of the outputs' energy that is lost; of the weights' without calibration."""
-    onto = lambda w: w if moments is None else jnp.matmul(w, moments, precision="highest")
-    energy = lambda w: jnp.sum(onto(w) * w)
-    return energy(kernel - made) / jnp.maximum(energy(kernel), 1e-30)
-
-
-@jax.jit
-def _loss(norm: model.RMSNorm, head: Array, x: Array, ids: Array, judged: Array) -> Array:
-    """The sum of -log p over the tokens of a sheet that are judged, a row at a time."""
-
-    def row(one: tuple[Array, Array, Array]) -> Array:
-        x, ids, judged = one
-        scores = jax.nn.log_softmax(matmul(norm(x), head)[:-1])
-        found = jnp.take_along_axis(scores, ids[1:, None], axis=1)[:, 0]
-        return -jnp.sum(jnp.where(judged[1:], found, 0))
-
-    return jax.lax.map(row, (x, ids, judged)).sum()
-
-
-def _get(block: Block, name: str) -> Any:
-    return functools.reduce(getattr, name.split("."), block)
-
-
-def _set(block: Block, name: str, layer: Any) -> None:
-    parent, _, field = name.rpartition(".")
-    setattr(_get(block, parent), field, layer)

@@ -1,5 +1,6 @@
 """Step after step: measured, saved, and stopped where it should be."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -9,6 +10,7 @@ import numpy as np
 from qwen_jax.program import progress
 from train.checkpoints import Checkpoints
 from train.feed import Feed
+from train.loss_scale import BACKOFF, FLOOR
 from train.report.run_logger import RunLogger, say
 from train.settings import TrainConfig
 from train.step import Batch, Metrics, Trainer, TrainState
@@ -16,7 +18,7 @@ from train.stop import Stop
 
 
 class NotFinite(ValueError):
-    """Too many steps in a row had no finite gradient."""
+    """Too many steps in a row had no finite gradient, or one with the least float16 loss scale."""
 
 
 class Loop:
@@ -110,21 +112,37 @@ class Loop:
         if self.unread is None:
             return
         (step, metrics), self.unread = self.unread, None
-        values = {name: value.item() for name, value in vars(jax.device_get(metrics)).items()}
+        told = vars(jax.device_get(metrics)).items()
+        values = {name: value.item() for name, value in told if value is not None}
         values |= {name: int(values[name]) for name in ("targets", "tokens", "skipped")}
         watch.step(step, values, held_out)
-        failures = values["skipped"]
-        if failures:
-            say(f"step {step} had no finite gradient; it changes nothing")
-        if failures >= self.settings.max_failures:
-            raise NotFinite(self._blame(step, failures))
+        if values["skipped"]:
+            self._judge(step, values)
 
-    def _blame(self, step: int, failures: int) -> str:
-        steps = range(step - failures + 1, step + 1)
+    def _judge(self, step: int, values: dict[str, float]) -> None:
+        """Of a step that changed nothing: whether the run can go on."""
+        failures, scale = int(values["skipped"]), values.get("loss_scale")
+        if scale == FLOOR:
+            heading = (
+                f"step {step} had no finite gradient at loss scale {scale:g}, the least there is; "
+                "float16 has diverged, where bfloat16 may not"
+            )
+            raise NotFinite(self._blame(heading, step, failures))
+        if scale is not None and math.isfinite(values["loss"]):  # a smaller one may mend it
+            lower = scale * BACKOFF
+            say(f"step {step} overflows at loss scale {scale:g} and changes nothing; now {lower:g}")
+            return
+        say(f"step {step} had no finite gradient; it changes nothing")
+        if failures >= self.settings.max_failures:
+            heading = f"{failures} steps in a row had no finite gradient and changed nothing"
+            raise NotFinite(self._blame(heading, step, failures))
+
+    def _blame(self, heading: str, step: int, failures: int) -> str:
+        steps = range(step - failures + 1, step + 1)[-self.settings.max_failures :]
         newest = f"step {self.saved} is saved" if self.saved else "nothing is saved"
-        heading = (
-            f"{failures} steps in a row had no finite gradient and changed nothing; {newest}. "
+        advice = (
+            f"{heading}; {newest}. "
             "Look at their samples, or begin again with a lower --learning-rate and another --out:"
         )
         samples = (f"step {n}: {', '.join(self.feed.names(n))}" for n in steps)
-        return "\n  ".join([heading, *samples])
+        return "\n  ".join([advice, *samples])

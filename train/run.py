@@ -26,6 +26,7 @@ from train.checkpoints import Checkpoints
 from train.feed import Feed
 from train.loop import Loop
 from train.report import plot, speed
+from train.report.reporters import Reporters
 from train.report.run_logger import LOG, RunLogger, say
 from train.samples import Samples
 from train.settings import TrainConfig
@@ -72,18 +73,22 @@ def _train(
 ) -> Path | None:
     mesh = make_mesh(*settings.mesh_sizes(jax.device_count()))
     feed, measured = _feeds(settings, mesh, samples, held_out)
-    trainer, adapter, config = _trainer(settings, mesh, feed.steps)
     with closing(Checkpoints(out / CHECKPOINTS, settings.keep, settings.keep_best)) as checkpoints:
-        loop = Loop(settings, trainer, feed, measured, checkpoints)
-        trained = sum(leaf.size for leaf in loop.state.trained.values())
-        work = speed.work(config, trained, settings.max_length)
-        say(
-            f"{f'going on after step {loop.done} of' if loop.done else 'training'} {feed.steps} "
-            f"steps of {settings.batch_size} rows x {settings.max_length} tokens; "
-            f"{trained:,} parameters learn, on {_devices()}"
-        )
-        with closing(RunLogger(out, feed.steps, loop.done, work, settings.log_every)) as watch:
-            finished = loop.run(watch)
+        told = settings.report if jax.process_index() == 0 else ()
+        done = checkpoints.latest() or 0
+        with Reporters(told, out, done, settings.to_json()) as reporters:
+            trainer, adapter, config = _trainer(settings, mesh, feed.steps)
+            loop = Loop(settings, trainer, feed, measured, checkpoints)
+            trained = sum(leaf.size for leaf in loop.state.trained.values())
+            work = speed.work(config, trained, settings.max_length)
+            say(
+                f"{f'going on after step {done} of' if done else 'training'} {feed.steps} "
+                f"steps of {settings.batch_size} rows x {settings.max_length} tokens; "
+                f"{trained:,} parameters learn, on {_devices()}"
+            )
+            watch = RunLogger(out, feed.steps, done, work, settings.log_every, reporters.tell)
+            with closing(watch):
+                finished = loop.run(watch)
         if not finished:
             say(
                 f"stopped after step {loop.done} of {feed.steps}, and saved; the same command "

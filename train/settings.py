@@ -12,10 +12,11 @@ from qwen_jax.data import LossOn
 from qwen_jax.files.problems import Problems
 from qwen_jax.program import limits
 from train.nn import Remat
+from train.report import reporters
 
 # these may change from one call of a run to the next: what comes out is the same
 FREE = """out eval_data micro_batch mesh_data mesh_fsdp mesh_tensor remat save_every keep
-    eval_every log_every max_failures coordinator processes process""".split()
+    eval_every log_every report max_failures coordinator processes process""".split()
 LOWEST: dict[str, float] = {  # numbers from here on make sense
     **dict.fromkeys("batch_size micro_batch rank group_size".split(), 1),
     "max_length": 2,
@@ -31,7 +32,7 @@ GROUPS = {  # of --help, as docs/training.md has them
         seed""",
     "device and memory": """micro_batch mesh_data mesh_tensor mesh_fsdp coordinator processes
         process remat""",
-    "watching and saving": "save_every keep keep_best eval_every log_every max_failures",
+    "watching and saving": "save_every keep keep_best eval_every log_every report max_failures",
 }
 MOST_SEED = 2**32 - 1  # jax.random.key reads no more of it
 OF_ADAPTERS = ("rank", "alpha", "dropout", "targets", "rslora", "modules_to_save")
@@ -64,7 +65,8 @@ class TrainConfig:
         mesh_fsdp: Devices that share the rows and the weights; by default, all that are left.
         mesh_tensor: Devices that share each matrix product.
         learning_rate: Highest learning rate; by default 3e-4 for adapters, 1e-5 for everything.
-        schedule: Learning rate after the warm-up: a half cosine to zero, or no change.
+        schedule: Learning rate after the warm-up: a half cosine to zero, a line to zero, or no
+            change.
         warmup: Part of the steps in which the learning rate rises.
         weight_decay: Weight decay of AdamW, on matrices.
         beta2: Decay rate of AdamW's second moments.
@@ -78,7 +80,7 @@ class TrainConfig:
             wte and lm_head of v1 base models, as the original.
         bits: Bits of a weight under Q-LoRA.
         group_size: Weights that share a scale under Q-LoRA.
-        dtype: Type of the computation; by default, as the model is stored.
+        dtype: Type of the computation; by default, as the model is stored. float16 scales the loss.
         remat: Values that the backward pass computes again to save memory: none, all but the matrix
             products, or all.
         save_every: Steps between checkpoints.
@@ -86,6 +88,7 @@ class TrainConfig:
         keep_best: Checkpoint with the least held-out loss kept too, and exported.
         eval_every: Steps between measurements of eval_data; by default, save_every.
         log_every: Steps between lines of the log.
+        report: Others that are told of what the log holds: none, tensorboard, wandb, or both.
         seed: Seed of the order of the data, fresh adapters and dropout.
         max_failures: Steps in a row without a finite gradient, after which the run stops.
         coordinator: HOST:PORT of process 0 in a run of several, or "auto" to ask the machines; by
@@ -116,7 +119,7 @@ class TrainConfig:
     mesh_tensor: int = 1
 
     learning_rate: float | None = None
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.01
     weight_decay: float = 0.1
     beta2: float = 0.95
@@ -139,6 +142,7 @@ class TrainConfig:
     keep_best: bool = False
     eval_every: int | None = None
     log_every: int = 1
+    report: tuple[reporters.Name, ...] = ("tensorboard",)
     seed: int = 42
     max_failures: int = 5
 
@@ -148,7 +152,8 @@ class TrainConfig:
 
     def check(self, devices: int | None = None) -> None:
         """Raise ValueError with everything that is wrong, on so many devices if they are known."""
-        problems = [*self._numbers(), *self._choices(), *self._files()]
+        problems = [*self._numbers(), *self._choices(), *reporters.problems(self.report)]
+        problems += self._files()
         sized = any(problem.startswith(("mesh", "batch", "micro")) for problem in problems)
         if devices is not None and not sized:
             problems += self._sizes(devices)

@@ -19,6 +19,7 @@ from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
 from qwen_jax.nn.sharding import RULES, mesh_of, spec
 from qwen_jax.nn.tree import named_layers, named_leaves
+from train.loss_scale import LossScale
 from train.nn import Remat
 from train.nn.loss import chunks, cross_entropy
 from train.nn.network import hidden
@@ -46,6 +47,7 @@ class TrainState:
     optimizer: Any
     step: Array  # int32, updates asked for
     skipped: Array  # int32, of them those that were not made, in a row
+    loss_scale: LossScale | None  # of float16 alone
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +61,7 @@ class Metrics:
     gradient_norm: Array  # before clipping
     learning_rate: Array
     skipped: Array  # steps in a row, this one the last, whose gradient was not finite
+    loss_scale: Array | None  # of this step, in float16
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,16 @@ class Recipe:
     remat: Remat = "full"
     seed: int = 42
 
-    def rate(self, step: Array) -> Array:
-        """Linear from 0, then a half cosine to 0 or constant, as transformers counts the steps."""
+    def rate(self, updates: Array) -> Array:
+        """Linear from 0, then what the schedule says, as transformers' get_scheduler counts."""
         rise = -(-self.warmup * self.steps // 1)
-        start = step / max(1.0, rise)
-        if self.schedule == "constant":
-            return self.learning_rate * jnp.where(step < rise, start, 1.0)
-        part = (step - rise) / max(1.0, self.steps - rise)
-        fall = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
-        return self.learning_rate * jnp.where(step < rise, start, fall)
+        part = jnp.clip((updates - rise) / max(1.0, self.steps - rise), 0, 1)
+        then = {
+            "cosine": 0.5 * (1 + jnp.cos(jnp.pi * part)),
+            "linear": 1 - part,
+            "constant": jnp.ones_like(part),
+        }[self.schedule]
+        return self.learning_rate * jnp.where(updates < rise, updates / max(1.0, rise), then)
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.chain(
@@ -99,6 +103,17 @@ class Recipe:
 
 def _decays(name: str) -> bool:
     return not name.endswith((".bias", ".scale"))
+
+
+def _updates(optimizer: Any) -> Array:
+    """How many it has made: a step that was skipped moves no schedule."""
+    of_schedule = lambda path, _: any("Schedule" in getattr(key, "tuple_name", "") for key in path)
+    return optax.tree.get(optimizer, "count", filtering=of_schedule)
+
+
+def _count(batch: Batch) -> Array:
+    """Its targets, float32."""
+    return jnp.sum(batch.targets != IGNORED).astype(jnp.float32)
 
 
 def batch_sharding(mesh: Mesh | None) -> NamedSharding | None:
@@ -174,7 +189,8 @@ class Trainer:
     def _start(self, trained: Leaves) -> TrainState:
         masters = {name: x.astype(jnp.float32) for name, x in trained.items()}
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(masters, self.optimizer.init(masters), zero, zero)
+        scale = LossScale.start() if self.dtype == jnp.float16 else None
+        return TrainState(masters, self.optimizer.init(masters), zero, zero, scale)
 
     def _shardings(self, mesh: Mesh) -> TrainState:
         """Optimizer moments lie where their masters do, counters everywhere."""
@@ -185,29 +201,33 @@ class Trainer:
             self.optimizer, lambda _, sharding: sharding, state.optimizer, where,
             transform_non_params=lambda _: whole,
         )  # fmt: skip
-        return TrainState(where, moments, whole, whole)
+        scale = jax.tree.map(lambda _: whole, state.loss_scale)
+        return TrainState(where, moments, whole, whole, scale)
 
     def _losses(self, trained: Leaves, frozen: Leaves, batch: Batch) -> tuple[Array, Array]:
-        add = lambda sums, rows: (jax.tree.map(jnp.add, sums, self._loss(trained, frozen, rows)), 0)
-        return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), batch)[0]
+        add = lambda sum, rows: (sum + self._loss(trained, frozen, rows), None)
+        return jax.lax.scan(add, jnp.zeros(()), batch)[0], _count(batch)
 
     def _update(
         self, state: TrainState, frozen: Leaves, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), state.step)
         numbers = jnp.arange(batch.tokens[..., 0].size).reshape(batch.tokens.shape[:2])
-        zeros = jax.tree.map(jnp.zeros_like, state.trained), jnp.zeros(()), jnp.zeros(())
+        zeros = jax.tree.map(jnp.zeros_like, state.trained), jnp.zeros(())
+        targets = _count(batch)
+        scale = 1.0 if state.loss_scale is None else state.loss_scale.value
 
         def accumulate(sums: Any, given: tuple[Batch, Array]) -> tuple[Any, None]:
             rows, numbers = given
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-            find = jax.value_and_grad(self._loss, has_aux=True)
-            (loss, count), gradient = find(state.trained, frozen, rows, keys)
-            return jax.tree.map(jnp.add, sums, (gradient, loss, count)), None
+            find = jax.value_and_grad(self._loss)
+            loss, gradient = find(
+                state.trained, frozen, rows, scale / jnp.maximum(targets, 1), keys
+            )
+            return jax.tree.map(jnp.add, sums, (gradient, loss)), None
 
-        (gradient, loss, targets), _ = jax.lax.scan(accumulate, zeros, (batch, numbers))
-        mean = 1 / jnp.maximum(targets, 1)
-        gradient = jax.tree.map(lambda g: g * mean, gradient)
+        sums, _ = jax.lax.scan(accumulate, zeros, (batch, numbers))
+        gradient, loss = jax.tree.map(lambda scaled: scaled / scale, sums)
         norm = optax.tree.norm(gradient)
         sound = jnp.isfinite(norm) & jnp.isfinite(loss)
         changes, optimizer = self.optimizer.update(gradient, state.optimizer, state.trained)
@@ -219,19 +239,26 @@ class Trainer:
         )
         skipped = jnp.where(sound, 0, state.skipped + 1)
         metrics = Metrics(
-            loss=loss * mean,
+            loss=loss,
             targets=targets,
             tokens=jnp.sum(batch.segments > 0).astype(jnp.float32),
             gradient_norm=norm,
-            learning_rate=self.recipe.rate(state.step),
+            learning_rate=self.recipe.rate(_updates(state.optimizer)),
             skipped=skipped,
+            loss_scale=None if state.loss_scale is None else state.loss_scale.value,
         )
-        return TrainState(trained, optimizer, state.step + 1, skipped), metrics
+        after = None if state.loss_scale is None else state.loss_scale.after(sound)
+        return TrainState(trained, optimizer, state.step + 1, skipped, after), metrics
 
     def _loss(
-        self, trained: Leaves, frozen: Leaves, rows: Batch, keys: Array | None = None
-    ) -> tuple[Array, Array]:
-        """Summed over rows [B T], and the number of targets; keys [B] draw each row's dropout."""
+        self,
+        trained: Leaves,
+        frozen: Leaves,
+        rows: Batch,
+        scale: Array | float = 1.0,
+        keys: Array | None = None,
+    ) -> Array:
+        """Summed over rows [B T], times a scale; keys [B] draw each row's dropout."""
         trained = {name: x.astype(self.dtype) for name, x in trained.items()}
         params = self.params(trained, frozen)
         if keys is not None:
@@ -240,8 +267,7 @@ class Trainer:
         head = self._whole(params.embed if params.head is None else params.head.kernel)
         devices = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         pieces = chunks(len(x) // devices, x.shape[1])
-        loss = cross_entropy(head, x, rows.targets, pieces)
-        return loss, jnp.sum(rows.targets != IGNORED).astype(jnp.float32)
+        return cross_entropy(head, x, rows.targets, scale, pieces)
 
     def _whole(self, head: Array) -> Array:
         """All of its width on every device, once: the loss's loop would ask for it again."""

@@ -75,15 +75,28 @@ def dequantize(layer: QuantLinear, dtype: Any = jnp.float32) -> Linear:
 
 
 def grid(kernel: Array, bits: int, symmetric: bool) -> tuple[Array, Array | None]:
-    """Scales (rounded to float16, as they are stored) and zeros for the last axis of a kernel."""
+    """Scales (rounded to float16, as they are stored) and zeros for the last axis of a kernel.
+
+    A symmetric grid reaches as far to both sides, or its least code is the largest weight, as in
+    llama.cpp's Q4_0, and its scale below zero where that weight is above it: whichever is nearer.
+    """
     low, high = jnp.minimum(kernel.min(-1), 0), jnp.maximum(kernel.max(-1), 0)
+    least = -(2 ** (bits - 1))
     if symmetric:
         reach = jnp.maximum(-low, high)
-        return _float16(2 * reach / (2**bits - 1)), None
+        ends = _float16(2 * reach / (2**bits - 1)), _float16(reach / -least, (high > -low) * -2 + 1)
+        even, exact = (_off(kernel, scales, bits) for scales in ends)
+        return jnp.where(even < exact, *ends), None
     scales = _float16((high - low) / (2**bits - 1))
-    least = -(2 ** (bits - 1))
     zeros = jnp.clip(jnp.round(least - low / scales.astype(jnp.float32)), least, -least - 1)
     return scales, zeros.astype(jnp.int8)
+
+
+def _off(kernel: Array, scales: Array, bits: int) -> Array:
+    """What a symmetric grid loses of every group, squared."""
+    scales = scales[..., None]
+    made = encode(kernel, scales, 0, bits) * scales.astype(jnp.float32)
+    return jnp.sum((made - kernel) ** 2, axis=-1)
 
 
 def encode(kernel: Array, scales: Array, zeros: Array | int, bits: int) -> Array:
@@ -92,9 +105,9 @@ def encode(kernel: Array, scales: Array, zeros: Array | int, bits: int) -> Array
     return jnp.clip(codes, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-def _float16(scales: Array) -> Array:
+def _float16(scales: Array, sign: Array | int = 1) -> Array:
     """Never 0, and rounded up where float16 is coarse: a weight must not fall off the grid."""
-    return jnp.where(scales > 0, jnp.clip(scales, 2**-24, 65504), 1).astype(jnp.float16)
+    return (jnp.where(scales > 0, jnp.clip(scales, 2**-24, 65504), 1) * sign).astype(jnp.float16)
 
 
 def group_size(shape: tuple[int, ...], group: int | None) -> int:

@@ -77,7 +77,7 @@ def missing(extra: str, prog: str) -> str:
         name, _, marker = line.partition(";")
         if re.search(rf"extra\s*==\s*['\"]{extra}['\"]", marker):
             package = re.split(r"[^\w.-]", name.strip())[0]
-            if not _installed(package):
+            if not installed(package):
                 found.append(package)
     names = " and ".join([", ".join(found[:-1]), found[-1]] if found[1:] else found)
     are = "are" if found[1:] else "is"
@@ -89,7 +89,8 @@ def install(*extras: str) -> str:
     return f'pip install "qwen_jax[{",".join(extras)}]"'
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
+    """By pip, under this name: a folder of the same name here is no package."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 import convert
 from convert import QuantizeOptions, gptq
+from convert import block as seen_by
 from convert import quantize as quantizing
 from convert.calibration import read_sheets
 from qwen_jax.checkpoint import load
@@ -61,13 +62,13 @@ def test_stages_tell_what_layers_get(plain: Any) -> None:
     block = copy.deepcopy(plain.blocks[1])
     seen: list[np.ndarray] = []
     x = jax.random.normal(jax.random.key(0), (2, 24, plain.config.width))
-    setting = quantizing._setting(x, jnp.array([24, 17]), plain.config)
-    told = list(map(np.asarray, quantizing._stage_inputs(block, x, setting)))
-    for stage in quantizing.STAGES:
+    setting = seen_by.setting(x, jnp.array([24, 17]), plain.config)
+    told = list(map(np.asarray, seen_by.stage_inputs(block, x, setting)))
+    for stage in seen_by.STAGES:
         for layer in stage:
-            quantizing._set(block, layer, Witness(quantizing._get(block, layer), seen))
+            seen_by.put(block, layer, Witness(seen_by.get(block, layer), seen))
     block(x, *setting)
-    counts = [len(stage) for stage in quantizing.STAGES]
+    counts = [len(stage) for stage in seen_by.STAGES]
     wanted = [x for x, count in zip(told, counts, strict=True) for _ in range(count)]
     for got, want in zip(seen, wanted, strict=True):
         np.testing.assert_array_equal(got, want)
@@ -102,9 +103,8 @@ def test_solve(group: int | None, symmetric: bool) -> None:
     kernel = random.standard_normal((20, 48)).astype(np.float32)
     x = random.standard_normal((300, 48)) @ random.standard_normal((48, 48)) / 7
     moments = x.T @ x
-    made = gptq.solve(
-        Linear(jnp.asarray(kernel), None), jnp.asarray(moments, jnp.float32), 4, group, symmetric
-    )
+    seen = jnp.asarray(moments, jnp.float32)
+    made = gptq.solve(Linear(jnp.asarray(kernel), None), seen, 4, group, symmetric, False)
     wanted = reference_gptq(kernel, moments, 4, group or 48, symmetric)
     same = np.isclose(np.asarray(made.kernel), wanted, atol=1e-5)
     assert same.mean() > 0.98  # a number halfway between two codes may fall to either
@@ -114,11 +114,30 @@ def test_solve(group: int | None, symmetric: bool) -> None:
     assert (made.zeros is None) == symmetric
 
 
+def test_act_order() -> None:
+    """The heavy inputs come first: as the paper's first form on inputs in that order."""
+    random = np.random.default_rng(0)
+    kernel = random.standard_normal((20, 48)).astype(np.float32)
+    x = random.standard_normal((300, 48)) @ random.standard_normal((48, 48)) / 7
+    x *= np.exp(random.standard_normal(48) * 1.5)
+    moments = x.T @ x
+    seen = jnp.asarray(moments, jnp.float32)
+    made = gptq.solve(Linear(jnp.asarray(kernel), None), seen, 4, 16, True, True)
+    order = np.argsort(-np.diag(moments))
+    np.testing.assert_array_equal(made.order, order)
+    wanted = np.empty_like(kernel)
+    wanted[:, order] = reference_gptq(kernel[:, order], moments[order][:, order], 4, 16, True)
+    assert np.isclose(np.asarray(made.kernel), wanted, atol=1e-5).mean() > 0.98
+    plain = gptq.solve(Linear(jnp.asarray(kernel), None), seen, 4, 16, True, False)
+    loss = lambda layer: np.linalg.norm((np.asarray(layer.kernel) - kernel) @ x.T)
+    assert loss(made) < loss(plain)
+
+
 def test_inputs_that_are_always_zero() -> None:
     kernel = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
     x = np.random.default_rng(1).standard_normal((100, 32)).astype(np.float32)
     x[:, 5] = 0
-    made = gptq.solve(Linear(jnp.asarray(kernel), None), jnp.asarray(x.T @ x), 4, 16, True)
+    made = gptq.solve(Linear(jnp.asarray(kernel), None), jnp.asarray(x.T @ x), 4, 16, True, False)
     assert np.isfinite(np.asarray(made.kernel)).all()
     assert (np.asarray(made.kernel)[:, 5] == 0).all()
 
@@ -210,6 +229,17 @@ def test_interrupted(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, leaf in named_leaves(load(again)).items():
         np.testing.assert_array_equal(leaf, wanted[name])
     assert (again / quantizing.REPORT).read_text() == (whole / quantizing.REPORT).read_text()
+
+
+def test_act_order_loads_and_goes_to_others(texts: Path, tmp_path: Path) -> None:
+    settings = QuantizeOptions("gptq", 32, True, False, act_order=True)
+    made = convert.to_native("demo", tmp_path / "made", quantize=settings, calibration=texts)
+    back = convert.to_hf(made, tmp_path / "back")
+    said = json.loads((back / "config.json").read_text())["quantization_config"]
+    assert (said["quant_method"], said["desc_act"]) == ("gptq", True)
+    wanted = kernels(load(made), "qwen")
+    for name, array in kernels(load(convert.to_native(back, tmp_path / "x")), "qwen").items():
+        np.testing.assert_array_equal(array, wanted[name])
 
 
 @pytest.mark.parametrize("packing", ["gptq", "awq"])

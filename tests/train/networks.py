@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen_jax.data.examples import IGNORED
 from qwen_jax.nn.lora import Delta, LoraLinear
@@ -54,6 +55,13 @@ def with_adapters(params: Qwen, rank: int = 4, dropout: float = 0.0, seed: int =
         return LoraLinear(layer, (delta,))
 
     return map_linears(wrap, params)
+
+
+def adapter_places(params: Qwen, mesh: Any) -> Qwen:
+    """Adapters whole on every device; the network where it is."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    place = lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole
+    return jax.tree.map(place, params)
 
 
 def trainer(params: Qwen, recipe: Recipe, adapters_only: bool = False) -> Trainer:

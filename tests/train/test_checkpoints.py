@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from qwen_jax.nn.sharding import make_mesh
 from tests.qwen_jax.networks import structure
 from train.checkpoints import SEAL, Checkpoints
+from train.loss_scale import LossScale
 from train.step import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,8 @@ def state(step: int, mesh: Any = MESH, size: int = 8) -> TrainState:
     put = lambda spec: jax.device_put(values, NamedSharding(mesh, spec))
     trained = {"embed": put(P("tensor", "fsdp")), "blocks.mlp.down.kernel": put(P(None, "fsdp"))}
     optimizer = optax.adamw(lambda n: 0.1).init(trained)
-    return TrainState(trained, optimizer, jnp.int32(step), jnp.int32(2))
+    scale = LossScale(jnp.float32(2.0**step), jnp.int32(step))
+    return TrainState(trained, optimizer, jnp.int32(step), jnp.int32(2), scale)
 
 
 def shapes(tree: TrainState) -> TrainState:

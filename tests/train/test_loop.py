@@ -1,6 +1,7 @@
 """A run in this process, on eight devices: what is measured, saved, skipped and refused."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from qwen_jax import checkpoint
 from qwen_jax.bundled import native_folder
 from tests.assets import read_tokenizer, tokenizer_of
 from tests.train.runs import chats, log, losses, small
-from train import loop, run
+from train import loop, loss_scale, run
 from train.batches import Batches
 from train.samples import Samples
+from train.settings import TrainConfig
 from train.stop import Stop
 
 
@@ -150,6 +152,45 @@ def test_full_fine_tuning_gives_a_network(tmp_path: Path) -> None:
     before = qwen_jax.load("demo")
     assert params.embed.dtype == before.embed.dtype == jnp.bfloat16  # the masters have float32
     assert bool(jnp.any(params.embed != before.embed))
+
+
+def test_a_float16_run_goes_on_with_its_scale(
+    tmp_path: Path, stop_after: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2^16 fits: it begins higher, and grows after two updates, the first before the stop."""
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**17)
+    monkeypatch.setattr(loss_scale, "INTERVAL", 2)
+    settings = small(tmp_path, method="full", rank=64, dtype="float16", steps=6, max_failures=1)
+    for step in (2, None):
+        stop_after(step)
+        train.fine_tune(settings)
+    found = [(math.log2(record["loss_scale"]), record["skipped"]) for record in log(settings)]
+    assert found == [(17, 1), (16, 0), (16, 0), (17, 1), (16, 0), (16, 0)]
+
+
+def judged(settings: TrainConfig, **values: float) -> str:
+    """What is said of step 9, the fourth that changed nothing."""
+    feed = SimpleNamespace(names=lambda step: (f"chat {step}",))
+    made: Any = SimpleNamespace(settings=settings, feed=feed, saved=5)
+    made._blame = functools.partial(loop.Loop._blame, made)
+    try:
+        loop.Loop._judge(made, 9, {"skipped": 4, "loss": 1.0} | values)
+    except train.NotFinite as error:
+        return str(error)
+    return ""
+
+
+def test_float16_ends_at_the_least_scale(tmp_path: Path) -> None:
+    """Or, as any run, when the loss is not finite, which no scale can mend."""
+    settings = small(tmp_path, max_failures=2)
+    assert judged(settings, loss_scale=2.0) == ""
+    wanted = (
+        "step 9 had no finite gradient at loss scale 1, the least there is; float16 has diverged, "
+        "where bfloat16 may not; step 5 is saved. Look at their samples, or begin again with a "
+        "lower --learning-rate and another --out:\n  step 8: chat 8\n  step 9: chat 9"
+    )
+    assert judged(settings, loss_scale=1.0) == wanted
+    assert "4 steps in a row had no" in judged(settings, loss_scale=2.0, loss=math.inf)
 
 
 # --- refused before anything takes long --------------------------------------------------------

@@ -53,6 +53,10 @@ def test_the_defaults_can_be_used() -> None:
             "--adapter: no folder nowhere; give the folder of an adapter in PEFT's format",
         ),
         ({"steps": 9, "epochs": 2}, "both steps (9) and epochs (2) are given; leave one out"),
+        (
+            {"report": ("none", "tensorboard")},
+            "report is none and tensorboard; give none alone, or leave it out",
+        ),
         ({"eval_every": 5}, "eval_every needs eval_data, the files to measure"),
         ({"keep_best": True}, "keep_best needs eval_data, the files to measure"),
         (

@@ -2,6 +2,7 @@
 
 A chunk of tokens is scored and its gradient taken at once: what multiplies the loss later is one
 number, and scoring again in the backward pass would cost another product with the whole head.
+A scale is part of that gradient from the start: in float16 it would come too late behind it.
 """
 
 import functools
@@ -17,16 +18,20 @@ CHUNK = 512  # tokens a device scores at once
 Pair = tuple[Array, Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def cross_entropy(head: Array, x: Array, targets: Array, chunks: int) -> Array:
-    """The sum of -log p(target) over the targets that are not IGNORED, float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy(
+    head: Array, x: Array, targets: Array, scale: Array | float, chunks: int
+) -> Array:
+    """`scale` times the sum of -log p(target) over the targets that are not IGNORED, float32.
 
     head [V D], x [B T D], targets [B T]; T is cut into so many chunks.
     """
-    return _forward(head, x, targets, chunks)[0]
+    return _forward(head, x, targets, scale, chunks)[0]
 
 
-def _forward(head: Array, x: Array, targets: Array, chunks: int) -> tuple[Array, Pair]:
+def _forward(
+    head: Array, x: Array, targets: Array, scale: Array | float, chunks: int
+) -> tuple[Array, Pair]:
     def chunk(carry: Pair, piece: Pair) -> tuple[Pair, Array]:
         total, gradient = carry
         x, targets = piece
@@ -35,7 +40,7 @@ def _forward(head: Array, x: Array, targets: Array, chunks: int) -> tuple[Array,
         hit = jnp.arange(len(head)) == targets[..., None]
         learnt = (targets != IGNORED)[..., None]
         total += jnp.sum(jnp.where(learnt, top, 0)) - jnp.sum(jnp.where(hit, logits, 0))
-        dx, dhead = pull(jnp.where(learnt, jnp.exp(logits - top) - hit, 0))
+        dx, dhead = pull(jnp.where(learnt, scale * (jnp.exp(logits - top) - hit), 0))
         return (total, gradient + dhead), dx  # dead, and left out, where the head is not trained
 
     def cut(whole: Array) -> Array:
@@ -44,12 +49,12 @@ def _forward(head: Array, x: Array, targets: Array, chunks: int) -> tuple[Array,
 
     start = jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32)
     (total, dhead), dx = jax.lax.scan(chunk, start, (cut(x), cut(targets)))
-    return total, (jnp.moveaxis(dx, 0, 1).reshape(x.shape), dhead.astype(head.dtype))
+    return scale * total, (jnp.moveaxis(dx, 0, 1).reshape(x.shape), dhead.astype(head.dtype))
 
 
-def _backward(chunks: int, gradients: Pair, scale: Array) -> tuple[Array, Array, None]:
+def _backward(chunks: int, gradients: Pair, more: Array) -> tuple[Array, Array, None, None]:
     dx, dhead = gradients
-    return (scale * dhead).astype(dhead.dtype), (scale * dx).astype(dx.dtype), None
+    return (more * dhead).astype(dhead.dtype), (more * dx).astype(dx.dtype), None, None
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -1,8 +1,9 @@
-"""What a run tells: a line on the screen, log.jsonl, TensorBoard, and a picture at the end."""
+"""What a run tells: a line on the screen, log.jsonl, who else wants to know, a last picture."""
 
 import json
 import math
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,17 +20,22 @@ QUIET = 10.0  # seconds between lines where they cannot be overwritten
 REFRESH = 0.1  # where they can
 LOG = "log.jsonl"
 
+Tell = Callable[[int, Mapping[str, float]], None]
+
 
 class RunLogger:
     """Takes the measurements of each step and passes them on; only process 0 shows or writes.
 
     done: steps that an earlier run made; what the log holds beyond them is made again.
     work: floating-point operations a token. log_every: steps between records; those without a
-    finite gradient, or with a held-out loss, are always recorded.
+    finite gradient, or with a held-out loss, are always recorded. tell: is told of each record,
+    with its numbers by name.
     """
 
-    def __init__(self, folder: Path, steps: int, done: int, work: float, log_every: int):
-        self.folder, self.steps, self.log_every = folder, steps, log_every
+    def __init__(
+        self, folder: Path, steps: int, done: int, work: float, log_every: int, tell: Tell
+    ):
+        self.folder, self.steps, self.log_every, self.tell = folder, steps, log_every, tell
         self.writes = jax.process_index() == 0
         self.work, peak = work, speed.peak(jax.devices()[0].device_kind)
         self.capacity = None if peak is None else peak * jax.device_count()
@@ -45,11 +51,7 @@ class RunLogger:
         atomic.write_text(folder / LOG, "".join(lines))
         for loss in losses(log):
             self.smoothed = self.mean.add(loss)
-        # imports torch wherever it is installed: a second and 130 MB, in the process that writes
-        from tensorboardX import SummaryWriter
-
         self.log = (folder / LOG).open("a", encoding="utf-8", buffering=1)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def step(self, step: int, metrics: dict[str, float], held_out: float | None = None) -> None:
         """Tell of a step that the devices have just finished."""
@@ -77,7 +79,6 @@ class RunLogger:
         if not self.writes:
             return
         self.log.close()
-        self.board.close()
         if sys.stderr.isatty() and self.shown > 0:
             print(file=sys.stderr)
         plot.draw(plot.read_log(self.folder / LOG), self.folder / "loss.png")
@@ -113,9 +114,8 @@ class RunLogger:
 
     def _record(self, record: dict[str, Any]) -> None:
         self.log.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if name != "step" and value is not None:
-                self.board.add_scalar(name, value, record["step"])
+        numbers = {name: value for name, value in record.items() if value is not None}
+        self.tell(numbers.pop("step"), numbers)
 
     def _show(self, record: dict[str, Any]) -> None:
         terminal, now = sys.stderr.isatty(), monotonic()

@@ -63,12 +63,26 @@ def test_quantize_rounds_to_the_nearest_code(bits: int, group: int | None, symme
     assert made.scales.dtype == jnp.float16
     assert (made.zeros is None) == symmetric
     assert made.bias is layer.bias
-    step = np.repeat(np.asarray(made.scales, np.float32), 64 // made.scales.shape[1], axis=1)
-    # the grid ends half a step before the largest weight, and its step is rounded to float16
-    bound = (0.5 + 2**bits / 2**11) * step
+    sizes = np.abs(np.asarray(made.scales, np.float32))
+    step = np.repeat(sizes, 64 // made.scales.shape[1], axis=1)
+    # a grid ends half a step before the largest weight, one before the other end; float16 rounds
+    bound = (0.5 + 0.5 * symmetric + 2**bits / 2**11) * step
     assert (np.abs(dequantize(made).kernel - layer.kernel) <= bound).all()
     reach = np.abs(np.asarray(layer.kernel)).reshape(24, -1, group or 64).max(-1)
-    assert (np.asarray(made.scales, np.float32) <= 1.001 * 2 * reach / (2**bits - 1)).all()
+    assert (sizes <= 1.001 * 2 * reach / (2**bits - 1)).all()
+
+
+def test_a_symmetric_grid_is_the_nearer_of_two() -> None:
+    """llama.cpp's Q4_0 (the largest weight is code -8), or one that reaches as far both ways."""
+    kernel = np.asarray(linear().kernel, np.float32)
+    groups = kernel.reshape(-1, 32)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[:, None], 1)
+    ends: Any = (x.astype(np.float16) for x in (largest / -8, np.abs(largest) / 7.5))
+    grids = (np.clip(np.round(groups / scales), -8, 7) * scales for scales in ends)
+    lost = [((nearest - groups) ** 2).sum(-1) for nearest in grids]
+    made = np.asarray(quantize(linear(), 4, 32, True).kernel).reshape(-1, 32)
+    np.testing.assert_allclose(((made - groups) ** 2).sum(-1), np.minimum(*lost), rtol=1e-2)
+    assert min(np.argmin(lost, axis=0).sum(), np.argmax(lost, axis=0).sum()) > 5
 
 
 def test_quantize_zeros_and_constants() -> None:
