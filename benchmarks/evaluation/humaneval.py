@@ -38,7 +38,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-def answered(task: str, samples: list[dict[str, Any]], kept: Path) -> list[str]:
+def answered(task: str, samples: list[dict[str, Any]], kept: Path, alone: int) -> list[str]:
     """What transformers writes; the problems that a line is kept of are not asked again."""
     found = [row["completion"] for row in lines(kept)] if kept.exists() else []
     if len(found) >= len(samples):
@@ -47,7 +47,7 @@ def answered(task: str, samples: list[dict[str, Any]], kept: Path) -> list[str]:
     with kept.open("a", encoding="utf-8") as file:
         for number, sample in list(enumerate(samples))[len(found) :]:
             ids = (model.chat_ids if chat else model.ids)(sample["prompt"])
-            if number < ALONE:
+            if number < alone:
                 text = model.greedy(ids, _MOST, stop)
             else:
                 text = model.greedy_after(ids, sample["completion"], _MOST, stop)
@@ -96,18 +96,19 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def main(tasks: str = "humaneval,humaneval_chat", beside: int = 164) -> None:
+def main(tasks: str = "humaneval,humaneval_chat", beside: int = 164, alone: int = ALONE) -> None:
     """Measure.
 
     Args:
         tasks: Names, with a comma between them.
         beside: Problems that transformers answers too, from the first on.
+        alone: How many of them its own `generate` answers, which knows nothing of our answers.
     """
     ours(tasks, OUT)
     found = {}
     for task in tasks.split(","):
         samples = lines(OUT / f"samples/{task}.jsonl")
-        theirs = answered(task, samples[:beside], OUT / f"transformers_{task}.jsonl")
+        theirs = answered(task, samples[:beside], OUT / f"transformers_{task}.jsonl", alone)
         found[task] = compared(task, samples, theirs)
     result = {
         "command": "make humaneval",
