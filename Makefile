@@ -36,7 +36,7 @@ plans: .venv-aot ## compile training steps for the same
 	.venv-aot/bin/python -m benchmarks.plans all
 
 plan-compiled: .venv-aot ## the plan's --compile in twelve cases, beside what it counts
-	.venv-aot/bin/python -m benchmarks.plan_compiled
+	.venv-aot/bin/python -m benchmarks.evaluation.planning
 
 NODE = benchmarks/clients/node
 

@@ -6,11 +6,12 @@ needs its device. Nothing is allocated: arrays are shapes with places.
 
 import json
 import os
-import pickle
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import Any
 
+from qwen_jax.config import Config
 from qwen_jax.plan.chips import CHIPS, parse
 from qwen_jax.plan.estimate import CHUNK, PRECISIONS, Job
 
@@ -99,7 +100,7 @@ def in_a_child(job: Job) -> dict[str, int]:
     settings = ENVIRONMENT["tpu" if CHIPS[chip].tpu else "gpu"] | {"JAX_PLATFORMS": "cpu"}
     run = subprocess.run(
         [sys.executable, "-m", "qwen_jax.plan.compiled"],
-        input=pickle.dumps(job),
+        input=json.dumps(asdict(job)).encode(),
         env=os.environ | settings,
         capture_output=True,
         check=False,
@@ -111,5 +112,11 @@ def in_a_child(job: Job) -> dict[str, int]:
     return found
 
 
+def told(text: str | bytes) -> Job:
+    """The job that `in_a_child` tells."""
+    values = json.loads(text)
+    return Job(config=Config(**values.pop("config")), **values)
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(pickle.load(sys.stdin.buffer))))  # of the parent alone
+    print(json.dumps(measure(told(sys.stdin.buffer.read()))))

@@ -1,13 +1,14 @@
 """The plan against what the compilers said, and against the product's own arrays."""
 
 import json
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qwen_jax.plan import models
+from qwen_jax.plan import compiled, models
 from qwen_jax.plan.__main__ import command
 from qwen_jax.plan.chips import parse, split
 from qwen_jax.plan.estimate import Job, count
@@ -52,6 +53,13 @@ def test_the_commands_own_compilations() -> None:
     rows = kept["generating"] + kept["training"]
     assert rows
     assert [row["case"] for row in rows if abs(row["planned"] / row["compiled"] - 1) > 0.1] == []
+
+
+def test_a_child_is_told_the_whole_job() -> None:
+    for name in models.SIZES:
+        config = models.config(name)
+        job = Job(config, "v5e:2x2", 1, 2, 2, "int8", "int8", 64, 3, "lora", "dots")
+        assert compiled.told(json.dumps(asdict(job))) == job
 
 
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="here the compiler is there")

@@ -1,6 +1,6 @@
 """The plan against real compilations, by the command's own --compile: make plan-compiled.
 
-    python -m benchmarks.plan_compiled [--only v6e]
+    python -m benchmarks.evaluation.planning [--only v6e]
 
 Twelve cases, of which the training ones are those of `make plans`. Each is written to
 benchmarks/results/plan_compiled.json as soon as it is compiled, in minutes of a small CPU, and
