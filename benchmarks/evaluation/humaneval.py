@@ -22,6 +22,7 @@ from benchmarks.support import record
 from qwen_jax.evaluate.questions import TASKS
 from qwen_jax.evaluate.tasks.data import Data
 
+TWO = "humaneval,humaneval_chat"
 PUBLISHED = {"humaneval_chat": 61.6}  # of the bfloat16 model, by its makers' own prompt
 ALONE = 20  # problems that transformers' generate answers as well, from the first on
 OUT = real.HOME.parent / "humaneval"
@@ -96,7 +97,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def main(tasks: str = "humaneval,humaneval_chat", beside: int = 164, alone: int = ALONE) -> None:
+def main(tasks: str = TWO, beside: int = 164, alone: int = ALONE) -> None:
     """Measure; of tasks that are not asked for, what was found before stays.
 
     Args:
@@ -104,7 +105,7 @@ def main(tasks: str = "humaneval,humaneval_chat", beside: int = 164, alone: int 
         beside: Problems that transformers answers too, from the first on.
         alone: How many of them its own `generate` answers, which knows nothing of our answers.
     """
-    ours(tasks, OUT)
+    ours(TWO, OUT)
     file = record.RESULTS / "humaneval.json"
     found = json.loads(file.read_text())["tasks"] if file.exists() else {}
     for task in tasks.split(","):
