@@ -1,4 +1,4 @@
-.PHONY: test mutations kernels lint types demo bench accelerator aot plans clients templates attack replicas manifests docs report real humaneval exemplars long-texts slots
+.PHONY: test mutations kernels lint types demo bench accelerator aot plans plan-compiled clients templates attack replicas manifests docs report real humaneval exemplars long-texts slots
 
 test: ## every test
 	pytest
@@ -37,6 +37,9 @@ aot: .venv-aot ## compile for an H200 and for TPU pods with neither
 
 plans: .venv-aot ## compile training steps for the same
 	.venv-aot/bin/python -m benchmarks.plans all
+
+plan-compiled: .venv-aot ## the plan's --compile in twelve cases, beside what it counts
+	.venv-aot/bin/python -m benchmarks.evaluation.planning
 
 NODE = benchmarks/clients/node
 

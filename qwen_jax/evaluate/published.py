@@ -7,6 +7,7 @@ those without examples. Tool use is of the set v20231206.
 
 _BASE = ("mmlu", "ceval", "gsm8k", "math", "humaneval", "mbpp", "bbh", "cmmlu")
 _CHAT = ("mmlu_chat", "ceval_chat", "gsm8k_chat", "humaneval_chat")
+_LEVAL = tuple(f"leval_{n}" for n in ("coursera", "gsm", "quality", "tpo", "codeu", "sci_fi"))
 _TOOLS = ("tool_selection", "tool_input", "tool_false_positive")
 
 Scores = dict[str, float]
@@ -34,7 +35,9 @@ SUITES: dict[str, Scores] = {
     "qwen-14b-chat": _row(_CHAT, 64.6, 69.8, 60.1, 43.9) | _row(_TOOLS, 96.9, 91.7, 5.6),
     "qwen-14b-chat-int8": _row(_CHAT, 63.6, 68.6, 60.0, 48.2),
     "qwen-14b-chat-int4": _row(_CHAT, 63.3, 69.0, 59.8, 45.7),
-    "qwen-72b-chat": _row(_CHAT, 74.3, 80.1, 76.4, 64.6) | _row(_TOOLS, 98.2, 92.7, 1.1),
+    "qwen-72b-chat": _row(_CHAT, 74.3, 80.1, 76.4, 64.6)
+    | _row(_TOOLS, 98.2, 92.7, 1.1)
+    | _row(_LEVAL, 58.13, 76.00, 77.22, 86.24, 6.66, 69.53),
     "qwen-72b-chat-int8": _row(_CHAT, 73.5, 80.1, 73.5, 62.2),
     "qwen-72b-chat-int4": _row(_CHAT, 73.4, 80.1, 75.3, 61.6),
 }

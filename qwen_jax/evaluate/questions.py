@@ -5,11 +5,12 @@ from itertools import islice
 from pathlib import Path
 
 from qwen_jax.evaluate.published import SUITES
-from qwen_jax.evaluate.tasks import choice, code, tools, worked
+from qwen_jax.evaluate.tasks import choice, code, documents, tools, worked
 from qwen_jax.evaluate.tasks.data import Data, NoData
 from qwen_jax.evaluate.tasks.task import Question, Task
 
-TASKS = {task.name: task for task in (*choice.TASKS, *worked.TASKS, *code.TASKS, *tools.TASKS)}
+_ROOMS = (choice, worked, code, tools, documents)
+TASKS = {task.name: task for room in _ROOMS for task in room.TASKS}
 
 
 def check(tasks: Sequence[str], suite: str | None, run_generated_code: bool) -> list[Task]:

@@ -1,6 +1,5 @@
 """Will it fit, and how fast can it be: python -m qwen_jax.plan --model Qwen-72B --mesh v5e:4x8."""
 
-import sys
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
@@ -38,7 +37,6 @@ def main(
     mesh_tensor: int | None = None,
     json: Switch = False,
     compile: Switch = False,
-    compile_here: Annotated[Switch, tyro.conf.Suppress] = False,
 ) -> None:
     """Count what a model takes on devices that need not be there.
 
@@ -58,7 +56,6 @@ def main(
         json: Print JSON; sizes are bytes on each device.
         compile: Compile the program for these devices, which need not be there, and say what it
             takes; for generation, with the wheels of jax[cuda13] or jax[tpu].
-        compile_here: Do that in this process, whose environment is ready for it.
     """
     from qwen_jax.program import limits, progress
 
@@ -70,20 +67,18 @@ def main(
         mesh_tensor=mesh_tensor,
     )
     axes, config = split(mesh, mesh_data, mesh_fsdp, mesh_tensor), _config(model)
-    if (compile or compile_here) and work != "generate":
+    if compile and work != "generate":
         raise ValueError("--compile is for generation; training: python -m benchmarks.plans")
     with progress.working("starting JAX"):  # late: --help and a wrong option need none
         from qwen_jax.plan import compiled
         from qwen_jax.plan.estimate import Job, as_json
 
     job = Job(config, mesh, *axes, precision, cache_dtype, context, batch, work, remat)
-    if compile_here:
-        return print(dumps(compiled.measure(job)))
     with progress.working("counting"):
         found = as_json(job)
     if compile:
-        here = [argument for argument in sys.argv[1:] if argument not in ("--compile", "--json")]
-        found["compiled"] = compiled.in_a_child(here, mesh)
+        with progress.working("compiling"):
+            found["compiled"] = compiled.in_a_child(job)
     print(dumps(found, indent=1) if json else table(model, job, found))
 
 

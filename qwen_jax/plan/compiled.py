@@ -8,9 +8,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from qwen_jax.config import Config
 from qwen_jax.plan.chips import CHIPS, parse
 from qwen_jax.plan.estimate import CHUNK, PRECISIONS, Job
 
@@ -91,17 +92,31 @@ def measure(job: Job) -> dict[str, int]:
     return max((sizes(one.compile()) for one in lowered), key=lambda size: size["peak"])
 
 
-def in_a_child(arguments: Sequence[str], mesh: str) -> dict[str, int]:
-    """`measure` in a process with the compiler's settings; arguments: of the plan's command."""
-    chip, _ = parse(mesh)
+def in_a_child(job: Job) -> dict[str, int]:
+    """`measure` in a process with the compiler's settings."""
+    chip, _ = parse(job.mesh)
     if not CHIPS[chip].tpu and chip != "h200":
-        raise ValueError(f"--compile knows h200 and TPUs, got {mesh}")
+        raise ValueError(f"--compile knows h200 and TPUs, got {job.mesh}")
     settings = ENVIRONMENT["tpu" if CHIPS[chip].tpu else "gpu"] | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "qwen_jax.plan", *arguments, "--compile-here"]
     run = subprocess.run(
-        command, env=os.environ | settings, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "qwen_jax.plan.compiled"],
+        input=json.dumps(asdict(job)).encode(),
+        env=os.environ | settings,
+        capture_output=True,
+        check=False,
     )
     if run.returncode:
-        last = (run.stderr.strip().splitlines() or ["nothing said"])[-1]
-        raise ValueError(f"cannot compile for {mesh}: {last.removeprefix('error: ')}")
-    return json.loads(run.stdout.splitlines()[-1])
+        last = (run.stderr.decode(errors="replace").strip().splitlines() or ["nothing said"])[-1]
+        raise ValueError(f"cannot compile for {job.mesh}: {last}")
+    found: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def told(text: str | bytes) -> Job:
+    """The job that `in_a_child` tells."""
+    values = json.loads(text)
+    return Job(config=Config(**values.pop("config")), **values)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(told(sys.stdin.buffer.read()))))

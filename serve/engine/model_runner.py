@@ -95,11 +95,7 @@ class ModelRunner:
         self._state: Any = None  # first, so that there is room for the new ones
         self._table = np.zeros((self.slots, -(-self.length // PAGE)), np.int32)
         how = self._cache_dtype, self.pages, self._attention, self.draft_tokens
-        state = decode.start(self.weights, self.slots, self.length, *how)
-        # Parameters that were loaded are bound to their devices and bind what is computed from
-        # them. A state that is not would be another kind of argument, and compile everything again.
-        bind = lambda x: x if x.committed else jax.device_put(x, x.sharding)
-        self._state = jax.tree.map(bind, state)
+        self._state = decode.start(self.weights, self.slots, self.length, *how)
 
     def replace(self, place: int, array: Any) -> None:
         """Have another array of the same kind at a place of the weights from the next operation on.

@@ -16,6 +16,7 @@ class Question:
 
     shared: the part of the prompt, from its start on, that the group's other prompts have too.
     facts: what judging needs beside the answer.
+    document: the part of the prompt that is cut where the model's window is too small for all.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Question:
     group: str = ""
     shared: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    document: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,5 +56,6 @@ class Task:
     average: Literal["micro", "macro"] = "micro"
     exact: bool = True
     penalty: bool = False
+    keep_end: bool = False  # of a document that is cut, rather than its beginning
     runs_code: bool = False
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -96,4 +96,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _lines(
         root / "plugin/exam_plugin_v20231206_react_negative.jsonl", {"prompt": "!", "response": ""}
     )
+    closed = {
+        "coursera": ("Which?\nA. a\nB. b", "BD"),
+        "gsm100": ("Question: How many?", "1,018"),
+        "quality": ("Why?\n (A) So.\n (B) Not.", "(B) Not."),
+        "tpo": ("Why?\nA. a\nB. b", "C"),
+        "codeU": ("What is f([1, 2])?", "[1, 22.0]"),
+        "sci_fi": ("True? Based on the world described in the document.", "True [fact: False]"),
+    }
+    for name, (asked, answer) in closed.items():
+        row = {"input": "Long ago.", "instructions": [asked], "outputs": [answer]}
+        _lines(root / f"leval/{name}.jsonl", row)
     return root

@@ -18,6 +18,7 @@ from qwen_jax.evaluate.progress import Bar
 from qwen_jax.evaluate.published import SUITES, suite_of
 from qwen_jax.evaluate.questions import TASKS, check
 from qwen_jax.evaluate.run import evaluate
+from qwen_jax.evaluate.tasks.task import Question
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 
@@ -203,3 +204,19 @@ def test_published_rows_name_tasks() -> None:
     assert {task for row in SUITES.values() for task in row} <= TASKS.keys()
     assert suite_of("some/Qwen-1_8B-Chat/") == "qwen-1.8b-chat"
     assert suite_of("demo") is None
+
+
+@pytest.mark.parametrize("name", ["leval_tpo", "leval_codeu"])
+def test_a_document_is_cut_to_the_window(name: str, params: Qwen) -> None:
+    task, document = TASKS[name], "first " + "word " * params.config.max_length + "last"
+    asked = asking._ask(
+        params, task, Question("0", f"Told.\n{document}\nAsked.", "", document=document)
+    )
+    room = params.config.max_length - len(asked.ids)
+    assert room >= asked.max_new_tokens == task.max_new_tokens
+    assert room < asked.max_new_tokens + 64
+    assert params.assets is not None
+    text = params.assets.tokenizer.decode(list(asked.ids))
+    assert "Told." in text
+    assert "Asked." in text
+    assert ("first" in text, "last" in text) == (not task.keep_end, task.keep_end)

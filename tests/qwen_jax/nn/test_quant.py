@@ -224,8 +224,7 @@ def test_codes_and_scales_are_cut_between_groups() -> None:
     assert block.mlp.down.codes.spec == P("fsdp", "tensor")
     block = places("grouped").blocks[0]
     assert block.attn.out.codes.spec == P("fsdp", "tensor")
-    both = ("tensor", "fsdp")
-    assert block.mlp.down.codes.spec == P(both, None)  # 2 devices do not divide 3 groups
+    assert block.mlp.down.codes.spec == P(("tensor", "fsdp"), None)  # 2 devices do not divide 3 groups
 
 
 def test_one_group_is_cut_anywhere() -> None:
@@ -237,8 +236,7 @@ def test_one_group_is_cut_anywhere() -> None:
     odd = {name: quant.Format(4, 1, False, False) for name in formats(params)}
     config = Config.from_hf(BIG | {"intermediate_size": 2 * 12})  # 12 inputs: 3 a device
     block = shardings(config, make_mesh(fsdp=2), odd).blocks[0]
-    both = ("tensor", "fsdp")
-    assert block.mlp.down.codes.spec == P(both, None)  # two of which share a byte
+    assert block.mlp.down.codes.spec == P(("tensor", "fsdp"), None)  # two of which share a byte
 
 
 def test_arranged_arrays_keep_their_devices(tmp_path: Path) -> None:

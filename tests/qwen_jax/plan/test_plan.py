@@ -1,12 +1,14 @@
 """The plan against what the compilers said, and against the product's own arrays."""
 
 import json
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qwen_jax.plan import models
+from qwen_jax.plan import compiled, models
 from qwen_jax.plan.__main__ import command
 from qwen_jax.plan.chips import parse, split
 from qwen_jax.plan.estimate import Job, count
@@ -44,6 +46,26 @@ def test_memory_is_what_the_compiler_gives(case: dict[str, Any]) -> None:
     if "slots" in case:
         assert found.weights == case["weights"]
         assert found.cache == pytest.approx(case["cache"], rel=0.001)
+
+
+def test_the_commands_own_compilations() -> None:
+    kept = json.loads((RESULTS / "plan_compiled.json").read_text())
+    rows = kept["generating"] + kept["training"]
+    assert rows
+    assert [row["case"] for row in rows if abs(row["planned"] / row["compiled"] - 1) > 0.1] == []
+
+
+def test_a_child_is_told_the_whole_job() -> None:
+    for name in models.SIZES:
+        config = models.config(name)
+        job = Job(config, "v5e:2x2", 1, 2, 2, "int8", "int8", 64, 3, "lora", "dots")
+        assert compiled.told(json.dumps(asdict(job))) == job
+
+
+@pytest.mark.skipif(find_spec("libtpu") is not None, reason="here the compiler is there")
+def test_a_compiler_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match=r"cannot compile for v6e:2x2: .*(TPU|tpu)"):
+        command("--model Qwen-1.8B --mesh v6e:2x2 --compile".split())
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

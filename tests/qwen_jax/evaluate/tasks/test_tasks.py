@@ -88,6 +88,12 @@ RIGHT: dict[str, Any] = {
     "mbpp": lambda q: f"def f():\n    return {q.id}\n[DONE]",
     "tool_selection": lambda q: q.answer,
     "tool_input": lambda q: q.answer,
+    "leval_coursera": lambda q: q.answer,
+    "leval_gsm": lambda q: f"So many. The answer is {q.answer}.",
+    "leval_quality": lambda q: q.answer,
+    "leval_tpo": lambda q: f"{q.answer}. Indeed.",
+    "leval_codeu": lambda q: f"I think the final output is {q.answer} and no more.",
+    "leval_sci_fi": lambda q: f"It is {q.answer}.",
     "tool_false_positive": lambda q: "Thought: I look.\nAction: search\nAction Input: {}",
 }
 
