@@ -224,7 +224,7 @@ def test_codes_and_scales_are_cut_between_groups() -> None:
     assert block.mlp.down.codes.spec == P("fsdp", "tensor")
     block = places("grouped").blocks[0]
     assert block.attn.out.codes.spec == P("fsdp", "tensor")
-    assert block.mlp.down.codes.spec == P(("tensor", "fsdp"), None)  # 2 devices do not divide 3 groups
+    assert block.mlp.down.codes.spec == P(("tensor", "fsdp"), None)  # 3 groups on 2 devices
 
 
 def test_one_group_is_cut_anywhere() -> None:
@@ -236,7 +236,7 @@ def test_one_group_is_cut_anywhere() -> None:
     odd = {name: quant.Format(4, 1, False, False) for name in formats(params)}
     config = Config.from_hf(BIG | {"intermediate_size": 2 * 12})  # 12 inputs: 3 a device
     block = shardings(config, make_mesh(fsdp=2), odd).blocks[0]
-    assert block.mlp.down.codes.spec == P(("tensor", "fsdp"), None)  # two of which share a byte
+    assert block.mlp.down.codes.spec == P(("tensor", "fsdp"), None)  # two share a byte
 
 
 def test_arranged_arrays_keep_their_devices(tmp_path: Path) -> None:
