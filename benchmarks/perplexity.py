@@ -34,6 +34,10 @@ MADE: dict[str, tuple[str, int | None, bool]] = {  # method, group, symmetric
     "gptq, asymmetric": ("gptq", None, False),
     "gptq in groups of 32": ("gptq", 32, True),
     "gptq in groups of 32, asymmetric": ("gptq", 32, False),
+    "awq": ("awq", None, True),
+    "awq, asymmetric": ("awq", None, False),
+    "awq in groups of 32": ("awq", 32, True),
+    "awq in groups of 32, asymmetric": ("awq", 32, False),
 }
 FLOATS = ("float32", "bfloat16")
 
@@ -92,9 +96,10 @@ def table(models: dict[str, Any]) -> str:
         "|---" * (len(kinds) + 1) + "|",
     ]
     for name, row in models.items():
-        for how in ("nearest", "gptq") if name.startswith("gptq") else ():
+        method = name.partition(" ")[0].rstrip(",")
+        for how in {"gptq": ("nearest", "gptq"), "awq": ("awq",)}.get(method, ()):
             shares = " | ".join(f"{errors[how]:.1e}" for errors in row["layers"].values())
-            lines.append(f"| {name.replace('gptq', how)} | {shares} |")
+            lines.append(f"| {name.replace(method, how)} | {shares} |")
     return "\n".join(lines) + "\n"
 
 
@@ -123,10 +128,10 @@ def main() -> None:
                 "layers": by_kind(report),
                 "perplexity_of_convert": report["perplexity"],
                 "tokens": report["tokens"],
-                "gptq_loses_more_in": [
+                "loses_more_in": [
                     layer
                     for layer, lost in report["layers"].items()
-                    if lost.get("gptq", 0) >= lost["nearest"]
+                    if lost.get(method, 0) >= lost["nearest"]
                 ],
             }
             print(name, models[name], file=sys.stderr, flush=True)

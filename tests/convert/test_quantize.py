@@ -199,8 +199,11 @@ def test_gptq_beats_rounding(
     assert "perplexity of" in capsys.readouterr().out
 
 
-def test_interrupted(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = QuantizeOptions("gptq", 32, False, False)
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_interrupted(
+    method: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = QuantizeOptions(method, 32, False, False)
     make = lambda out: convert.to_native("demo", out, quantize=settings, calibration=texts)
     whole = make(tmp_path / "whole")
     real = native.write_piece
