@@ -3,7 +3,8 @@
     python -m benchmarks.startup [--tiny] [--repeats 3] [--folder /tmp]
 
 Each start is a process of its own that marks the time after every stage; the contestants take
-turns. "cached" finds compiled code on the disk, as the second start of `python -m qwen_jax` does.
+turns. Ours does what `python -m qwen_jax` does, but for arguments and text. "cached" finds the
+programs on the disk, as every start after the first does; the others find an empty folder.
 Weights come from the page cache. Writes benchmarks/results/startup_cpu.json and startup_cpu.md.
 """
 
@@ -29,16 +30,22 @@ STAGES = {
 
 def qwen_jax(model: str, mark: Callable[[str], None]) -> None:
     """Our stages. From here on, imports are late: they are what is timed."""
+    from qwen_jax.program import compiled
+
+    compiled.keep()
+    compiled.keep_executables()
     import jax
 
     from qwen_jax import Sampling, load
+    from qwen_jax.decoding import ahead
     from qwen_jax.decoding.completion import stream_completions
 
     mark("import")
-    params = jax.block_until_ready(load(model))
+    ids = list(range(1, PROMPT + 1))
+    begin = lambda shapes: ahead.prepare(shapes, ids, ANSWER)
+    params = jax.block_until_ready(load(model, before_reading=begin))
     mark("load")
     sampling = Sampling(temperature=0.0, ignore_eos=True)
-    ids = list(range(1, PROMPT + 1))
     for stage in ("cold", "warm"):
         answers = stream_completions(params, [ids], sampling, max_new_tokens=ANSWER)
         next(answers)
@@ -78,13 +85,12 @@ def be_started(name: str, model: str, began: str) -> None:
     print(json.dumps(marks))
 
 
-def start(name: str, model: Path, cache: Path | None) -> dict[str, float]:
-    """Start a process, and the seconds its stages took."""
+def start(name: str, model: Path, cache: Path) -> dict[str, float]:
+    """Start a process, and the seconds its stages took; cache: where programs are kept."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TRANSFORMERS_VERBOSITY": "error"}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    if cache is not None:  # as qwen_jax.__main__ sets it
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    for setting in ("JAX_COMPILATION_CACHE_DIR", "QWEN_JAX_PROGRAMS"):
+        environment.pop(setting, None)
+    environment["XDG_CACHE_HOME"] = str(cache)
     command = [sys.executable, "-m", "benchmarks.startup", "start", name, str(model)]
     run = subprocess.run(
         [*command, str(time.time())],
@@ -109,14 +115,14 @@ def start(name: str, model: Path, cache: Path | None) -> dict[str, float]:
 
 
 def contestants(root: Path, tiny: bool) -> dict[str, tuple[str, Path, Path | None]]:
-    """What is started: whose, which model, and where compiled code is kept."""
+    """What is started: whose, which model, and where programs stay; None: they do not."""
     from benchmarks.support.checkpoints import HALF_BILLION, TINY, write_hf, write_native
     from qwen_jax.bundled import CHECKPOINT
 
     shape, size = (TINY, "tiny") if tiny else (HALF_BILLION, "0.5B bfloat16")
     hf = write_hf(root / "hf", shape, "qwen2")
     native, demo = write_native(hf, root / "native"), write_native(CHECKPOINT, root / "demo")
-    cache = root / "xla"
+    cache = root / "cache"
     return {
         "qwen_jax, demo": ("qwen_jax", demo, None),
         "qwen_jax, demo, cached": ("qwen_jax", demo, cache),
@@ -145,12 +151,13 @@ def measure(tiny: bool = False, repeats: int = 3, folder: Path | None = None) ->
     from benchmarks.support import record
 
     before = record.load_average()
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        started = contestants(Path(name), tiny)
+    with tempfile.TemporaryDirectory(dir=folder) as root:
+        started = contestants(Path(root), tiny)
         raw: dict[str, list[dict[str, float]]] = {label: [] for label in started}
         for number in range(repeats + 1):  # the first fills caches
-            for label, how in started.items():
-                seconds = start(*how)
+            for label, (name, model, cache) in started.items():
+                with tempfile.TemporaryDirectory(dir=folder) as empty:
+                    seconds = start(name, model, cache or Path(empty))
                 if number:
                     raw[label].append({stage: round(x, 3) for stage, x in seconds.items()})
             print(f"start {number} of {repeats} done", file=sys.stderr, flush=True)

@@ -55,7 +55,12 @@ class Ours:
         clock = Clock()
         tokens: list[int] = []
         for (answer,) in stream_completions(
-            self.params, [ids], chosen, max_new_tokens=count, seed=0
+            self.params,
+            [ids],
+            chosen,
+            max_new_tokens=count,
+            seed=0,
+            draft_tokens=0,  # a network of noise repeats itself, and drafts would be right
         ):
             clock.mark()
             tokens = answer.tokens
