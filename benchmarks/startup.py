@@ -5,7 +5,8 @@
 Each start is a process of its own that marks the time after every stage; the contestants take
 turns. Ours does what `python -m qwen_jax` does, but for arguments and text. "cached" finds the
 programs on the disk, as every start after the first does; the others find an empty folder.
-Weights come from the page cache; llama.cpp maps its file. Results: benchmarks/results/startup_cpu.*.
+Weights come from the page cache; llama.cpp maps its file. Writes startup_cpu.json and .md
+in benchmarks/results.
 """
 
 import functools

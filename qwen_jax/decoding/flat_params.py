@@ -4,7 +4,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -61,6 +61,13 @@ class Weights:
 
     def _bare(self) -> Qwen:
         return jax.tree.unflatten(self.structure.tree, self.leaves)
+
+    @functools.cached_property
+    def parts(self) -> "tuple[Weights, tuple[Weights, ...]]":
+        """The network without its blocks, and every block in a network without all else."""
+        bare: Any = self._bare()
+        alone = lambda block: replace(bare, embed=None, blocks=(block,), norm=None, head=None)
+        return flatten(replace(bare, blocks=())), tuple(flatten(alone(b)) for b in bare.blocks)
 
     @property
     def dtype(self) -> Any:

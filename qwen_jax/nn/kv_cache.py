@@ -110,6 +110,10 @@ class Cache:
         """
         return replace(self, table=table, ends=ends, apart=apart)
 
+    def layers(self, start: int, stop: int) -> "Cache":
+        """The part of a network's cache that these of its blocks use."""
+        return replace(self, keys=self.keys[start:stop], values=self.values[start:stop])
+
     def attend(
         self, layer: int, q: Array, k: Array, v: Array, positions: Array
     ) -> tuple[Array, "Cache"]:
