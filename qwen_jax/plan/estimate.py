@@ -13,6 +13,7 @@ from qwen_jax import memory
 from qwen_jax.config import Config
 from qwen_jax.nn import quant, sharding
 from qwen_jax.nn.heads import Heads
+from qwen_jax.nn.tree import INTEGERS
 from qwen_jax.plan.chips import CHIPS, SLICES, Remat, Work, parse
 from qwen_jax.storage.int4 import bits
 
@@ -91,7 +92,7 @@ def _leaves(job: Job) -> Iterable[tuple[Any, int]]:
     """Every array of the weights, and how many numbers of it one device holds."""
     plan = PRECISIONS[job.precision]
     formats = quant.plan(job.config, *plan) if plan else {}
-    kinds = {"int8": jnp.int8, "int4": jnp.int4, "int32": jnp.int32, "scales": jnp.float16}
+    kinds = {"scales": jnp.float16} | {name: jnp.dtype(name) for name in INTEGERS}
     leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, kinds.get(kind, jnp.bfloat16))
     model = quant.build(job.config, formats, leaf)
     places = sharding.shardings(job.config, job.places, formats)  # type: ignore[arg-type]
