@@ -19,6 +19,8 @@ from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
 from qwen_jax.nn.sharding import gathered, mesh_of
 from qwen_jax.nn.tree import named_layers
 
+PART = 4  # blocks in a call, where a network takes several: fewer leave processors idle between
+
 
 @dataclass(frozen=True, eq=False)
 class Structure:
@@ -64,10 +66,11 @@ class Weights:
 
     @functools.cached_property
     def parts(self) -> "tuple[Weights, tuple[Weights, ...]]":
-        """The network without its blocks, and every block in a network without all else."""
+        """The network without its blocks, and the blocks, some at a time, without all else."""
         bare: Any = self._bare()
-        alone = lambda block: replace(bare, embed=None, blocks=(block,), norm=None, head=None)
-        return flatten(replace(bare, blocks=())), tuple(flatten(alone(b)) for b in bare.blocks)
+        runs = [bare.blocks[at : at + PART] for at in range(0, len(bare.blocks), PART)]
+        alone = lambda run: flatten(replace(bare, embed=None, blocks=run, norm=None, head=None))
+        return flatten(replace(bare, blocks=())), tuple(map(alone, runs))
 
     @property
     def dtype(self) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qwen_jax.decoding.flat_params import Program, Weights
+from qwen_jax.decoding.flat_params import PART, Program, Weights
 from qwen_jax.decoding.logits import SamplingArrays, every_id
 from qwen_jax.decoding.state import State
 from qwen_jax.nn.kv_cache import Cache
@@ -139,9 +139,9 @@ class PieceProgram:
     """Programs that compute pieces and then do something with their hidden states.
 
     finish(weights, state, x, packed, ...) -> the state and what is wanted of x [C T D]; weights are
-    those around the blocks, and the state's memory may be used again. On one CPU the blocks are
-    calls of their own: equal ones share a program, which is made, or read, in a fraction of the
-    time that all of them take in one. Elsewhere that would cost launches, and all is one program.
+    those around the blocks, and the state's memory may be used again. On one CPU every few blocks
+    are a call of their own: equal calls share a program, which is made, or read, in a fraction of
+    the time that all blocks take in one. Elsewhere that would cost launches: all is one program.
     """
 
     def __init__(self, finish: Callable[..., tuple[State, Any]]):
@@ -167,11 +167,11 @@ class PieceProgram:
         if not _apart(weights):
             made: tuple[State, Any] = self.whole(weights, state, packed, table, *more)
             return made
-        around, blocks = weights.parts
+        around, parts = weights.parts
         x, call = _enter(around, packed, table)
         caches: list[Cache] = []
-        for layer, block in enumerate(blocks):
-            x, cache = _through(block, state.cache.layers(layer, layer + 1), x, call)
+        for part, cache in zip(parts, state.cache.parts(PART), strict=True):
+            x, cache = _through(part, cache, x, call)
             caches.append(cache)
         state, wanted = self.behind(around, _without_cache(state), x, packed, *more)
         keys, values = (sum((getattr(c, kind) for c in caches), ()) for kind in ("keys", "values"))
@@ -183,12 +183,11 @@ class PieceProgram:
         """Have it ready when it is called; see Program.prepare."""
         if not _apart(weights):
             return self.whole.prepare(weights, state, packed, table, *more)
-        around, blocks = weights.parts
+        around, parts = weights.parts
         x, call = jax.eval_shape(enter, around, packed, table)
         futures = _enter.prepare(around, packed, table)
-        for layer, block in enumerate(blocks):
-            cache = state.cache.layers(layer, layer + 1)
-            futures += _through.prepare(block, cache, x, call)
+        for part, cache in zip(parts, state.cache.parts(PART), strict=True):
+            futures += _through.prepare(part, cache, x, call)
         return futures + self.behind.prepare(around, _without_cache(state), x, packed, *more)
 
 
@@ -239,4 +238,4 @@ def _apart(weights: Weights) -> bool:
 
 
 def _without_cache(state: State) -> State:
-    return replace(state, cache=state.cache.layers(0, 0))
+    return replace(state, cache=replace(state.cache, keys=(), values=()))

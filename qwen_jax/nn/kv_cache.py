@@ -110,9 +110,13 @@ class Cache:
         """
         return replace(self, table=table, ends=ends, apart=apart)
 
-    def layers(self, start: int, stop: int) -> "Cache":
-        """The part of a network's cache that these of its blocks use."""
-        return replace(self, keys=self.keys[start:stop], values=self.values[start:stop])
+    def parts(self, size: int) -> "list[Cache]":
+        """The cache of every so many blocks of the network."""
+        starts = range(0, len(self.keys), size)
+        part = lambda stores, at: stores[at : at + size]
+        return [
+            replace(self, keys=part(self.keys, at), values=part(self.values, at)) for at in starts
+        ]
 
     def attend(
         self, layer: int, q: Array, k: Array, v: Array, positions: Array
