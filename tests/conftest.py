@@ -1,12 +1,14 @@
 """What every test sees: one CPU that looks like eight devices, and whole reference checkpoints."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # halves the time of compiling
+if version("jaxlib").startswith("0.10."):  # later ones have no such flag
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # takes a third of the rest
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy: the reference's matrices are too small to share
 
 # All processes of a run compile a program once: workers, and the commands that tests start.
@@ -36,6 +40,11 @@ SAME_WEIGHTS = {  # folders whose tensors are kept once, in another folder
     "v1/logn_only": "v1/longctx",
     "v1/ntk_only": "v1/longctx",
 }
+
+
+def pytest_collection_finish() -> None:
+    """What the modules of thousands of tests hold is not looked through for garbage again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
