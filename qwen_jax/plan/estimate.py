@@ -1,7 +1,7 @@
 """Bytes that one device holds, from the shapes and places of the product's own arrays."""
 
+import functools
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,11 @@ class Job:
         return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
 
     @property
+    def leaves(self) -> tuple[tuple[Any, int], ...]:
+        """Every array of the weights, and how many numbers of it one device holds."""
+        return _leaves(self.config, self.precision, self.places)
+
+    @property
     def heads(self) -> Heads:
         """As attention and the cache see them."""
         return Heads.of(self.config.kv_heads, self.config.groups, self.places)
@@ -88,24 +93,24 @@ def count(job: Job) -> Bytes:
     return Bytes(held, 0, _training(job, trained), state)
 
 
-def _leaves(job: Job) -> Iterable[tuple[Any, int]]:
-    """Every array of the weights, and how many numbers of it one device holds."""
-    plan = PRECISIONS[job.precision]
-    formats = quant.plan(job.config, *plan) if plan else {}
+@functools.lru_cache(maxsize=16)  # a plan asks again for every context and batch that it tries
+def _leaves(config: Config, precision: str, places: AbstractMesh) -> tuple[tuple[Any, int], ...]:
+    plan = PRECISIONS[precision]
+    formats = quant.plan(config, *plan) if plan else {}
     kinds = {"scales": jnp.float16} | {name: jnp.dtype(name) for name in INTEGERS}
     leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, kinds.get(kind, jnp.bfloat16))
-    model = quant.build(job.config, formats, leaf)
-    places = sharding.shardings(job.config, job.places, formats)  # type: ignore[arg-type]
-    for array, place in zip(jax.tree.leaves(model), jax.tree.leaves(places), strict=True):
-        yield array, math.prod(place.shard_shape(array.shape))
+    arrays = jax.tree.leaves(quant.build(config, formats, leaf))
+    shards = jax.tree.leaves(sharding.shardings(config, places, formats))  # type: ignore[arg-type]
+    size = lambda array, shard: math.prod(shard.shard_shape(array.shape))
+    return tuple((a, size(a, shard)) for a, shard in zip(arrays, shards, strict=True))
 
 
 def _weights(job: Job) -> int:
-    return sum(size * bits(array.dtype) // 8 for array, size in _leaves(job))
+    return sum(size * bits(array.dtype) // 8 for array, size in job.leaves)
 
 
 def _parameters(job: Job) -> int:
-    return sum(size for _, size in _leaves(job))
+    return sum(size for _, size in job.leaves)
 
 
 def _adapters(job: Job) -> int:
@@ -165,7 +170,7 @@ def _training(job: Job, trained: int) -> int:
 def limits(job: Job, held: Bytes) -> dict[str, float]:
     """Speeds that no program can pass, by published peaks: tokens a second of all devices."""
     chip = CHIPS[parse(job.mesh)[0]]
-    parameters = sum(math.prod(array.shape) for array, _ in _leaves(job))
+    parameters = sum(math.prod(array.shape) for array, _ in job.leaves)
     dense = 2 * (parameters - job.config.vocab * job.config.width * (not job.config.tied))
     compute = chip.flops * job.devices
     if job.work != "generate":
