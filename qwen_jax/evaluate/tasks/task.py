@@ -8,6 +8,7 @@ from qwen_jax.evaluate.tasks.data import Data
 from qwen_jax.text.tokenizer import Tokenizer
 
 Judge = Callable[["Question", str, Tokenizer], float]
+Turn = Callable[["Question", str, str], tuple[str, bool]]
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,11 @@ class Task:
     """A row of the published tables.
 
     kind: "choice" takes the likeliest of `labels` after the prompt; "text" continues the prompt;
-        "chat" answers it as a user's message.
+        "chatml" too, as the turn of a model that answers; "chat" answers it as a user's message.
     judge: a question, the completion and the tokenizer -> 1 for right, 0 for wrong, or a share;
         None for choices.
+    turn: of a model that is asked more than once: a question, what stands behind its prompt by now
+        and the new reply -> what stands there from then on, and whether the model goes on.
     penalty: the checkpoint's repetition penalty holds, which the others turn off.
     average: "micro" over questions, "macro" over groups.
     exact: the prompts and the judging are those behind the published number; else comparable.
@@ -44,9 +47,10 @@ class Task:
 
     name: str
     title: str
-    kind: Literal["choice", "text", "chat"]
+    kind: Literal["choice", "text", "chatml", "chat"]
     read: Callable[[Data], Iterable[Question]]
     judge: Judge | None = None
+    turn: Turn | None = None
     metric: str = "accuracy"
     shots: int = 0
     labels: tuple[str, ...] = ()

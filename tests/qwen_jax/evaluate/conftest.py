@@ -47,6 +47,29 @@ def _choices(root: Path) -> None:
         _csv(root / f"cmmlu/test/{subject}.csv", [header, *numbered(items("哪个", 3))])
 
 
+def _interpreter(root: Path) -> None:
+    _text(root / "upload_file_clean/table.csv", "a,b\n1,2\n")
+    turns = (
+        "Look.<|im_end|>\n<|im_start|>assistant\nThought: I do.\nAction: code_interpreter\n"
+        "Action Input:\n```py\nrows = 3\n```\nObservation: \nThought: Seen.<|im_end|>\n"
+        "<|im_start|>user\nDraw.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    _lines(
+        root / "eval_code_interpreter_v1.jsonl",
+        {"query": "Solve x - 1 = 0.", "tags": "all_ci,math"},
+        {"query": turns, "tags": "all_ci,visualization"},
+        {"query": "How many rows?", "tags": "all_ci,general"}
+        | {"input_file_path": ["upload_file_clean/table.csv"], "lang": "en"},
+    )
+
+
+@pytest.fixture(autouse=True)
+def light_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code interpreter without its libraries, whose import takes seconds."""
+    monkeypatch.setattr("qwen_jax.evaluate.tasks.interpreter._PACKAGES", ())
+    monkeypatch.setattr("qwen_jax.evaluate.tasks.interpreter._IMPORTS", "\n")
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
@@ -96,6 +119,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _lines(
         root / "plugin/exam_plugin_v20231206_react_negative.jsonl", {"prompt": "!", "response": ""}
     )
+    _interpreter(root / "code_interpreter")
     closed = {
         "coursera": ("Which?\nA. a\nB. b", "BD"),
         "gsm100": ("Question: How many?", "1,018"),

@@ -88,6 +88,11 @@ RIGHT: dict[str, Any] = {
     "mbpp": lambda q: f"def f():\n    return {q.id}\n[DONE]",
     "tool_selection": lambda q: q.answer,
     "tool_input": lambda q: q.answer,
+    "interpreter_math": lambda q: f"I see.\nFinal Answer: It is {q.answer.split('#### ')[1]}.",
+    **dict.fromkeys(
+        [f"interpreter_{tag}_runs" for tag in ("math", "visualization", "general")],
+        lambda q: "Thought: So.\nAction: code_interpreter\nAction Input: `x = 1`\n",
+    ),
     "leval_coursera": lambda q: q.answer,
     "leval_gsm": lambda q: f"So many. The answer is {q.answer}.",
     "leval_quality": lambda q: q.answer,
