@@ -2,8 +2,8 @@
 
 A suite is a row of their tables: a checkpoint at one precision. From the README and the technical
 memo of QwenLM/Qwen; "qwen-7b-v1.0" is the first release, of 2.2 trillion tokens. Chat scores are
-those without examples. Tool use is of the set v20231206; which code ran of maths and plots, of
-the technical report and the README of September 2023.
+those without examples. Tool use is of the set v20231206; agents, and which code ran of maths and
+plots, are of the README of September 2023, with agents of the first release from the memo.
 """
 
 _BASE = ("mmlu", "ceval", "gsm8k", "math", "humaneval", "mbpp", "bbh", "cmmlu")
@@ -13,6 +13,7 @@ _TOOLS = ("tool_selection", "tool_input", "tool_false_positive")
 _CODE = tuple(
     f"interpreter_{n}" for n in ("math", "general_runs", "math_runs", "visualization_runs")
 )
+_AGENT = tuple(f"agent_{m}_{n}" for m in ("run", "chat") for n in ("selection", "used", "code"))
 
 Scores = dict[str, float]
 
@@ -33,16 +34,19 @@ SUITES: dict[str, Scores] = {
     | _row(_CODE, 25.6, 65.5, None, None),
     "qwen-1.8b-chat-int8": _row(_CHAT, 43.1, 55.8, 33.0, 27.4),
     "qwen-1.8b-chat-int4": _row(_CHAT, 42.9, 52.8, 31.2, 25.0),
-    "qwen-7b-chat-v1.0": _row(_CHAT, 53.9, 54.2, 41.1, 24.4),
+    "qwen-7b-chat-v1.0": _row(_CHAT, 53.9, 54.2, 41.1, 24.4)
+    | _row(_AGENT[:3], 90.74, 92.59, 74.07),
     "qwen-7b-chat-v1.0-int4": _row(_CHAT, 52.6, 52.9, 38.1, 23.8),
     "qwen-7b-chat": _row(_CHAT, 55.8, 59.7, 50.3, 37.2)
     | _row(_TOOLS, 95.5, 90.0, 11.6)
-    | _row(_CODE, 41.9, 67.2, 82.4, 64.4),
+    | _row(_CODE, 41.9, 67.2, 82.4, 64.4)
+    | _row(_AGENT, 87.0, 87.0, 71.5, 94.7, 94.7, 85.1),
     "qwen-7b-chat-int8": _row(_CHAT, 55.4, 59.4, 48.3, 34.8),
     "qwen-7b-chat-int4": _row(_CHAT, 55.1, 59.2, 49.7, 29.9),
     "qwen-14b-chat": _row(_CHAT, 64.6, 69.8, 60.1, 43.9)
     | _row(_TOOLS, 96.9, 91.7, 5.6)
-    | _row(_CODE, 58.4, 65.5, 89.2, 84.1),
+    | _row(_CODE, 58.4, 65.5, 89.2, 84.1)
+    | _row(_AGENT, 93.5, 94.4, 87.0, 97.9, 97.9, 95.5),
     "qwen-14b-chat-int8": _row(_CHAT, 63.6, 68.6, 60.0, 48.2),
     "qwen-14b-chat-int4": _row(_CHAT, 63.3, 69.0, 59.8, 45.7),
     "qwen-72b-chat": _row(_CHAT, 74.3, 80.1, 76.4, 64.6)

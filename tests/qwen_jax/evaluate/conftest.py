@@ -63,6 +63,49 @@ def _interpreter(root: Path) -> None:
     )
 
 
+AGENT_TASKS = """
+EVALUATION_TASKS = [
+    Problem(
+        task=["Read what `image` shows.", "Say what is " "on `image`."],
+        inputs=["image"],
+        answer=[
+            "text_reader(image_captioner(image))",
+            "text_reader(image_qa(image, question='What?'))",
+        ],
+    ),
+    Problem(task="Film it.", inputs={"prompt": "a cat"}, answer="video_generator('a cat')"),
+]
+EVALUATION_CHATS = [
+    [
+        Problem(task=["Shorten `text`.", "Short."], inputs=["text"], answer="s = summarizer(text)"),
+        Problem(task=["Read it.", "Human: aloud!"], inputs=[], answer="text_reader(s)"),
+    ],
+]
+"""
+
+
+def _agent(root: Path) -> None:
+    local = "document_qa image_captioner image_qa image_segmenter transcriber summarizer".split()
+    local += "text_classifier text_qa text_reader translator".split()
+    for name in local:
+        kind = f'class {name.title()}(PipelineTool):\n    description = ("Does" " {name}.")\n'
+        _text(root / f"tools/{name}.py", f'{kind}    name = "{name}"\n    inputs = []\n')
+    mapping = {name.replace("_", "-"): name.title() for name in local}
+    _text(root / "tools/base.py", f"import torch\n\nTASK_MAPPING = {mapping}\n")
+    _text(root / "tools/evaluate_agent.py", AGENT_TASKS)
+    for place, name in (
+        ("image-transformation", "image_transformer"),
+        ("text-download", "text_downloader"),
+        ("text-to-image", "image_generator"),
+        ("text-to-video", "video_generator"),
+    ):
+        told = json.dumps({"name": name, "description": f"Does {name}.", "tool_class": "x"})
+        _text(root / f"{place}/tool_config.json", told)
+    end = "Task: <<prompt>>\n\nI will use the following"
+    _text(root / "run_prompt_template.txt", f"Tools:\n<<all_tools>>\n\n{end}")
+    _text(root / "chat_prompt_template.txt", "Human: Hi.\n\n<<all_tools>>\n=====")
+
+
 @pytest.fixture(autouse=True)
 def light_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     """The code interpreter without its libraries, whose import takes seconds."""
@@ -120,6 +163,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "plugin/exam_plugin_v20231206_react_negative.jsonl", {"prompt": "!", "response": ""}
     )
     _interpreter(root / "code_interpreter")
+    _agent(root / "hfagent")
     closed = {
         "coursera": ("Which?\nA. a\nB. b", "BD"),
         "gsm100": ("Question: How many?", "1,018"),
