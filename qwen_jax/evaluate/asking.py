@@ -80,8 +80,10 @@ def _ask(params: Qwen, task: Task, question: Question, said: str = "") -> Asked:
     if question.document and (over := len(ids) + most - params.config.max_length) > 0:
         document = _ids(tokenizer, question.document)
         kept = max(0, len(document) - over - _SEAM)
-        cut = tokenizer.decode(document[-kept:] if task.keep_end else document[:kept])
-        ids, ends = read(question.prompt.replace(question.document, cut if kept else "", 1) + said)
+        first = {"start": kept, "end": 0, "ends": (kept + 1) // 2}[task.keep]
+        pieces = document[:first], document[len(document) - kept + first :]
+        cut = "".join(map(tokenizer.decode, pieces))
+        ids, ends = read(question.prompt.replace(question.document, cut, 1) + said)
     left = params.config.max_length - len(ids)
     if left < 1:
         raise WindowFull(

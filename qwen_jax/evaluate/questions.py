@@ -5,11 +5,21 @@ from itertools import islice
 from pathlib import Path
 
 from qwen_jax.evaluate.published import SUITES
-from qwen_jax.evaluate.tasks import agent, choice, code, documents, interpreter, tools, worked
+from qwen_jax.evaluate.tasks import (
+    agent,
+    choice,
+    code,
+    documents,
+    interpreter,
+    summaries,
+    tools,
+    translation,
+    worked,
+)
 from qwen_jax.evaluate.tasks.data import Data, NoData
 from qwen_jax.evaluate.tasks.task import Question, Task
 
-_ROOMS = (choice, worked, code, tools, interpreter, agent, documents)
+_ROOMS = (choice, worked, code, tools, interpreter, agent, documents, summaries, translation)
 TASKS = {task.name: task for room in _ROOMS for task in room.TASKS}
 
 

@@ -106,6 +106,14 @@ def _agent(root: Path) -> None:
     _text(root / "chat_prompt_template.txt", "Human: Hi.\n\n<<all_tools>>\n=====")
 
 
+def _translations(root: Path, name: str, count: int) -> None:
+    said = {"en": "This is sentence number {}\n", "zh": "这是第{}个句子\n"}
+    texts = {one: "".join(map(line.format, range(count))) for one, line in said.items()}
+    for one, other in (("en", "zh"), ("zh", "en")):
+        _text(root / f"sources/{name}.{one}-{other}.src.{one}", texts[one])
+        _text(root / f"references/{name}.{one}-{other}.ref.A.{other}", texts[other])
+
+
 @pytest.fixture(autouse=True)
 def light_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     """The code interpreter without its libraries, whose import takes seconds."""
@@ -164,6 +172,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     _interpreter(root / "code_interpreter")
     _agent(root / "hfagent")
+    _translations(root / "wmt22/txt", "generaltest2022", 2)
+    _translations(root / "wmt21/txt", "newstest2021", 6)
+    meeting = {"input": "", "context": "甲：我们开会。", "answers": ["会议讨论了预算3.5亿元。"]}
+    _lines(root / "longbench/data/vcsum.jsonl", meeting | {"dataset": "vcsum", "language": "zh"})
     closed = {
         "coursera": ("Which?\nA. a\nB. b", "BD"),
         "gsm100": ("Question: How many?", "1,018"),
