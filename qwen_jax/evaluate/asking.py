@@ -1,12 +1,14 @@
 """A task's questions put to a model, and what comes back as samples."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from qwen_jax import distributed
 from qwen_jax.conversation import chat_prompt
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of, text_tokenizer
 from qwen_jax.decoding.sampling import Sampling
@@ -50,8 +52,7 @@ def ask(
             index = numbers[place]
             question = questions[index]
             reply = answer.text.strip() if task.kind == "chat" else answer.text
-            turn = task.turn
-            said[index], goes_on = turn(question, said[index], reply) if turn else (reply, False)
+            said[index], goes_on = _turn(task, question, said[index], reply)
             if goes_on:
                 with contextlib.suppress(WindowFull):
                     asked[index] = _ask(params, task, question, said[index])
@@ -59,6 +60,14 @@ def ask(
             sample = {"id": question.id, "prompt": question.prompt, "completion": said[index]}
             correct = judge(question, said[index], tokenizer)
             yield [(index, sample | {"answer": question.answer, "correct": correct})]
+
+
+def _turn(task: Task, question: Question, said: str, reply: str) -> tuple[str, bool]:
+    """What stands behind the prompt from now on, on all processes what the first one saw."""
+    if task.turn is None:
+        return reply, False
+    said, goes_on = distributed.told_by_first(functools.partial(task.turn, question, said, reply))
+    return said, goes_on
 
 
 def _ask(params: Qwen, task: Task, question: Question, said: str = "") -> Asked:
