@@ -52,7 +52,9 @@ def evaluate(
     on it.
     """
     chosen = check(tasks, suite, run_generated_code)
-    questions, skipped = read(chosen, data, limit, suite is not None and not tasks)
+    questions, skipped = read(
+        chosen, data, limit, suite is not None and not tasks, run_generated_code
+    )
     if run_generated_code and (unkept := walls.missing()):
         print(f"generated code runs without a part of its walls: {unkept}", file=sys.stderr)
     hashes = {name: _hash(asked) for name, asked in questions.items()}

@@ -159,7 +159,10 @@ def test_a_suite_without_all_its_data(params: Qwen, data: Path, tmp_path: Path) 
     )
     assert [row["task"] for row in report["results"]] == ["gsm8k_chat"]
     assert report["results"][0]["published"] == 50.3
-    assert "mmlu_chat" in [row["task"] for row in report["skipped"]]
+    reasons = {row["task"]: row["reason"] for row in report["skipped"]}
+    assert "hendrycks" in reasons["mmlu_chat"]
+    assert "--run-generated-code" in reasons["interpreter_math"]
+    assert reasons.keys() | {"gsm8k_chat"} == SUITES["qwen-7b-chat"].keys()
 
 
 def test_what_is_refused_before_any_work(params: Qwen, tmp_path: Path) -> None:
