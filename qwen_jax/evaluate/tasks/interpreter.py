@@ -15,7 +15,7 @@ from pathlib import Path
 from qwen_jax.evaluate.tasks.data import Data, field, lines, need
 from qwen_jax.evaluate.tasks.task import Question, Task
 from qwen_jax.evaluate.tasks.worked import gsm8k_problems
-from qwen_jax.sandbox.notebook import observe
+from qwen_jax.sandbox import interpreter
 from qwen_jax.sandbox.program import passes
 from qwen_jax.text.tokenizer import Tokenizer
 
@@ -31,31 +31,6 @@ import matplotlib.pyplot as plt
 from sympy import Eq, solve, symbols
 plt.ion()
 """
-_TOOL = (
-    "code_interpreter: Call this tool to interact with the 代码解释器 API. "
-    "What is the 代码解释器 API useful for? 代码解释器，可用于执行Python代码。 Parameters: "
-    '[{"name": "code", "type": "string", "description": "待执行的代码"}] '
-    "Enclose the code within triple backticks (`) at the beginning and end of the code."
-)
-_REACT = f"""Answer the following questions as best you can. You have access to the following tools:
-
-{_TOOL}
-
-Use the following format:
-
-Question: the input question you must answer
-Thought: you should always think about what to do
-Action: the action to take, should be one of [code_interpreter]
-Action Input: the input to the action
-Observation: the result of the action
-... (this Thought/Action/Action Input/Observation can be repeated zero or more times)
-Thought: I now know the final answer
-Final Answer: the final answer to the original input question
-
-Begin!
-
-Question: """
-_ACTION, _INPUT, _OBSERVATION = "\nAction:", "\nAction Input:", "\nObservation:"
 _TURNS = 3  # runs of code before a model has to have found its number
 _SECONDS = 30  # of the code of one question
 _STARTS = 30  # seconds that a busy machine may take to import what stands before it
@@ -70,7 +45,7 @@ _NUMBER = re.compile(
 # --- questions ----------------------------------------------------------------------------------
 def prompt(query: str) -> str:
     """A question, which may hold turns in ChatML, up to where the model goes on."""
-    asked = (_REACT + query).rstrip()
+    asked = (interpreter.ASK + query).rstrip()
     answers = "" if "<|im_start|>assistant" in asked else "<|im_end|>\n<|im_start|>assistant\n"
     return (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -108,28 +83,14 @@ def _maths(data: Data) -> Iterator[Question]:
 
 
 # --- what a reply says ----------------------------------------------------------------------------
-def code_of(action_input: str) -> str:
-    """The code of a call: in three backticks, in one, in JSON, or all of it."""
-    import json5
-
-    if found := re.search(r"```[^\n]*\n(.+?)```", action_input, re.DOTALL):
-        return found[1]
-    if found := re.search(r"`([^`]*)`", action_input):
-        return found[1]
-    try:
-        return str(json5.loads(action_input)["code"])
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return action_input
-
-
 def codes(text: str, first: bool) -> str:
     """All code of a text, up to an input that repeats, or that of its first call."""
     found = ""
-    while (at := text.find(_INPUT)) >= 0:
-        given = text[at + len(_INPUT) :].split(_OBSERVATION)[0].strip()
+    while (at := text.find(interpreter.INPUT)) >= 0:
+        given = text[at + len(interpreter.INPUT) :].split(interpreter.OBSERVATION)[0].strip()
         if not given:
             break
-        found += f"# concat\n{code_of(given)}\n"
+        found += f"# concat\n{interpreter.code_of(given)}\n"
         text = text.split(given)[1]
         if first or not text:
             break
@@ -145,11 +106,6 @@ def last_number(text: str) -> float | None:
         return None
 
 
-def _called(text: str) -> str:
-    """With `solution()` if it is defined: the models' habit of solving problems in it."""
-    return f"{text}\nsolution()\n" if "def solution()" in text else text
-
-
 # --- judges -------------------------------------------------------------------------------------
 def judge_runs(
     question: Question, reply: str, tokenizer: Tokenizer, *, first: bool, seconds: int
@@ -159,7 +115,7 @@ def judge_runs(
     if not code:
         return 0.0
     query = question.facts["query"]
-    code = _called(codes(query, False) + code if "<|im_start|>" in query else code)
+    code = interpreter.called(codes(query, False) + code if "<|im_start|>" in query else code)
     if "plt.show()" in code:
         code += "\nplt.pause(1)\nplt.close('all')\n"
     if "sns." in code and "plot" in code:
@@ -170,17 +126,10 @@ def judge_runs(
 
 
 def turn(question: Question, said: str, reply: str) -> tuple[str, bool]:
-    """The reply up to its last call and what that shows, until there is an answer or an error."""
-    action, given, call = reply.rfind(_ACTION), reply.rfind(_INPUT), len(reply.rstrip())
-    if (observed := reply.rfind(_OBSERVATION)) > given:
-        call = observed
-    if not 0 <= action < given or not reply[action + len(_ACTION) : given].strip():
-        return said + reply, False
-    calls = re.findall(rf"{_INPUT}(.*?)(?={_OBSERVATION})", said, re.DOTALL)
-    calls.append(reply[given + len(_INPUT) : call])
-    shown = observe([_called(code_of(one.strip())) for one in calls], _SECONDS, _IMPORTS)
-    ends = len(calls) >= _TURNS or "error:" in shown or "Traceback" in shown
-    return f"{said}{reply[:call]}{_OBSERVATION} {shown}\nThought:", not ends
+    """On until there is an answer or an error."""
+    text, shown, runs = interpreter.turn(said, reply, _SECONDS, _IMPORTS)
+    fails = shown is None or "error:" in shown or "Traceback" in shown
+    return text, runs < _TURNS and not fails
 
 
 def judge_number(question: Question, reply: str, tokenizer: Tokenizer) -> float:
@@ -197,7 +146,7 @@ def _runs(tag: str, title: str, first: bool, seconds: int) -> Task:
         partial(_questions, tag),
         partial(judge_runs, first=first, seconds=seconds),
         metric="executable code",
-        stop=("Observation:",),
+        stop=(interpreter.STOP,),
         penalty=True,
         runs_code=True,
         exact=False,
@@ -211,7 +160,7 @@ TASKS = [
         "chatml",
         _maths,
         judge_number,
-        stop=("Observation:",),
+        stop=(interpreter.STOP,),
         penalty=True,
         turn=turn,
         runs_code=True,

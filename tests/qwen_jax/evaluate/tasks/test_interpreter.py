@@ -20,7 +20,6 @@ from qwen_jax.evaluate.questions import TASKS
 from qwen_jax.evaluate.run import evaluate
 from qwen_jax.evaluate.tasks import interpreter
 from qwen_jax.evaluate.tasks.data import Data, NoData
-from qwen_jax.evaluate.tasks.task import Question
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 from qwen_jax.sandbox.program import missing
@@ -62,20 +61,6 @@ def test_prompts_are_the_original_s_word_for_word(data: Path) -> None:
     assert (
         "\nQuestion: [Upload file table.csv]How many rows?<|im_end|>\n<|im_start|>" in asked.prompt
     )
-
-
-@pytest.mark.parametrize(
-    ("given", "code"),
-    [
-        ("```py\nx = 1\n```", "x = 1\n"),
-        ("so `x = 1`", "x = 1"),
-        ("{'code': 'x = 1',}", "x = 1"),
-        ("x = 1", "x = 1"),
-        ("[1]", "[1]"),
-    ],
-)
-def test_code_of_a_call(given: str, code: str) -> None:
-    assert interpreter.code_of(given) == code
 
 
 def test_which_calls_count() -> None:
@@ -133,25 +118,6 @@ def test_what_a_conversation_has_run_already(data: Path, small: Tokenizer) -> No
     assert judge is not None
     assert judge(question, call("assert rows == 3"), small) == 1.0
     assert judge(question, call("assert rows == 4"), small) == 0.0
-
-
-@walls
-def test_turns() -> None:
-    asked = Question("0", "?", "#### 5")
-    said, goes_on = interpreter.turn(asked, "", call("x = 5\nprint('once')"))
-    assert said.endswith("```\nObservation: stdout:\n\n```\nonce\n\n```\nThought:")
-    assert goes_on
-    said, goes_on = interpreter.turn(asked, said, call("x"))
-    assert said.endswith("\nObservation: execute_result:\n\n```\n5\n```\nThought:")
-    assert goes_on
-    assert not interpreter.turn(asked, said, call("x"))[1]  # the third
-    assert interpreter.turn(asked, said, " I know.\nFinal Answer: 5") == (
-        f"{said} I know.\nFinal Answer: 5",
-        False,
-    )
-    said, goes_on = interpreter.turn(asked, "", call("1 / 0"))
-    assert "ZeroDivisionError" in said
-    assert not goes_on
 
 
 @walls
