@@ -24,6 +24,7 @@ OUTPUT = 1 << 20  # bytes of each file, and of what is printed
 FOLDER = 16 << 20  # bytes of all files
 _START = 20.0  # seconds that a busy machine may take to start the child
 _LOOK = 0.02  # seconds between two looks at the child
+_OURS = ("program.py", "printed", "passed", "unkept")  # in the child's folder
 _GUARD = Path(__file__).with_name("program_guard.py")
 
 
@@ -32,20 +33,26 @@ def missing() -> str:
     return _run("", 5)[2]
 
 
-def passes(program: str, seconds: float) -> bool:
-    """Whether a program comes to its end without an error in so many seconds."""
-    return run(program, seconds)[0]
+def passes(program: str, seconds: float, files: Path | None = None) -> bool:
+    """Whether a program comes to its end without an error in so many seconds; files as for run."""
+    return run(program, seconds, files)[0]
 
 
-def run(program: str, seconds: float) -> tuple[bool, str]:
-    """(whether it came to its end without an error, what it printed, at most OUTPUT bytes)."""
-    passed, printed, _ = _run(program, seconds)
+def run(program: str, seconds: float, files: Path | None = None) -> tuple[bool, str]:
+    """(whether it came to its end without an error, what it printed, at most OUTPUT bytes).
+
+    files: a folder whose files lie beside the program, to be read.
+    """
+    passed, printed, _ = _run(program, seconds, files)
     return passed, printed
 
 
-def _run(program: str, seconds: float) -> tuple[bool, str, str]:
+def _run(program: str, seconds: float, files: Path | None = None) -> tuple[bool, str, str]:
     with tempfile.TemporaryDirectory(prefix="qwen-jax-code-", ignore_cleanup_errors=True) as root:
         folder, word = Path(root), secrets.token_hex()
+        for file in files.iterdir() if files else ():
+            if file.name not in _OURS:
+                (folder / file.name).symlink_to(file.resolve())
         (folder / "program.py").write_text(program, "utf-8", errors="replace")
         with (folder / "printed").open("wb") as printed:
             limits = (MEMORY, OUTPUT, int(seconds) + 1)
