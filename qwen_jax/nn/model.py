@@ -79,6 +79,11 @@ class RMSNorm(nnx.Module):
         y = y * jax.lax.rsqrt(mean + self.eps)
         return y.astype(x.dtype) * self.scale
 
+    def after(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """x with what a layer adds to it, and the norm of that."""
+        x = x + y
+        return x, self(x)
+
 
 @nnx.dataclass
 class Attention(nnx.Module):
@@ -143,8 +148,8 @@ class Block(nnx.Module):
         self, x: Array, where: Where, cache: AttentionCache, layer: int, config: Config
     ) -> Attended:
         y, cache = self.attn(self.attn_norm(x), where, cache, layer, config)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), cache
+        x, y = self.mlp_norm.after(x, y)
+        return x + self.mlp(y), cache
 
 
 @nnx.dataclass
