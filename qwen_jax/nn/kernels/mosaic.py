@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from qwen_jax.nn.attention import MASKED
 from qwen_jax.nn.kernels.integers import div, rem
+from qwen_jax.nn.projected import Projected
 
 BLOCK = 64  # positions of a product
 ROWS = 16  # queries of a product
@@ -26,21 +27,22 @@ Pair = tuple[Array, Array | None]  # keys or values [P K page H], the scales of 
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def decode(
-    query: Array,
-    new: tuple[Array, Array],
+    asked: Projected,
     keys: Pair,
     values: Pair,
     table: Array | None,
-    positions: Array,
     ends: Array,
     *,
     interpret: Any = False,
 ) -> tuple[Array, Pair, Pair]:
-    """Store and attend. query [B T K G H], new keys and values [B T K H], positions [B T].
+    """Store and attend. table [B blocks], ends [B]: see attention.attend.
 
-    table [B blocks] and ends [B]: see attention.attend. -> [B T K G H], keys, values.
+    -> [B T K G H], keys, values.
     """
-    batch, length, heads, groups, size = query.shape
+    query, *new = asked.split()
+    batch, length, heads, size = new[0].shape
+    query, positions = query.reshape(*new[0].shape[:3], -1, size), asked.where.positions
+    groups = query.shape[3]
     page, kind = keys[0].shape[2], keys[0].dtype
     if table is None:
         table = jnp.arange(batch, dtype=jnp.int32)[:, None]
