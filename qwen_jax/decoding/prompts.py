@@ -169,7 +169,7 @@ def _prefill(
 
     def begin() -> tuple[Rows, Output]:
         logits = gather_logits(weights.model().logits(x), mesh)
-        return sample_next(rows, logits, packed.allowed)
+        return sample_next(rows, logits, packed.allowed, mesh)
 
     def wait() -> tuple[Rows, Output]:
         return rows, Output.empty(len(rows.active), 1, rows.active)
