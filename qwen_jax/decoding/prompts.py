@@ -164,7 +164,7 @@ def _prefill(weights: Weights, state: State, x: Array, packed: Packed) -> tuple[
 
     def begin() -> tuple[Rows, Output]:
         logits = gather_logits(weights.model().logits(x), mesh)
-        return sample_next(rows, logits, packed.allowed)
+        return sample_next(rows, logits, packed.allowed, mesh)
 
     def wait() -> tuple[Rows, Output]:
         return rows, Output.empty(len(rows.active), 1, rows.active)
