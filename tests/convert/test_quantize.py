@@ -234,6 +234,28 @@ def test_interrupted(
     assert (again / quantizing.REPORT).read_text() == (whole / quantizing.REPORT).read_text()
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_eight_bits_calibrated(method: str, texts: Path, tmp_path: Path) -> None:
+    """They lose a hundredth of what four do, and less than rounding; others can have them."""
+    make = lambda bits: convert.to_native(
+        "demo",
+        tmp_path / str(bits),
+        quantize=QuantizeOptions(method, 32, True, False, calibrated_bits=bits),
+        calibration=texts,
+    )
+    losses = [json.loads((make(bits) / quantizing.REPORT).read_text()) for bits in (8, 4)]
+    assert [report["bits"] for report in losses] == [8, 4]
+    total = lambda report, how: sum(loss[how] for loss in report["layers"].values())
+    assert total(losses[0], method) < 0.01 * total(losses[1], method)
+    assert total(losses[0], method) < total(losses[0], "nearest")
+    back = convert.to_hf(tmp_path / "8", tmp_path / "back")
+    said = json.loads((back / "config.json").read_text())["quantization_config"]
+    assert (said["quant_method"], said["bits"]) == ("gptq", 8)
+    wanted = kernels(load(tmp_path / "8"), "qwen")
+    for name, array in kernels(load(convert.to_native(back, tmp_path / "x")), "qwen").items():
+        np.testing.assert_array_equal(array, wanted[name])
+
+
 def test_act_order_loads_and_goes_to_others(texts: Path, tmp_path: Path) -> None:
     settings = QuantizeOptions("gptq", 32, True, False, act_order=True)
     made = convert.to_native("demo", tmp_path / "made", quantize=settings, calibration=texts)
