@@ -160,7 +160,7 @@ class ServeConfig:
         open_to_others = self.cors or self.allowed_host or not _is_loopback(self.host)
         if self.run_generated_code and self.api_keys is None and open_to_others:
             problems.append(
-                "run_generated_code lets whoever may ask read this machine's files; without "
+                "run_generated_code lets whoever may ask run programs on this machine; without "
                 "--api-keys it needs a loopback --host, no --cors and no --allowed-host"
             )
         if self.max_connections is not None and not 1 <= self.max_connections <= 10**6:

@@ -45,7 +45,7 @@ def test_settings_that_are_wrong(how: dict[str, Any], wanted: str) -> None:
     "how", [{"host": "0.0.0.0"}, {"host": ""}, {"cors": ("*",)}, {"allowed_host": ("*",)}]
 )
 def test_code_is_run_for_this_machine_or_for_keys(how: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="read this machine's files"):
+    with pytest.raises(ValueError, match="run programs on this machine"):
         ServeConfig(run_generated_code=True, **how)
     (tmp_path / "keys").write_text("ann 0123456789abcdef\n")
     ServeConfig(run_generated_code=True, api_keys=tmp_path / "keys", **how)
