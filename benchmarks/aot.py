@@ -25,7 +25,9 @@ from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.tree import named_layers
 
 COUNT = 64  # tokens of one call of the step
-TEMPORARIES = 64 * MIB  # bound of a decode step of up to 8 slots, bytes on each device
+TEMPORARIES = 64 * MIB  # bound of a decode step, bytes on each device; on TPUs for 8 slots
+# bounds of what a step launches: in a layer, and around all of them (embedding, head, sampling)
+LAUNCHES = {"gpu": (12, 64), "tpu": (40, 128)}
 # Without it XLA takes whole layers of the cache into on-chip memory to write one token there, and
 # brings them back; a real TPU wants the same setting.
 _FLAG = {"LIBTPU_INIT_ARGS": "--xla_tpu_msa_inefficient_use_to_copy_ratio=0.8"}
@@ -81,6 +83,8 @@ def _cases(platform: str) -> list[Case]:
         for chip, topology, four in (("v5p", "v5p:2x2x1", {"tensor": 4}), ("v6e", "v6e:2x2", {})):
             for dtype in ("bfloat16", "int8"):
                 cases.append(Case("Qwen-7B", chip, topology, four, "step", 8, dtype))
+        forty = {"tensor": 16}  # devices that do not divide 40 heads
+        cases.append(Case("Qwen-14B", "v5e", "v5e:4x4", forty, "step", 8, "bfloat16"))
         for mesh in ({"tensor": 64}, {"data": 4, "tensor": 16}):
             cases.append(Case("Qwen-72B", "v5p", "v5p:4x4x4", mesh, "step", 8, "bfloat16"))
     return cases
@@ -121,7 +125,7 @@ def measure(case: Case) -> dict[str, Any]:
     compiled = lowered.compile()
     seconds = {"lower": lowered_at - started, "compile": time.perf_counter() - lowered_at}
     sizes = chips.sizes(compiled)
-    module = Module(compiled.as_text())
+    module, model = Module(compiled.as_text()), MODELS[case.model]
     result: dict[str, Any] = {
         "case": str(case),
         **dataclasses.asdict(case),
@@ -132,10 +136,15 @@ def measure(case: Case) -> dict[str, Any]:
     }
     checks = {"fits": sizes["peak"] <= HBM[case.chip]}
     if case.work == "step":
-        bound = TEMPORARIES * max(1, case.slots // 8) + _offsets(params)
+        platform = "gpu" if case.chip == "h200" else "tpu"
+        slots = case.slots if platform == "tpu" else 1
+        bound = TEMPORARIES * max(1, slots // 8) + _offsets(params)
         checks |= {"temporaries": sizes["temp"] <= bound}
         result |= _step(module, case, params, state)
         checks |= {"no copies": not result["copies"]}
+        layer, around = LAUNCHES[platform]
+        if case.precision == "bfloat16":
+            checks |= {"launches": result["kernels"] <= layer * model["layers"] + around}
         checks |= {"attention": result["attention_kernels_per_layer"] <= 2}
     else:
         result |= {"collectives": module.collectives(module.entry)}

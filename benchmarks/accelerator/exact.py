@@ -32,7 +32,7 @@ CALLS: dict[str, dict[str, Any]] = {  # of a kernel
     "bfloat16, one token": {"cache": "bfloat16"},
     "bfloat16, groups of 7, 4 tokens": {"cache": "bfloat16", "groups": 7, "length": 4},
     "int8 cache, one token": {"cache": "int8"},
-    "int8 cache, groups of 4": {"cache": "int8", "groups": 4},
+    "int8 cache, groups of 4": {"cache": "int8", "groups": 4, "norms": True},
 }
 
 
@@ -111,11 +111,12 @@ def _kernel(size: Size, name: str, call: str) -> dict[str, Any]:
     room = cases.PAGE * size.blocks
     fills = np.random.default_rng(0).integers(1, room - 8, 8 if size.heads > 1 else 2)
     shape: dict[str, Any] = {"heads": size.heads, "size": 128, "blocks": size.blocks}
-    case = cases.make(0, fills.tolist(), **shape, dtype="bfloat16", **CALLS[call])
+    how: dict[str, Any] = {"dtype": "bfloat16", "turned": True, **CALLS[call]}
+    case = cases.make(0, fills.tolist(), **shape, **how)
     kernel = functools.partial(backends.load(name), interpret=platform == "cpu")
     run = lambda: kernel(*case.arguments())
     stores = Store(*case.keys), Store(*case.values)
-    ask = lambda: _twin(case.query, case.new, *stores, case.table, case.positions, case.ends)
+    ask = lambda: _twin(case.asked, *stores, case.table, case.ends)
     first, wanted = jax.tree.leaves(run()), ask()[0].astype(jnp.float32)
     far = float(jnp.abs(first[0].astype(jnp.float32) - wanted).max())
     same = all(_equal(first, jax.tree.leaves(run())) for _ in range(size.same))

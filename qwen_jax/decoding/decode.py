@@ -41,6 +41,7 @@ from qwen_jax.decoding.state import (
 from qwen_jax.nn import backends
 from qwen_jax.nn.attention import PAGE
 from qwen_jax.nn.backends import Backend
+from qwen_jax.nn.fused import fused
 from qwen_jax.nn.kv_cache import Cache, NoCache
 from qwen_jax.nn.lora import select_adapters
 from qwen_jax.nn.model import Qwen
@@ -203,7 +204,7 @@ def _step(
     number = len(rows.active)
     live = number if table is None else len(table)  # rows that the network computes
     passes = Passes(
-        model=select_adapters(weights.model(), rows.adapters[:live]),
+        model=fused(select_adapters(weights.model(), rows.adapters[:live]), state.cache.backend),
         mesh=mesh,
         slots=jnp.arange(number) if slots is None else slots,
         table=table,

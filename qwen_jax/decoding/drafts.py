@@ -117,7 +117,7 @@ class Passes:
 
         def one(carry: Carry) -> Carry:
             at, taking, going, said = carry
-            going, new = _take(going, taking, logits(at), self.allowed)
+            going, new = _take(going, taking, logits(at), self.allowed, self.mesh)
             said = jax.lax.dynamic_update_slice_in_dim(said, new.tokens, at, axis=1)
             draft = jax.lax.dynamic_index_in_dim(tokens, at + 1, axis=1, keepdims=False)
             held = (at < number) & (draft == going.rows.tokens)
@@ -145,11 +145,11 @@ class Passes:
 
 
 def _take(
-    going: Going, taking: Array, logits: Array, allowed: Array | None
+    going: Going, taking: Array, logits: Array, allowed: Array | None, mesh: Mesh | None
 ) -> tuple[Going, Output]:
     """The next token of the rows that are taking one [B]."""
     rows = replace(going.rows, positions=going.rows.positions + taking, active=taking)
-    rows, new = sample_next(rows, logits, allowed)
+    rows, new = sample_next(rows, logits, allowed, mesh)
     active = jnp.where(taking, rows.active, going.rows.active)
     output = going.output.write(new, jnp.where(taking, going.filled, _NOWHERE))
     going = replace(

@@ -23,8 +23,9 @@ from qwen_jax.decoding.decode import bucket
 from qwen_jax.decoding.flat_params import Program, Weights, flatten
 from qwen_jax.decoding.state import gather_logits, replicated
 from qwen_jax.nn import sharding
-from qwen_jax.nn.kv_cache import NoCache
+from qwen_jax.nn.kv_cache import NoCache, attend_alone
 from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.projected import Projected
 
 BATCH = 8  # rows of a call
 PIECE = 512  # hidden states that meet the head at once
@@ -233,10 +234,9 @@ class Recorder:
     keys: tuple[Array, ...] = ()
     values: tuple[Array, ...] = ()
 
-    def attend(
-        self, layer: int, q: Array, k: Array, v: Array, positions: Array
-    ) -> tuple[Array, "Recorder"]:
-        y, _ = NoCache(self.mesh).attend(layer, q, k, v, positions)
+    def attend(self, layer: int, asked: Projected) -> tuple[Array, "Recorder"]:
+        q, k, v = asked.split()
+        y = attend_alone(q, k, v, asked.where.positions, self.mesh)
         return y, Recorder(self.mesh, (*self.keys, k), (*self.values, v))
 
 
@@ -260,18 +260,16 @@ class Known:
         keys, values = (tuple(map(fit, arrays)) for arrays in (self.keys, self.values))
         return replace(self, keys=keys, values=values)
 
-    def attend(
-        self, layer: int, q: Array, k: Array, v: Array, positions: Array
-    ) -> tuple[Array, "Known"]:
+    def attend(self, layer: int, asked: Projected) -> tuple[Array, "Known"]:
         """Over what is known and, behind it, the tokens of this call."""
 
         def whole(known: Array, new: Array) -> Array:
             rows = jnp.broadcast_to(known, (new.shape[0], *known.shape[1:]))
             return jax.lax.dynamic_update_slice_in_dim(rows, new, self.start, axis=1)
 
+        q, k, v = asked.split()
         k, v = whole(self.keys[layer], k), whole(self.values[layer], v)
-        y, _ = NoCache(self.mesh).attend(layer, q, k, v, positions)
-        return y, self
+        return attend_alone(q, k, v, asked.where.positions, self.mesh), self
 
 
 def _record(weights: Weights, head: Sequence[int], text_length: int) -> Known:

@@ -1,7 +1,7 @@
 """The forms of attention over a cache: which can run where, and which one a call takes.
 
-A form stores new keys and values and attends, `form(query, new, key, value, table, positions,
-ends)`; kv_cache.store_and_attend is the one that XLA compiles, kernels hold the others.
+A form stores new keys and values and attends, `form(asked, key, value, table, ends)`;
+kv_cache.store_and_attend is the one that XLA compiles, kernels hold the others.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
 from qwen_jax.nn import sharding
+from qwen_jax.nn.projected import Projected
 
 MOST = 16  # tokens a row that a kernel takes
 _BLOCK = 64  # pages are cut into so many tokens
@@ -41,28 +42,28 @@ class Backend:
     def _run(
         self,
         decode: Form,
-        query: Array,
-        new: tuple[Array, Array],
+        asked: Projected,
         key: Any,
         value: Any,
         table: Array | None,
-        positions: Array,
         ends: Array,
     ) -> tuple[Array, Any, Any]:
         run = functools.partial(decode, interpret=self.interpret)
         pair = lambda store: (store.data, store.scale)
-        arguments = (query, new, pair(key), pair(value), table, positions, ends)
+        arguments = (asked, pair(key), pair(value), table, ends)
         if self.mesh is not None:
             spec = functools.partial(sharding.spec, self.mesh)
-            rows, heads, *_ = spec(("slot", "heads"), (query.shape[0], query.shape[2]))
+            rows, heads, *_ = spec(("slot", "heads"), (len(ends), asked.qkv.shape[2]))
             pages = rows if table is None else None
             tokens, data = P(rows, None, heads), P(pages, heads)
             stored = data, None if key.scale is None else data
-            places = None if table is None else P(rows), P(rows), P(rows)
+            each = lambda tree, spec: jax.tree.map(lambda _: spec, tree)
+            norms = each((asked.q_norm, asked.k_norm), P())
+            ins = Projected(tokens, each(asked.where, P(rows)), *norms)  # type: ignore[arg-type]
             run = jax.shard_map(
                 run,
                 mesh=self.mesh,
-                in_specs=(tokens, (tokens, tokens), stored, stored, *places),
+                in_specs=(ins, stored, stored, each(table, P(rows)), P(rows)),
                 out_specs=(tokens, stored, stored),
                 check_vma=False,
             )

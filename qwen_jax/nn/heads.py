@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from qwen_jax.nn.projected import parts
 from qwen_jax.nn.sharding import RULES, ways
 
 
@@ -64,6 +65,13 @@ class Heads:
         k, v = (jnp.repeat(x, self.copies, axis=2) for x in (k, v))
         q, k, v = (self._cut(self._whole(_padded(x, 2, self._zeros))) for x in (q, k, v))
         return q, k, v
+
+    def spread_product(self, qkv: Array) -> Array:
+        """[B T K G+2 H], of which an axis has queries, key and value -> [B T K' G'+2 H]."""
+        if self.even:
+            return qkv
+        q, k, v = self.spread(*parts(qkv))
+        return jnp.concatenate([q, k[..., None, :], v[..., None, :]], axis=3)
 
     def collect(self, y: Array) -> Array:
         """What attention makes of it, [B T K' G' H] -> [B T N H]."""

@@ -1,4 +1,4 @@
-"""Where keys and values live between calls: the seam `attend(layer, q, k, v, positions)`.
+"""Where keys and values live between calls: the seam `attend(layer, asked)`.
 
 A cache is a pytree of one array per layer, carried through the decode loop and donated, so
 XLA updates it in place. It is a pool of pages; a call says which pages its rows' texts lie in.
@@ -17,6 +17,7 @@ from qwen_jax.config import Config
 from qwen_jax.nn.attention import PAGE, attend, attend_whole
 from qwen_jax.nn.backends import XLA, Backend
 from qwen_jax.nn.heads import Heads
+from qwen_jax.nn.projected import Projected
 
 
 @jax.tree_util.register_dataclass
@@ -63,15 +64,17 @@ class NoCache:
 
     mesh: Mesh | None = field(default=None, metadata={"static": True})
 
-    def attend(
-        self, layer: int, q: Array, k: Array, v: Array, positions: Array
-    ) -> tuple[Array, "NoCache"]:
-        """q [B T N H], k and v [B T K H], positions [B T] = 0, 1, 2 ... -> [B T N H], self."""
-        heads = Heads.of(k.shape[2], q.shape[2] // k.shape[2], self.mesh)
-        query, k, v = heads.spread(q, k, v)
-        key, value = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        y = attend_whole(query, Store(key, None), Store(value, None), positions)
-        return heads.collect(y), self
+    def attend(self, layer: int, asked: Projected) -> tuple[Array, "NoCache"]:
+        """Positions [B T] are 0, 1, 2 ... -> [B T N H], self."""
+        return attend_alone(*asked.split(), asked.where.positions, self.mesh), self
+
+
+def attend_alone(q: Array, k: Array, v: Array, positions: Array, mesh: Mesh | None) -> Array:
+    """Queries [B T N H] over keys and values [B S K H] that no cache holds; -> [B T N H]."""
+    heads = Heads.of(k.shape[2], q.shape[2] // k.shape[2], mesh)
+    query, k, v = heads.spread(q, k, v)
+    key, value = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    return heads.collect(attend_whole(query, Store(key, None), Store(value, None), positions))
 
 
 @jax.tree_util.register_dataclass
@@ -110,22 +113,28 @@ class Cache:
         """
         return replace(self, table=table, ends=ends, apart=apart)
 
-    def attend(
-        self, layer: int, q: Array, k: Array, v: Array, positions: Array
-    ) -> tuple[Array, "Cache"]:
-        """Store k and v at positions [B T] (consecutive in a row), then attend to what is stored.
+    def parts(self, size: int) -> "list[Cache]":
+        """The cache of every so many blocks of the network."""
+        starts = range(0, len(self.keys), size)
+        part = lambda stores, at: stores[at : at + size]
+        return [
+            replace(self, keys=part(self.keys, at), values=part(self.values, at)) for at in starts
+        ]
+
+    def attend(self, layer: int, asked: Projected) -> tuple[Array, "Cache"]:
+        """Store keys and values at positions [B T] (consecutive in a row), then attend to the row.
 
         Tokens at a row's end and behind are padding: nothing is stored for them. Where `ends` is
-        None there are none. q [B T N H], k and v [B T K H] -> [B T N H] and the cache that holds
-        the new tokens.
+        None there are none. -> [B T N H] and the cache that holds the new tokens.
         """
-        ends = positions[:, -1] + 1 if self.ends is None else self.ends
-        kernel = self.backend.kernel(q.shape[1], self.table) if self.apart else None
+        ends = asked.where.positions[:, -1] + 1 if self.ends is None else self.ends
+        _, length, kv_heads, places, _ = asked.qkv.shape
+        kernel = self.backend.kernel(length, self.table) if self.apart else None
         form = kernel or store_and_attend
-        heads = Heads.of(k.shape[2], q.shape[2] // k.shape[2], self.backend.mesh)
-        query, k, v = heads.spread(q, k, v)
+        heads = Heads.of(kv_heads, places - 2, self.backend.mesh)
+        asked = asked.with_product(heads.spread_product(asked.qkv))
         stores = self.keys[layer], self.values[layer]
-        y, key, value = form(query, (k, v), *stores, self.table, positions, ends)
+        y, key, value = form(asked, *stores, self.table, ends)
         at = lambda stores, new: (*stores[:layer], new, *stores[layer + 1 :])
         cache = replace(self, keys=at(self.keys, key), values=at(self.values, value))
         return heads.collect(y), cache
@@ -138,16 +147,12 @@ class Cache:
 
 
 def store_and_attend(
-    query: Array,
-    new: tuple[Array, Array],
-    key: Store,
-    value: Store,
-    table: Array | None,
-    positions: Array,
-    ends: Array,
+    asked: Projected, key: Store, value: Store, table: Array | None, ends: Array
 ) -> tuple[Array, Store, Store]:
-    """XLA's form of what kernels do; query [B T K G H], new keys and values [B T K H]."""
-    page = key.data.shape[2]
+    """XLA's form of what kernels do; -> [B T K G H] and the stores."""
+    page, positions = key.data.shape[2], asked.where.positions
+    query, *new = asked.split()
+    query = query.reshape(*new[0].shape[:3], -1, query.shape[-1])
     if table is None:
         pages, room = jnp.broadcast_to(jnp.arange(len(query))[:, None], positions.shape), page
     else:

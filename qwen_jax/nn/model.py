@@ -18,7 +18,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.config import Config
-from qwen_jax.nn import rope
+from qwen_jax.nn.projected import Projected
 from qwen_jax.nn.rope import Where
 from qwen_jax.nn.sums import matmul, row_sum
 
@@ -29,7 +29,7 @@ Attended = tuple[Array, Any]  # what comes out, and the cache it leaves
 class AttentionCache(Protocol):
     """What attention needs of a cache; see qwen_jax.nn.kv_cache."""
 
-    def attend(self, layer: int, q: Array, k: Array, v: Array, positions: Array) -> Attended: ...
+    def attend(self, layer: int, asked: Projected) -> Attended: ...
 
 
 class LinearLayer(nnx.Module):
@@ -79,6 +79,11 @@ class RMSNorm(nnx.Module):
         y = y * jax.lax.rsqrt(mean + self.eps)
         return y.astype(x.dtype) * self.scale
 
+    def after(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """x with what a layer adds to it, and the norm of that."""
+        x = x + y
+        return x, self(x)
+
 
 @nnx.dataclass
 class Attention(nnx.Module):
@@ -106,14 +111,7 @@ class Attention(nnx.Module):
         """What `out` gets, from what `qkv` gives."""
         batch, length, _ = qkv.shape
         qkv = qkv.reshape(batch, length, config.kv_heads, -1, config.head_dim)
-        q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
-        q = q.reshape(batch, length, config.heads, config.head_dim)  # [B T N H]
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope.rotate(q, *where.angles), rope.rotate(k, *where.angles)
-        if where.query_scale is not None:
-            q = q * where.query_scale.astype(q.dtype)
-        y, cache = cache.attend(layer, q, k, v, where.positions)
+        y, cache = cache.attend(layer, Projected(qkv, where, self.q_norm, self.k_norm))
         return y.reshape(batch, length, -1), cache
 
 
@@ -143,8 +141,8 @@ class Block(nnx.Module):
         self, x: Array, where: Where, cache: AttentionCache, layer: int, config: Config
     ) -> Attended:
         y, cache = self.attn(self.attn_norm(x), where, cache, layer, config)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), cache
+        x, y = self.mlp_norm.after(x, y)
+        return x + self.mlp(y), cache
 
 
 @nnx.dataclass
@@ -165,26 +163,31 @@ class Qwen(nnx.Module):
 
         `logits` turns hidden states into scores; a prefill asks it for the last one only.
         """
-        config = self.config
-        where = Where.of(config, positions, prompt_lengths)
-        x = _rows(self.embed, tokens)
+        where = Where.of(self.config, positions, prompt_lengths)
+        x, cache = self.through(self.embedded(tokens), where, cache)
+        return self.norm(x), cache
+
+    @jax.named_scope("embedding")
+    def embedded(self, tokens: Array) -> Array:
+        """tokens [B T] -> what the first block gets [B T D].
+
+        Kept inside the decode loop: XLA would widen a whole bf16 table before it.
+        """
+        table, tokens = jax.lax.optimization_barrier((self.embed, tokens))
+        return table[tokens]
+
+    def through(self, x: Array, where: Where, cache: AttentionCache) -> Attended:
+        """All blocks: x [B T D] -> [B T D], not normed yet, and the cache."""
         for layer, block in enumerate(self.blocks):
             x = jax.lax.optimization_barrier(x)  # a TPU would keep all layers' sums to the end
             with jax.named_scope(f"block_{layer}"):
-                x, cache = block(x, where, cache, layer, config)
-        return self.norm(x), cache
+                x, cache = block(x, where, cache, layer, self.config)
+        return x, cache
 
     @jax.named_scope("head")
     def logits(self, x: Array) -> Array:
         """Hidden states [... D] -> float32 [... V]."""
         return matmul(x, self.embed) if self.head is None else self.head.float32(x)
-
-
-@jax.named_scope("embedding")
-def _rows(table: Array, tokens: Array) -> Array:
-    """table[tokens], kept inside the decode loop: XLA would widen a whole bf16 table before it."""
-    table, tokens = jax.lax.optimization_barrier((table, tokens))
-    return table[tokens]
 
 
 # --- one description of the tree, for initialising, sharding and restoring -------------------

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.nn.model import LINEAR, Qwen
+from qwen_jax.nn.projected import Projected
 from qwen_jax.nn.rope import Where
 from qwen_jax.nn.sharding import RULES, gathered
 from train.nn import Remat
@@ -30,9 +31,9 @@ class Packed:
     segments: Array  # [B T]: 1, 2, ... the samples of a row, 0 padding
     mesh: Mesh | None = field(metadata={"static": True})
 
-    def attend(self, layer: int, q: Array, k: Array, v: Array, positions: Array) -> Any:
-        """q [B T N H], k and v [B T K H] -> [B T N H], self."""
-        return attend(q, k, v, self.segments, self.mesh), self
+    def attend(self, layer: int, asked: Projected) -> Any:
+        """-> [B T N H], self."""
+        return attend(*asked.split(), self.segments, self.mesh), self
 
 
 def hidden(

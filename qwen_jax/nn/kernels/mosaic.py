@@ -1,5 +1,6 @@
-"""Decode attention for TPUs: stores the new keys and values, reads filled blocks alone.
+"""Decode attention for TPUs, from a layer's product for queries, keys and values on.
 
+It norms, turns and scales heads, stores new keys and values, and reads filled blocks alone.
 One kernel whose grid is a list of work: for each row a step for every block of its text, then one
 for every tile of the cache that its new tokens lie in. Neither empty slots nor room cost anything.
 Blocks are added in order, by products of one size: what a query gets depends on its own text alone.
@@ -15,7 +16,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from qwen_jax.nn.attention import MASKED
-from qwen_jax.nn.kernels.integers import div, rem
+from qwen_jax.nn.kernels.integers import div
+from qwen_jax.nn.kernels.work import Work
+from qwen_jax.nn.projected import Projected
+from qwen_jax.nn.rope import Where
 
 BLOCK = 64  # positions of a product
 ROWS = 16  # queries of a product
@@ -26,32 +30,35 @@ Pair = tuple[Array, Array | None]  # keys or values [P K page H], the scales of 
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def decode(
-    query: Array,
-    new: tuple[Array, Array],
+    asked: Projected,
     keys: Pair,
     values: Pair,
     table: Array | None,
-    positions: Array,
     ends: Array,
     *,
     interpret: Any = False,
 ) -> tuple[Array, Pair, Pair]:
-    """Store and attend. query [B T K G H], new keys and values [B T K H], positions [B T].
+    """Store and attend. table [B blocks], ends [B]: see attention.attend.
 
-    table [B blocks] and ends [B]: see attention.attend. -> [B T K G H], keys, values.
+    -> [B T K G H], keys, values.
     """
-    batch, length, heads, groups, size = query.shape
-    page, kind = keys[0].shape[2], keys[0].dtype
+    batch, length, heads, groups, size = asked.qkv.shape
+    groups, page, kind = groups - 2, keys[0].shape[2], keys[0].dtype
     if table is None:
         table = jnp.arange(batch, dtype=jnp.int32)[:, None]
     stores = [x for pair in zip(keys, values, strict=True) for x in pair if x is not None]
     quantised = len(stores) == 4
     part = _part(page, heads * size * kind.itemsize, quantised)
-    work = _Work(length, page, part, tile=32 // kind.itemsize, room=table.shape[1] * page)
-    steps, total = work.plan(table, positions[:, 0], ends)
+    work = Work(length, page, part, tile=32 // kind.itemsize, room=table.shape[1] * page)
+    steps, total = work.plan(table, asked.where.positions[:, 0], ends)
     rows = pl.cdiv(length * groups, ROWS) * ROWS
-    q = jnp.moveaxis(query, 1, 2).reshape(batch, heads, length * groups, size)
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - length * groups), (0, 0)))
+    norms = [norm.scale[None] for norm in (asked.q_norm, asked.k_norm) if norm is not None]
+    eps = 0.0 if asked.q_norm is None else asked.q_norm.eps
+    turns = _turns(asked.where, size)
+    shape_of = jax.ShapeDtypeStruct if interpret else pltpu.HBM
+    if not interpret:  # XLA would take all of a layer's scales into on-chip memory and back
+        stores = [pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in stores]
+    before = len(steps) + 2 + len(norms)  # arguments before the stores
 
     row = lambda *shape: pl.BlockSpec((None, *shape), lambda i, *s: (s[0][i], *[0] * len(shape)))
     block = lambda x: pl.BlockSpec(
@@ -62,28 +69,33 @@ def decode(
     written = lambda x: pl.BlockSpec(
         (None, heads, unit(x), *x.shape[3:]), lambda i, *s: work.written(i, s, unit(x), x.ndim)
     )
-    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     y, *stores = pl.pallas_call(
-        functools.partial(_step, work=work, groups=groups, lanes=lanes),
+        functools.partial(_step, work=work, lanes=lanes, eps=eps, norms=len(norms)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(steps),
             grid=(total,),
-            in_specs=[row(heads, rows, size)] + [row(length, heads, size)] * 2
+            in_specs=[row(length, heads, groups + 2, size), row(*turns.shape[1:])]
+            + [pl.BlockSpec((1, size), lambda i, *s: (0, 0))] * len(norms)
             + [block(x) for x in stores],
-            out_specs=[row(heads, rows, size)] + [written(x) for x in stores],
+            out_specs=[row(heads, length * groups, size)] + [written(x) for x in stores],
             scratch_shapes=[
+                pltpu.VMEM((heads, rows, size), jnp.float32),  # queries
+                pltpu.VMEM((2, length, heads, 1, size), jnp.float32),  # new keys and values
                 pltpu.VMEM((heads, rows, size), jnp.float32),
                 pltpu.VMEM((heads, rows, 1), jnp.float32),
                 pltpu.VMEM((heads, rows, 1), jnp.float32),
             ],
         ),
-        out_shape=[like(q), *map(like, stores)],
-        input_output_aliases={len(steps) + 3 + n: 1 + n for n in range(len(stores))},
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, heads, length * groups, size), asked.qkv.dtype),
+            *(shape_of(x.shape, x.dtype) for x in stores),
+        ],
+        input_output_aliases={before + n: 1 + n for n in range(len(stores))},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="decode",
-    )(*steps, q, *new, *stores)  # fmt: skip
-    y = y[:, :, : length * groups].reshape(batch, heads, length, groups, size)
+    )(*steps, asked.qkv, turns, *norms, *stores)  # fmt: skip
+    y = y.reshape(batch, heads, length, groups, size)
     y = jnp.where(ends[:, None, None, None, None] > 0, jnp.moveaxis(y, 2, 1), 0)
     return (
         y,
@@ -102,73 +114,40 @@ def _part(page: int, token: int, quantised: bool) -> int:
     return fits[0] if fits else page
 
 
-class _Work:
-    """What each step does. A row's steps: its blocks, then the tiles that it writes."""
-
-    def __init__(self, length: int, page: int, part: int, tile: int, room: int):
-        self.length, self.page, self.part, self.tile, self.room = length, page, part, tile, room
-
-    def plan(self, table: Array, starts: Array, ends: Array) -> tuple[tuple[Array, ...], Array]:
-        """The row of every step, the first step of every row, table, starts, ends; the count."""
-        most = len(ends) * (self.room // self.part + (self.length - 1) // self.tile + 2)
-        _, blocks, first, last = self._row(starts, ends)
-        counts = jnp.where(ends > 0, blocks + last - first + 1, 0)
-        until = jnp.cumsum(counts, dtype=jnp.int32)
-        steps = jnp.arange(most, dtype=jnp.int32)
-        rows = jnp.sum(steps[:, None] >= until, axis=1, dtype=jnp.int32)
-        rows = jnp.minimum(rows, len(ends) - 1)
-        return (rows, until - counts, table, starts, ends), jnp.maximum(until[-1], 1)
-
-    def _row(self, start: Array, end: Array) -> tuple[Array, Array, Array, Array]:
-        """End of what is seen and stored, blocks, first and last tile."""
-        limit = jnp.minimum(jnp.minimum(end, start + self.length), self.room)
-        blocks = div(limit + self.part - 1, self.part)
-        first = jnp.minimum(start, self.room - 1)
-        last = jnp.maximum(limit - 1, first)
-        return limit, blocks, div(first, self.tile), div(last, self.tile)
-
-    def at(self, i: Array, s: Any) -> tuple[Array, ...]:
-        """Row, number of the row's step, how many are blocks, the block and the tile in use."""
-        rows, begins, _, starts, ends = s
-        row = rows[i]
-        _, blocks, first, last = self._row(starts[row], ends[row])
-        step = i - begins[row]
-        tile = jnp.minimum(first + jnp.maximum(step - blocks, 0), last)
-        block = jnp.where(step < blocks, step, div(tile * self.tile, self.part))
-        return row, step, blocks, block, tile
-
-    def block(self, i: Array, s: Any, axes: int) -> tuple[Any, ...]:
-        row, _, _, block, _ = self.at(i, s)
-        parts = self.page // self.part
-        return s[2][row, div(block, parts)], 0, rem(block, parts), *[0] * (axes - 3)
-
-    def written(self, i: Array, s: Any, unit: int, axes: int) -> tuple[Any, ...]:
-        row, *_, tile = self.at(i, s)
-        place = tile * self.tile
-        return (
-            s[2][row, div(place, self.page)],
-            0,
-            div(rem(place, self.page), unit),
-            *[0] * (axes - 3),
-        )
-
-
-def _step(*refs: Any, work: _Work, groups: int, lanes: int) -> None:
-    scalars, (q_ref, *new), rest = refs[:5], refs[5:8], refs[8:]
-    count = (len(rest) - 4) // 2
-    stored, y_ref, written = rest[:count], rest[count], rest[count + 1 : -3]
-    y_sum, top_ref, total_ref = rest[-3:]
+def _step(*refs: Any, work: Work, lanes: int, eps: float, norms: int) -> None:
+    scalars, (qkv, turns), norm_refs, rest = (
+        refs[:5],
+        refs[5:7],
+        refs[7:][:norms],
+        refs[7 + norms :],
+    )
+    count = (len(rest) - 6) // 2
+    stored, y_ref, written = rest[:count], rest[count], rest[count + 1 : -5]
+    q_ref, new, y_sum, top_ref, total_ref = rest[-5:]
+    length, _, groups, _ = qkv.shape
+    groups -= 2
     row, step, blocks, block, tile = work.at(pl.program_id(0), scalars)
     start, begin = scalars[3][row], block * work.part
-    limit = work._row(start, scalars[4][row])[0]
+    limit = work.row(start, scalars[4][row])[0]
     size, quantised = q_ref.shape[-1], count == 4
-    kind = q_ref.dtype if quantised else jnp.promote_types(q_ref.dtype, stored[0].dtype)
+    kind = qkv.dtype if quantised else jnp.promote_types(qkv.dtype, stored[0].dtype)
 
     @pl.when(step == 0)
     def begin_row() -> None:
         y_sum[...] = jnp.zeros_like(y_sum)
         top_ref[...] = jnp.full_like(top_ref, MASKED)
         total_ref[...] = jnp.zeros_like(total_ref)
+        q_ref[...] = jnp.zeros_like(q_ref)
+        for t in range(length):
+            at = lambda place, t=t: qkv[t, :, pl.ds(place, 1), :]
+            turned = functools.partial(_turned, turns=turns[t], eps=eps)
+            for g in range(groups):
+                q = turned(at(g), norm=norm_refs[0][...] if norms else None)
+                q = q * turns[t, 2:3].astype(q.dtype)
+                q_ref[:, pl.ds(t * groups + g, 1), :] = q.astype(jnp.float32)
+            key = turned(at(groups), norm=norm_refs[1][...] if norms else None)
+            new[0, t] = key.astype(jnp.float32)
+            new[1, t] = at(groups + 1).astype(jnp.float32)
 
     def merged(data: Array, scale: Array | None, n: int, base: Array) -> tuple[Array, Any]:
         """What is stored from `base` on with what is new; zeros where nothing is."""
@@ -215,7 +194,8 @@ def _step(*refs: Any, work: _Work, groups: int, lanes: int) -> None:
 
     @pl.when(step == blocks - 1)
     def end_row() -> None:
-        y_ref[...] = (y_sum[...] / total_ref[...]).astype(y_ref.dtype)
+        own = slice(0, y_ref.shape[1])
+        y_ref[...] = (y_sum[:, own, :] / total_ref[:, own, :]).astype(y_ref.dtype)
 
     @pl.when(step >= blocks)
     def write() -> None:
@@ -242,13 +222,32 @@ def _with_new(
     """Stored vectors [K S H], as float32, and scales [K S] with the new tokens in their places."""
     data = data.astype(jnp.float32)
     for t in range(new.shape[0]):
-        x, factor = _stored(new[t], dtype)
+        x, factor = _stored(new[t, :, 0, :], dtype)
         position = jnp.where(start + t < limit, start + t, -1)
         here = _places(3, data.shape[1], base) == position
         data = jnp.where(here, x.astype(jnp.float32)[:, None], data)
         if factor is not None:
             scale = jnp.where(_places(2, scale.shape[1], scale_base) == position, factor, scale)
     return data, scale
+
+
+def _turns(where: Where, size: int) -> Array:
+    """[B T 3 H]: what a head's numbers, and those half a head away, and queries are scaled by."""
+    cos, sin = (x[:, :, 0] for x in where.angles)
+    factor = 1.0 if where.query_scale is None else where.query_scale[:, :, 0]
+    whole = jnp.broadcast_to(jnp.float32(factor), (*cos.shape[:2], size))
+    both = [jnp.concatenate(pair, axis=-1) for pair in ((cos, cos), (-sin, sin))]
+    return jnp.stack([*both, whole], axis=2)
+
+
+def _turned(x: Array, turns: Array, norm: Array | None, eps: float) -> Array:
+    """Heads [K 1 H] of a token, normed and turned."""
+    wide, dtype, size = x.astype(jnp.float32), x.dtype, x.shape[-1]
+    if norm is not None:
+        mean = jnp.sum(wide * wide, axis=-1, keepdims=True) / size
+        wide = ((wide * jax.lax.rsqrt(mean + eps)).astype(dtype) * norm).astype(jnp.float32)
+    away = pltpu.roll(wide, size // 2, axis=2)
+    return (wide * turns[0:1] + away * turns[1:2]).astype(dtype)
 
 
 def _places(axes: int, count: int, base: Array) -> Array:

@@ -1,8 +1,10 @@
-"""Decode attention for NVIDIA GPUs: stores the new keys and values, reads filled blocks alone.
+"""Decode attention for NVIDIA GPUs, from a layer's product for queries, keys and values on.
+
+It norms, turns and scales heads, stores new keys and values, and reads filled blocks alone.
 
 Two kernels. `_part` has a program for every row, some of its queries, key/value head and chunk of
 positions; the first chunk's also stores what is new. What others store cannot be relied on, so
-every program takes new keys and values from the call. `_join` weighs the chunks. Blocks, chunks
+every program makes new keys and values by itself. `_join` weighs the chunks. Blocks, chunks
 and the rows of a product have fixed sizes: what a query gets depends on its own text alone.
 """
 
@@ -17,6 +19,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from qwen_jax.nn.attention import MASKED
 from qwen_jax.nn.kernels.integers import div, rem
+from qwen_jax.nn.projected import Projected
 
 BLOCK = 64  # positions read at once
 ROWS = 16  # of a product: the fewest that a tensor core takes
@@ -26,32 +29,38 @@ Pair = tuple[Array, Array | None]  # keys or values [P K page H], the scales of 
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def decode(
-    query: Array,
-    new: tuple[Array, Array],
+    asked: Projected,
     keys: Pair,
     values: Pair,
     table: Array | None,
-    positions: Array,
     ends: Array,
     *,
     interpret: bool = False,
 ) -> tuple[Array, Pair, Pair]:
-    """Store and attend. query [B T K G H], new keys and values [B T K H], positions [B T].
+    """Store and attend. table [B blocks], ends [B]: see attention.attend.
 
-    table [B blocks] and ends [B]: see attention.attend. -> [B T K G H], keys, values.
+    -> [B T K G H], keys, values.
     """
-    batch, length, heads, groups, size = query.shape
+    qkv, where, norms = asked.qkv, asked.where, (asked.q_norm, asked.k_norm)
+    batch, length, heads, groups, size = qkv.shape
+    groups -= 2
+    turn = {
+        "norms": [norm.scale for norm in norms if norm is not None],
+        "cos": where.angles[0][:, :, 0],
+        "sin": where.angles[1][:, :, 0],
+        "factor": [] if where.query_scale is None else [where.query_scale[:, :, 0, 0]],
+    }
+    eps = 0.0 if norms[0] is None else norms[0].eps
     page = keys[0].shape[2]
-    if table is None:
-        table = jnp.arange(batch, dtype=jnp.int32)[:, None]
-    room = table.shape[1] * page
+    room = page * (1 if table is None else table.shape[1])
     chunk = 256 if groups == 1 else 128
     chunks = pl.cdiv(room, chunk)
     most = max(1, ROWS // groups)  # queries of a program
     parts, own = pl.cdiv(length, most), min(most, length) * groups
     stores = [x for pair in zip(keys, values, strict=True) for x in pair if x is not None]
     count = len(stores)
-    starts, ends = positions[:, 0], jnp.minimum(ends, room)
+    starts, ends = where.positions[:, 0], jnp.minimum(ends, room)
+    inputs = (table, starts, ends, qkv, turn)
     whole = pl.no_block_spec
     split = batch, parts, heads, chunks
     partial = lambda *shape: jax.ShapeDtypeStruct((*split, *shape), jnp.float32)
@@ -61,17 +70,17 @@ def decode(
     )
     compiler = lambda stages: plgpu.CompilerParams(num_warps=4, num_stages=stages)
     *stores, y, top, total = pl.pallas_call(
-        functools.partial(_part, chunk=chunk, parts=parts, most=most),
+        functools.partial(_part, chunk=chunk, parts=parts, most=most, eps=eps),
         grid=(batch * parts, heads, chunks),
-        in_specs=[whole] * (6 + count),
+        in_specs=[*jax.tree.map(lambda _: whole, inputs), *[whole] * count],
         out_specs=[whole] * count + [part(own, size), part(own), part(own)],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in stores]
         + [partial(own, size), partial(own), partial(own)],
-        input_output_aliases={6 + n: n for n in range(count)},
+        input_output_aliases={len(jax.tree.leaves(inputs)) + n: n for n in range(count)},
         compiler_params=compiler(3),
         interpret=interpret,
         name="decode_part",
-    )(table, starts, ends, query, *new, *stores)
+    )(*inputs, *stores)
     y = pl.pallas_call(
         functools.partial(_join, chunk=chunk, most=most, length=length),
         grid=(batch * length, heads, groups),
@@ -80,7 +89,7 @@ def decode(
             (None, None, None, None, size),
             lambda b, h, g: (div(b, length), rem(b, length), h, g, 0),
         ),
-        out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
+        out_shape=jax.ShapeDtypeStruct((batch, length, heads, groups, size), qkv.dtype),
         compiler_params=compiler(1),
         interpret=interpret,
         name="decode_join",
@@ -96,25 +105,36 @@ def decode(
 
 
 def _part(
-    table: Any, starts: Any, ends: Any, query: Any, new_key: Any, new_value: Any, *refs: Any,
-    chunk: int, parts: int, most: int,
+    table: Any, starts: Any, ends: Any, qkv: Any, turn: Any, *refs: Any,
+    chunk: int, parts: int, most: int, eps: float,
 ) -> None:  # fmt: skip
     count = (len(refs) - 3) // 2
     key, value, *scales = refs[count : 2 * count]  # the outputs, which are the inputs' memory
     y_ref, top_ref, total_ref = refs[2 * count :]
-    _, length, _, groups, size = query.shape
-    page, kind = key.shape[2], query.dtype
+    _, length, _, groups, size = qkv.shape
+    groups -= 2
+    page, kind = key.shape[2], qkv.dtype
     kind = kind if scales else jnp.promote_types(kind, key.dtype)
     b, h, c = div(pl.program_id(0), parts), pl.program_id(1), pl.program_id(2)
     first, start, end = rem(pl.program_id(0), parts) * most, starts[b], ends[b]
+    lane = jnp.arange(size)[None]
+
+    def page_at(number: Array) -> Array:
+        return b if table is None else table[b, number]
+
+    def new(n: int, token: Array) -> tuple[Array, Array]:
+        """Keys or values of tokens [R], as they are stored."""
+        if n == 0:
+            return _stored(_turned(qkv, turn, b, h, token, groups, -1, eps), key.dtype)
+        return _stored(qkv[b, token[:, None], h, groups + 1, lane], key.dtype)
 
     def write(t: int) -> None:
-        at = (table[b, div(start + t, page)], h, rem(start + t, page))
-        for n, x in enumerate((new_key, new_value)):
-            stored, scale = _stored(x[b, t, h, :], key.dtype)
-            (key, value)[n][*at, slice(None)] = stored
+        at = (page_at(div(start + t, page)), h, rem(start + t, page))
+        for n in range(2):
+            stored, scale = new(n, jnp.full((1,), t))
+            (key, value)[n][*at, slice(None)] = stored[0]
             if scales:
-                scales[n][at] = scale
+                scales[n][at] = scale[0]
 
     for t in range(length):
         pl.when((c == 0) & (first == 0) & (start + t < end))(functools.partial(write, t))
@@ -122,13 +142,12 @@ def _part(
     # the last query again and again, for a product of more rows
     row = jnp.minimum(jnp.arange(ROWS), y_ref.shape[0] - 1)
     token = jnp.minimum(first + div(row, groups), length - 1)
-    lane = jnp.arange(size)[None]
-    q = query[b, token[:, None], h, rem(row, groups)[:, None], lane].astype(kind)
+    q = _turned(qkv, turn, b, h, token, rem(row, groups), 0, eps).astype(kind)
 
     def read(block: Array, at: Array, n: int) -> tuple[Array, Array]:
         """Keys or values [BLOCK H] in `kind` and their scales [BLOCK]; zeros where none are."""
         store = (key, value)[n]
-        place = (table[b, div(block, page)], h, pl.ds(rem(block, page), BLOCK))
+        place = (page_at(div(block, page)), h, pl.ds(rem(block, page), BLOCK))
         old = at < jnp.minimum(start, end)
         wide = lambda x: jnp.broadcast_to(x[:, None], (BLOCK, size))
         load = lambda ref, mask: plgpu.load(ref, mask=mask, other=jnp.zeros((), ref.dtype))
@@ -138,8 +157,7 @@ def _part(
         def merged() -> tuple[Array, Array]:
             fresh = (at >= start) & (at < end) & (at < start + length)
             source = jnp.clip(at - start, 0, length - 1)
-            x = (new_key, new_value)[n][b, source[:, None], h, lane]
-            x, scale = _stored(x, store.dtype)
+            x, scale = new(n, source)
             one = jnp.where(fresh, scale, factor) if scales else factor
             return jnp.where(fresh[:, None], x.astype(kind), data), one
 
@@ -200,6 +218,37 @@ def _join(
     carry = jnp.zeros((size,), jnp.float32), jnp.float32(MASKED), jnp.float32(0)
     y, _, total = jax.lax.fori_loop(0, div(live + _SLAB - 1, _SLAB), more, carry)
     out_ref[...] = (y / jnp.where(total > 0, total, 1.0)).astype(out_ref.dtype)
+
+
+def _turned(
+    qkv: Any, turn: Any, b: Array, h: Array, token: Array, place: Any, norm: int, eps: float
+) -> Array:
+    """Heads [R H] of tokens [R] at a place or places [R] of the product: normed and turned.
+
+    norm: 0 for queries, which are also scaled, -1 for keys.
+    """
+    size = qkv.shape[-1]
+    lane = jnp.arange(size)
+    half = rem(lane, size // 2)
+    place = place if isinstance(place, int) else place[:, None]
+    x, other = (
+        qkv[b, token[:, None], h, place, at[None]] for at in (lane, rem(lane + size // 2, size))
+    )
+    wide = x.astype(jnp.float32), other.astype(jnp.float32)
+    if turn["norms"]:
+        scale = turn["norms"][norm]
+        factor = jax.lax.rsqrt(jnp.sum(wide[0] * wide[0], axis=1) / size + eps)[:, None]
+        at = lane, rem(lane + size // 2, size)
+        wide = tuple(
+            ((y * factor).astype(x.dtype) * scale[n][None]).astype(jnp.float32)
+            for y, n in zip(wide, at, strict=True)
+        )
+    cos, sin = (turn[name][b, token[:, None], half[None]] for name in ("cos", "sin"))
+    sin = jnp.where(lane < size // 2, -sin, sin)
+    x = (wide[0] * cos + wide[1] * sin).astype(x.dtype)
+    if norm == 0 and turn["factor"]:
+        x = x * turn["factor"][0][b, token].astype(x.dtype)[:, None]
+    return x
 
 
 def _limit(start: Array, end: Array, first: Array, most: int, length: int) -> Array:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,7 +67,7 @@ def test_answers_are_those_of_xla(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """Whole steps with a kernel in them."""
     params = init(SMALL, jax.random.key(0))
     prompts = [[*range(5, 55)], [8]]
-    ask = lambda: complete(params, prompts, GREEDY, max_new_tokens=3)
+    ask = lambda: complete(params, prompts, GREEDY, max_new_tokens=3, draft_tokens=0)
     wanted = ask()
     called: list[str] = []
 
@@ -90,28 +91,25 @@ def test_a_kernel_takes_few_tokens_of_texts_apart(
 
     def load(name: str) -> backends.Form:
         called.append(name)
-        return lambda query, new, keys, values, *_, interpret: (query, keys, values)
+        return lambda asked, keys, values, *_, interpret: (asked.qkv[..., :-2, :], keys, values)
 
     monkeypatch.setattr(backends, "load", load)
-    query = case.query.reshape(1, length, 2, 16)
-    cache.select(None, case.ends, apart).attend(0, query, *case.new, case.positions)
+    cache.select(None, case.ends, apart).attend(0, case.asked)
     assert called == (["triton"] if apart and length == 2 else [])
 
 
 @pytest.mark.parametrize("own", [True, False])
 def test_a_mesh_changes_no_bit(own: bool) -> None:
     """Slots over data where each has its pages, heads over tensor."""
-    case = make(4, [70, 9], heads=2, groups=2, size=16, blocks=2, own=own)
+    how: dict[str, Any] = {"turned": True, "norms": True}
+    case = make(4, [70, 9], heads=2, groups=2, size=16, blocks=2, own=own, **how)
     mesh = make_mesh(data=2 if own else 1, tensor=2, devices=jax.devices()[: 4 if own else 2])
 
     def run(mesh: object) -> list[np.ndarray]:
         stores = (Store(*case.keys),), (Store(*case.values),)
         backend = Backend("triton", mesh, interpret=True)  # type: ignore[arg-type]
         cache = Cache(*stores, table=case.table, ends=case.ends, backend=backend, apart=True)
-        query = case.query.reshape(2, 1, 4, 16)
-        y, cache = jax.jit(lambda cache, *x: cache.attend(0, *x))(
-            cache, query, *case.new, case.positions
-        )
+        y, cache = jax.jit(lambda cache, asked: cache.attend(0, asked))(cache, case.asked)
         return [np.asarray(x) for x in (y, cache.keys[0].data, cache.values[0].data)]
 
     for got, wanted in zip(run(mesh), run(None), strict=True):

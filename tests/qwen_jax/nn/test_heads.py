@@ -24,6 +24,7 @@ from qwen_jax.nn.model import Linear, Qwen, init
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import map_layers, named_leaves
 from tests.qwen_jax.networks import GREEDY, QWEN2, QWEN3, V1, distance
+from tests.qwen_jax.nn.kernels.cases import projected
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def attend(
         for call, end in zip(calls, itertools.accumulate(calls), strict=True):
             q, k, v, places = (x[:, end - call : end] for x in (*qkv, positions))
             cache = cache.select(table, places[:, -1] + 1, apart=True)
-            y, cache = cache.attend(0, q, k, v, places)
+            y, cache = cache.attend(0, projected(q, k, v, places))
             found.append(y)
         return found, cache
 

@@ -16,6 +16,7 @@ from qwen_jax.nn.kv_cache import Cache, NoCache, Store, quantize
 from qwen_jax.nn.model import Qwen
 from tests.conftest import Golden
 from tests.qwen_jax.networks import V1, distance, golden_network
+from tests.qwen_jax.nn.kernels.cases import projected
 
 SLOTS, HEADS, LENGTH, SIZE = 3, 2, 24, 4
 CONFIG = Config.from_hf(V1)
@@ -138,7 +139,7 @@ def test_no_cache_attends_causally(heads: int, kv_heads: int, length: int) -> No
     q = numbers(0, 2, length, heads, SIZE)
     k, v = numbers(1, 2, 2, length, kv_heads, SIZE)
     positions = np.tile(np.arange(length), (2, 1))
-    y, _ = jax.jit(NoCache().attend, static_argnums=0)(0, q, k, v, positions)
+    y, _ = jax.jit(NoCache().attend, static_argnums=0)(0, projected(q, k, v, positions))
     for row in range(2):
         assert distance(y[row], naive(q[row], k[row], v[row])) < 2e-6
 
@@ -155,14 +156,15 @@ def test_attention_sees_what_lies_before_it_and_no_more(dtype: Any, length: int)
     cache = Cache((key,), (value,))
     positions = starts[:, None] + np.arange(length, dtype=np.int32)
     q, k, v = numbers(3, 3, 2, length, heads, size)
-    together, _ = attend(cache, 0, q, k, v, positions)
+    together, _ = attend(cache, 0, projected(q, k, v, positions))
     for row, start in enumerate(starts):
         keys, values = (
             np.concatenate([content(old)[row, :, :start].swapaxes(0, 1), new[row]])
             for old, new in ((key, k), (value, v))
         )
         other = cache.select(jnp.array([[row]]), jnp.array([start + length]))
-        alone, _ = attend(other, 0, *(x[row : row + 1] for x in (q, k, v, positions)))
+        own = projected(*(x[row : row + 1] for x in (q, k, v, positions)))
+        alone, _ = attend(other, 0, own)
         error = distance(alone[0], naive(q[row], keys, values))
         assert error < (2e-6 if dtype == jnp.float32 else 0.02)
         np.testing.assert_array_equal(together[row], alone[0])
@@ -173,6 +175,6 @@ def test_padding_and_a_full_page_are_not_written() -> None:
     cache = Cache((key,), (key,)).select(None, jnp.array([4, LENGTH + 2]))
     q = numbers(3, 2, 3, CONFIG.heads, CONFIG.head_dim)
     positions = np.array([[2, 3, 4], [LENGTH - 1, LENGTH, LENGTH + 1]])
-    _, after = attend(cache, 0, q, q, q, positions)
+    _, after = attend(cache, 0, projected(q, q, q, positions))
     changed = (np.asarray(after.keys[0].data) != key.data).any(axis=(1, 3))
     assert np.argwhere(changed).tolist() == [[0, 2], [0, 3], [1, LENGTH - 1]]

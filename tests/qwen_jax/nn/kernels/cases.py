@@ -3,8 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from qwen_jax.nn.model import RMSNorm
+from qwen_jax.nn.projected import Projected
+from qwen_jax.nn.rope import Where
 
 PAGE = 64
 
@@ -13,16 +18,22 @@ PAGE = 64
 class Case:
     """Arguments of a kernel: what a row's text is, and pages where it lies."""
 
-    query: Any  # [B T K G H]
-    new: tuple[Any, Any]  # [B T K H]
+    asked: Projected
     keys: tuple[Any, Any]  # [P K page H], scales or None
     values: tuple[Any, Any]
     table: Any  # [B blocks] or None
-    positions: Any  # [B T]
     ends: Any  # [B]
 
     def arguments(self) -> tuple[Any, ...]:
-        return (self.query, self.new, self.keys, self.values, self.table, self.positions, self.ends)
+        return (self.asked, self.keys, self.values, self.table, self.ends)
+
+
+def projected(q: Any, k: Any, v: Any, positions: Any) -> Projected:
+    """Queries [B T N H], keys and values [B T K H] as they are: nothing is left to do with them."""
+    grouped = q.reshape(*k.shape[:3], -1, k.shape[-1])
+    qkv = jnp.concatenate([grouped, k[..., None, :], v[..., None, :]], axis=3)
+    still = jnp.zeros((*positions.shape, 1, q.shape[-1] // 2), jnp.float32)
+    return Projected(qkv, Where(positions, (still + 1, still), None))
 
 
 def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,10 +55,13 @@ def make(
     dtype: str = "float32",
     own: bool = False,
     real: list[int] | None = None,
+    turned: bool = False,
+    norms: bool = False,
 ) -> Case:
     """Rows that hold `fills` tokens and get `length` more, `real` of them no padding.
 
-    own: every row has one long page. What is not written is NaN, and 127 with int8.
+    own: every row has one long page. What is not written is NaN, and 127 with int8. turned: heads
+    are yet to be turned, and queries scaled; norms: and normed before.
     """
     random = np.random.default_rng(seed)
     batch, page = len(fills), PAGE * blocks if own else PAGE
@@ -75,34 +89,65 @@ def make(
         kind = jnp.dtype(cache)
         return jnp.asarray(data, kind), None if scale is None else jnp.asarray(scale)
 
+    draw = lambda *shape: jnp.asarray(normal(*shape), dtype)
+    q = draw(batch, length, heads * groups, size)
+    k, v = (draw(batch, length, heads, size) for _ in range(2))
+    asked = projected(q, k, v, jnp.asarray(positions, jnp.int32))
+    if turned:
+        angles = jnp.asarray(normal(batch, length, 1, size // 2))
+        factor = jnp.asarray(1 + np.abs(normal(batch, length, 1, 1)))
+        where = Where(asked.where.positions, (jnp.cos(angles), jnp.sin(angles)), factor)
+        asked = replace(asked, where=where)
+    if norms:
+        q_norm, k_norm = (RMSNorm(draw(size), 1e-6) for _ in range(2))
+        asked = replace(asked, q_norm=q_norm, k_norm=k_norm)
     return Case(
-        jnp.asarray(normal(batch, length, heads, groups, size), dtype),
-        tuple(jnp.asarray(normal(batch, length, heads, size), dtype) for _ in range(2)),  # type: ignore[arg-type]
+        asked,
         store(),
         store(),
         None if own else jnp.asarray(table),
-        jnp.asarray(positions, jnp.int32),
         jnp.asarray(ends, jnp.int32),
     )
 
 
+def heads_of(asked: Projected) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Queries [B T K G H] as float64, new keys and values [B T K H] rounded as the product is."""
+    wide = lambda x: np.asarray(x.astype(jnp.float32), np.float64)
+    rounded = lambda x: wide(jnp.asarray(x, asked.qkv.dtype))
+    qkv = wide(asked.qkv)
+    q, k, v = qkv[..., :-2, :], qkv[..., -2:-1, :], qkv[..., -1, :]
+    cos, sin = (wide(x)[:, :, None] for x in asked.where.angles)
+
+    def turn(x: np.ndarray, norm: Any) -> np.ndarray:
+        if norm is not None:
+            x = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps)
+            x = rounded(rounded(x) * wide(norm.scale))
+        a, b = np.split(x, 2, axis=-1)
+        return rounded(np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1))
+
+    q, k = turn(q, asked.q_norm), turn(k, asked.k_norm)
+    if asked.where.query_scale is not None:
+        q = rounded(q * rounded(wide(asked.where.query_scale))[:, :, None])
+    return q, [k[..., 0, :], v]
+
+
 def answer(case: Case) -> tuple[np.ndarray, list[Any]]:
     """What queries get [B T K G H], NaN for padding, and the stores after the call."""
-    query = np.asarray(case.query, np.float64)
+    query, new = heads_of(case.asked)
     batch, length = query.shape[:2]
     page = case.keys[0].shape[2]
     table = np.arange(batch)[:, None] if case.table is None else np.asarray(case.table)
-    positions, ends = np.asarray(case.positions), np.asarray(case.ends)
+    positions, ends = np.asarray(case.asked.where.positions), np.asarray(case.ends)
     room = table.shape[1] * page
     stores: list[Any] = []
-    for (data, scale), x in zip((case.keys, case.values), case.new, strict=True):
+    for (data, scale), x in zip((case.keys, case.values), new, strict=True):
         data, scale = np.array(data), None if scale is None else np.array(scale)
         for b, t in np.ndindex(batch, length):
             at = positions[b, t]
             if at >= min(ends[b], room):
                 continue
             where = table[b, at // page], slice(None), at % page
-            row = np.asarray(x[b, t].astype(jnp.float32))
+            row = x[b, t].astype(np.float32)
             if scale is None:
                 data[where] = row.astype(data.dtype)
             else:
@@ -129,13 +174,8 @@ def answer(case: Case) -> tuple[np.ndarray, list[Any]]:
 def only(case: Case, row: int) -> Case:
     """One row of a call."""
     cut = lambda x: x[row : row + 1]
-    alone = replace(
-        case,
-        query=cut(case.query),
-        new=(cut(case.new[0]), cut(case.new[1])),
-        positions=cut(case.positions),
-        ends=cut(case.ends),
-    )
+    asked = replace(case.asked, qkv=cut(case.asked.qkv), where=jax.tree.map(cut, case.asked.where))
+    alone = replace(case, asked=asked, ends=cut(case.ends))
     if case.table is not None:
         return replace(alone, table=cut(case.table))
     pair = lambda pair: (cut(pair[0]), None if pair[1] is None else cut(pair[1]))

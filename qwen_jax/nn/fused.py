@@ -1,0 +1,110 @@
+"""A network for decode steps where small kernels pay: norms in one each, gate with up in one.
+
+Made inside a program, of the arrays that are there: nothing is held twice, and what lies on a disk,
+trains or takes adapters knows nothing of it. Layers of other kinds stay as they are.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+from jax.sharding import PartitionSpec as P
+
+from qwen_jax.nn import sharding
+from qwen_jax.nn.backends import Backend
+from qwen_jax.nn.model import MLP, Linear, Qwen, RMSNorm
+from qwen_jax.nn.tree import map_layers
+
+_PLAIN = ("q_norm", "k_norm")  # of heads: attention's own
+
+
+def fused(model: Qwen, backend: Backend) -> Qwen:
+    """The network with what the kernels of this backend do; as it is where it has none."""
+    if backend.name != "triton":
+        return model
+
+    def norm(name: str, x: RMSNorm) -> RMSNorm:
+        return x if name.endswith(_PLAIN) else KernelNorm(x.scale, x.eps, backend)
+
+    def gate(_: str, x: MLP) -> MLP:
+        plain = all(type(layer) is Linear and layer.bias is None for layer in (x.gate, x.up))
+        return GatedMLP(x.gate, x.up, x.down, backend) if plain else x
+
+    return map_layers(gate, map_layers(norm, model, RMSNorm), MLP)
+
+
+@nnx.dataclass
+class KernelNorm(RMSNorm):
+    backend: Backend = nnx.static()
+
+    def __call__(self, x: Array) -> Array:
+        return self._run(x, None)[1] if _few(x, self.backend) else RMSNorm.__call__(self, x)
+
+    def after(self, x: Array, y: Array) -> tuple[Array, Array]:
+        return self._run(x, y) if _few(x, self.backend) else RMSNorm.after(self, x, y)
+
+    def _run(self, x: Array, y: Array | None) -> tuple[Array, Array]:
+        from qwen_jax.nn.kernels import layers
+
+        def run(x: Array, y: Array | None, scale: Array) -> tuple[Array, Array]:
+            rows = lambda x: x.reshape(-1, x.shape[-1])
+            how: Any = {"eps": self.eps, "interpret": self.backend.interpret}
+            found = layers.normed(rows(x), None if y is None else rows(y), scale, **how)
+            return found[0].reshape(x.shape), found[1].reshape(x.shape)
+
+        rows = _rows(x, self.backend)
+        ins = rows, None if y is None else rows, P()
+        found: tuple[Array, Array] = _split(run, self.backend, ins, (rows, rows))(x, y, self.scale)
+        return found
+
+
+@nnx.dataclass
+class GatedMLP(MLP):
+    backend: Backend = nnx.static()
+
+    def hidden(self, x: Array) -> Array:
+        from qwen_jax.nn.kernels import layers
+
+        if not (_few(x, self.backend) and layers.fits(x.shape[-1])):
+            return MLP.hidden(self, x)
+
+        def run(x: Array, gate: Array, up: Array) -> Array:
+            rows = x.reshape(-1, x.shape[-1])
+            y = layers.gated(rows, gate, up, interpret=self.backend.interpret)
+            return y.reshape(*x.shape[:-1], -1)
+
+        rows, mesh = _rows(x, self.backend), self.backend.mesh
+        parts = P() if mesh is None else sharding.spec(mesh, ("mlp",), self.gate.kernel.shape[:1])
+        out = P(*rows, None, *parts)
+        y: Array = _split(run, self.backend, (rows, parts, parts), out)(
+            x, self.gate.kernel, self.up.kernel
+        )
+        return y
+
+
+def _few(x: Array, backend: Backend) -> bool:
+    """Whether a device has so few rows of x [B T D] that a kernel takes them."""
+    from qwen_jax.nn.kernels.layers import MOST
+
+    parts = [name for names in _rows(x, backend) if names for name in names]
+    ways = math.prod(backend.mesh.shape[name] for name in parts) if backend.mesh else 1
+    return x.shape[0] // ways * x.shape[1] <= MOST
+
+
+def _rows(x: Array, backend: Backend) -> P:
+    """How devices share the rows of x [B T D]."""
+    if backend.mesh is None:
+        return P()
+    return sharding.spec(backend.mesh, ("slot",), x.shape[:1])
+
+
+def _split(run: Any, backend: Backend, ins: Any, outs: Any) -> Any:
+    """`run` on each device's part."""
+    if backend.mesh is None:
+        return run
+    return functools.partial(
+        jax.shard_map, mesh=backend.mesh, in_specs=ins, out_specs=outs, check_vma=False
+    )(run)
