@@ -1,10 +1,11 @@
 """The original's code interpreter: a model answers in ReAct's form, and Python runs on the way."""
 
-import re
 from typing import NamedTuple
 
 from qwen_jax.sandbox.notebook import observe
 
+RUNS = 8  # of code in an answer, where nobody says otherwise
+SECONDS = 30  # of all of it
 STOP = "Observation:"  # here the model would make up what its code shows
 INPUT, OBSERVATION = "\nAction Input:", "\nObservation:"
 _ACTION = "\nAction:"
@@ -52,7 +53,8 @@ def turn(said: str, reply: str, seconds: int, before: str = "") -> Turn:
         call = observed
     if not 0 <= action < given or not reply[action + len(_ACTION) : given].strip():
         return Turn(said + reply, None, said.count(OBSERVATION))
-    calls = re.findall(rf"{INPUT}(.*?)(?={OBSERVATION})", said, re.DOTALL)
+    earlier = said.split(OBSERVATION)[:-1]
+    calls = [part.partition(INPUT)[2] for part in earlier if INPUT in part]
     calls.append(reply[given + len(INPUT) : call])
     shown = observe([called(code_of(one.strip())) for one in calls], seconds, before)
     return Turn(f"{said}{reply[:call]}{OBSERVATION} {shown}\nThought:", shown, len(calls))
@@ -62,10 +64,14 @@ def code_of(action_input: str) -> str:
     """The code of a call: in three backticks, in one, in JSON, or all of it."""
     import json5
 
-    if found := re.search(r"```[^\n]*\n(.+?)```", action_input, re.DOTALL):
-        return found[1]
-    if found := re.search(r"`([^`]*)`", action_input):
-        return found[1]
+    _, fence, fenced = action_input.partition("```")
+    _, line, fenced = fenced.partition("\n")
+    end = fenced.find("```", 1)  # it holds something
+    if fence and line and end >= 0:
+        return fenced[:end]
+    _, *quoted = action_input.split("`", 2)
+    if len(quoted) == 2:
+        return quoted[0]
     try:
         return str(json5.loads(action_input)["code"])
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -2,11 +2,12 @@
 
 A child of its own, which inherits no environment and no open file, works in a folder that is
 thrown away, within limits on time, memory, files and processes. On Linux the kernel keeps the
-rest from it: Landlock every write outside its folder, seccomp every other process, socket,
-signal and change of the system. Elsewhere only the limits hold, and `missing` says so.
+rest from it: Landlock every write outside its folder, and every file that is not the system's,
+Python's or given to it; seccomp every other process, socket, signal and change of the system.
+Elsewhere only the limits hold, and `missing` says so.
 
-This is for the mistakes of a model and plain malice. It does not hide what the user can read,
-and it trusts the kernel and the machine: code of an adversary wants a virtual machine.
+This is for the mistakes of a model and plain malice. It trusts the kernel and the machine: code
+of an adversary wants a virtual machine.
 """
 
 import contextlib
@@ -55,9 +56,10 @@ def _run(program: str, seconds: float, files: Path | None = None) -> tuple[bool,
                 (folder / file.name).symlink_to(file.resolve())
         (folder / "program.py").write_text(program, "utf-8", errors="replace")
         with (folder / "printed").open("wb") as printed:
+            reads = [str(files.resolve())] if files else []
             limits = (MEMORY, OUTPUT, int(seconds) + 1)
             child = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(_GUARD), *map(str, limits)],
+                [sys.executable, "-I", "-B", str(_GUARD), *map(str, limits), *reads],
                 cwd=folder,
                 env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,

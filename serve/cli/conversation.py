@@ -141,7 +141,7 @@ class Chat:
         """ask with Python that the model may run: :code How much is 7**77?"""
         if self.interpreter is None:
             raise ValueError(
-                ":code runs programs that the model writes; read of what it does not protect from "
+                ":code runs programs that the model writes; read what it does not protect from "
                 "in docs/chat.md, then start with --run-generated-code"
             )
         if not text:

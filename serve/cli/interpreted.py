@@ -6,9 +6,6 @@ from typing import Any
 from qwen_jax.sandbox import interpreter
 from serve.cli.client import Answer, Source
 
-_RUNS = 8  # of code, in one answer
-_SECONDS = 30  # of all of it
-
 
 class Interpreted:
     """A source of answers that asks another one, in the form of the original's interpreter."""
@@ -32,11 +29,11 @@ class Interpreted:
         stops = (*(self.settings(changes).get("stop") or ()), interpreter.STOP)
         how, asked = {**changes, "stop": stops}, interpreter.ASK + query
         tokens, answer, runs = 0, Answer(), 0
-        while runs < _RUNS:
+        while runs < interpreter.RUNS:
             for answer in self._source.answer(asked, history, system, seed, how, begun):
                 yield Answer(begun + answer.text, tokens + answer.tokens)
             tokens += answer.tokens
-            begun, shown, runs = interpreter.turn(begun, answer.text, _SECONDS)
+            begun, shown, runs = interpreter.turn(begun, answer.text, interpreter.SECONDS)
             yield Answer(begun, tokens)
             if shown is None:
                 break
