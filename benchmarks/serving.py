@@ -3,8 +3,8 @@
     python -m benchmarks.serving [--rounds 3] [--concurrency 1 16] [--dtype bfloat16]
 
 Both servers, and ours with a single slot, are up all the time and measured in turns, one
-concurrency after the other, every other round backwards. Writes benchmarks/results/serving_cpu.json.
-Needs 12 GB of memory and 4 GB of disk.
+concurrency after the other, every other round backwards. Writes serving_cpu.json in
+benchmarks/results. Needs 12 GB of memory and 4 GB of disk.
 """
 
 import base64
