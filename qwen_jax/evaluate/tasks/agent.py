@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_jax.evaluate.tasks import agent_program
-from qwen_jax.evaluate.tasks.data import Data, field, packaged, text
+from qwen_jax.evaluate.tasks.data import Data, NoData, field, packaged, text
 from qwen_jax.evaluate.tasks.task import Question, Task
 from qwen_jax.files import strict_json
 from qwen_jax.sandbox.program import run
@@ -35,10 +35,14 @@ Steps = Sequence[tuple[dict[str, str], list[str]]]
 
 # --- their files ----------------------------------------------------------------------------------
 def _file(data: Data, name: str) -> Path:
-    if found := packaged("transformers", f"tools/{name}"):
-        return found
+    """Of the data, else of an installed transformers of that time."""
     places = [f"{folder}tools/{name}" for folder in ("", "transformers/", "src/transformers/")]
-    return data.find("hfagent", *places, source=_TOOLS_SOURCE)
+    try:
+        return data.find("hfagent", *places, source=_TOOLS_SOURCE)
+    except NoData:
+        if found := packaged("transformers", f"tools/{name}"):
+            return found
+        raise
 
 
 def _assigned(path: Path, name: str) -> ast.expr:

@@ -13,6 +13,9 @@ from qwen_jax.sandbox.interpreter import code_of, turn
         ("{'code': 'x = 1',}", "x = 1"),
         ("x = 1", "x = 1"),
         ("[1]", "[1]"),
+        ("```py\n```", ""),  # nothing in three, so what is in the first two
+        ("no ```fence", ""),
+        ("`" * 2**16, ""),
     ],
 )
 def test_code_of_a_call(given: str, code: str) -> None:
@@ -28,4 +31,7 @@ def test_turns() -> None:
     assert second.text.endswith(f"\nObservation: {second.shown}\nThought:")
     answer = " I know.\nFinal Answer: 5"
     assert turn(second.text, answer, 9) == (second.text + answer, None, 2)
+    empty = turn(second.text, reply("").replace("```py", "").replace("```", ""), 9)
+    assert empty.runs == 3  # so that a model which calls nothing comes to an end, too
+    assert turn(empty.text, reply("x"), 9).runs == 4
     assert "ZeroDivisionError" in str(turn("", reply("1 / 0"), 9).shown)

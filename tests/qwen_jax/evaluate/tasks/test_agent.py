@@ -61,7 +61,8 @@ def test_run_mode(
     small: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(agent, "_SECONDS", 1)
+    if "10**9" in reply:
+        monkeypatch.setattr(agent, "_SECONDS", 1)
     assert scores("run", 0, reply, data, small) == wanted
 
 

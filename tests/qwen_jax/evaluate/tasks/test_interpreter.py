@@ -106,7 +106,8 @@ def test_code_that_runs(
 ) -> None:
     monkeypatch.setattr(interpreter, "_STARTS", 1)
     (question,) = TASKS["interpreter_general_runs"].read(Data(data))
-    found = interpreter.judge_runs(question, reply, small, first=True, seconds=1)
+    seconds = 1 if "while" in reply else 20
+    found = interpreter.judge_runs(question, reply, small, first=True, seconds=seconds)
     assert found == score
     assert (data / "code_interpreter/upload_file_clean/table.csv").read_text() == "a,b\n1,2\n"
 
@@ -125,8 +126,6 @@ def test_a_model_that_recites_scores_everything_and_a_hostile_one_nothing(
     params: Qwen, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the whole evaluation; of the model only its words are made up."""
-    monkeypatch.setattr(interpreter, "_STARTS", 1)
-    monkeypatch.setattr(interpreter, "_TIMED", 1)
     hostile = f"import os\nos.kill({os.getpid()}, 9)\nopen('{tmp_path}/evil', 'w')"
     numbers = {"2 + 3": "5", "20,000 + 800": "20,800", "1 - 4": "-3"}
     prompts: list[str] = []
