@@ -21,7 +21,10 @@ def rows() -> Rows:
     settings = [SamplingArrays.of(kinds[n % 3], ((7,),), n) for n in range(COUNT)]
     number = lambda: jnp.asarray(draw.integers(0, 9, COUNT), jnp.int32)
     return Rows(
-        *(number() for _ in range(4)),
+        tokens=number(),
+        positions=number(),
+        prompt_lengths=number(),
+        remaining=number(),
         active=jnp.asarray(draw.integers(0, 2, COUNT), bool),
         adapters=number(),
         history=History.empty(COUNT, VOCAB),
