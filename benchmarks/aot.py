@@ -83,6 +83,9 @@ def _cases(platform: str) -> list[Case]:
         for chip, topology, four in (("v5p", "v5p:2x2x1", {"tensor": 4}), ("v6e", "v6e:2x2", {})):
             for dtype in ("bfloat16", "int8"):
                 cases.append(Case("Qwen-7B", chip, topology, four, "step", 8, dtype))
+        for slots in (1, 8):
+            one: tuple[str, str, dict[str, int]] = ("v6e", "v6e:2x2", {})
+            cases.append(Case("Qwen-7B", *one, "step", slots, "bfloat16", precision="int4"))
         forty = {"tensor": 16}  # devices that do not divide 40 heads
         cases.append(Case("Qwen-14B", "v5e", "v5e:4x4", forty, "step", 8, "bfloat16"))
         for mesh in ({"tensor": 64}, {"data": 4, "tensor": 16}):
@@ -143,7 +146,9 @@ def measure(case: Case) -> dict[str, Any]:
         result |= _step(module, case, params, state)
         checks |= {"no copies": not result["copies"]}
         layer, around = LAUNCHES[platform]
-        if case.precision == "bfloat16":
+        even = model["kv_heads"] % case.mesh.get("tensor", 1) == 0  # else heads are exchanged
+        kinds = ("bfloat16", "int4") if not case.mesh else ("bfloat16",)
+        if case.precision in kinds and even:
             checks |= {"launches": result["kernels"] <= layer * model["layers"] + around}
         checks |= {"attention": result["attention_kernels_per_layer"] <= 2}
     else:

@@ -52,7 +52,8 @@ def local(tree: Any) -> list[Array]:
     import jax
 
     part = lambda x: x.sharding.shard_shape(x.shape)
-    names = {"bfloat16": "bf16", "float32": "f32", "float16": "f16", "int8": "s8", "int4": "s4"}
+    names = {"bfloat16": "bf16", "float32": "f32", "float16": "f16"}
+    names |= {"int8": "s8", "int4": "s4", "uint8": "u8"}
     return [Array(names.get(str(x.dtype), "s32"), part(x), False) for x in jax.tree.leaves(tree)]
 
 

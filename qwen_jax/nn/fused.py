@@ -1,4 +1,4 @@
-"""A network for decode steps where small kernels pay: norms in one each, gate with up in one.
+"""A network for decode steps where small kernels pay: norms, gate with up, int4 layers in one each.
 
 Made inside a program, of the arrays that are there: nothing is held twice, and what lies on a disk,
 trains or takes adapters knows nothing of it. Layers of other kinds stay as they are.
@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec as P
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from qwen_jax.nn import sharding
 from qwen_jax.nn.backends import Backend
 from qwen_jax.nn.model import MLP, Linear, Qwen, RMSNorm
+from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.tree import map_layers
 
 _PLAIN = ("q_norm", "k_norm")  # of heads: attention's own
@@ -23,7 +25,7 @@ _PLAIN = ("q_norm", "k_norm")  # of heads: attention's own
 
 def fused(model: Qwen, backend: Backend) -> Qwen:
     """The network with what the kernels of this backend do; as it is where it has none."""
-    if backend.name != "triton":
+    if backend.name == "xla":
         return model
 
     def norm(name: str, x: RMSNorm) -> RMSNorm:
@@ -33,6 +35,14 @@ def fused(model: Qwen, backend: Backend) -> Qwen:
         plain = all(type(layer) is Linear and layer.bias is None for layer in (x.gate, x.up))
         return GatedMLP(x.gate, x.up, x.down, backend) if plain else x
 
+    def integers(_: str, x: QuantLinear) -> QuantLinear:
+        fields = x.codes, x.scales, x.zeros, x.order, x.bias, x.bits
+        return KernelQuant(*fields, backend) if _int4(backend).fits(x.codes) else x
+
+    if backend.mesh is None:  # else XLA shares out products of integers
+        model = map_layers(integers, model, QuantLinear)
+    if backend.name != "triton":  # XLA's TPU does the rest in few operations
+        return model
     return map_layers(gate, map_layers(norm, model, RMSNorm), MLP)
 
 
@@ -83,6 +93,34 @@ class GatedMLP(MLP):
             x, self.gate.kernel, self.up.kernel
         )
         return y
+
+
+@nnx.dataclass
+class KernelQuant(QuantLinear):
+    """Of int4, on one device."""
+
+    backend: Backend = nnx.static()
+
+    def __call__(self, x: Array) -> Array:
+        kernel = _int4(self.backend)
+        if x.size // x.shape[-1] > kernel.MOST:
+            return QuantLinear.__call__(self, x)
+        rows = x if self.order is None else jnp.take(x, self.order, axis=-1)
+        rows = rows.reshape(-1, x.shape[-1])
+        how = {"interpret": self.backend.interpret}
+        y: Array = kernel.product(rows, self.codes, self.scales, self.zeros, self.bias, **how)
+        return y.reshape(*x.shape[:-1], -1)
+
+
+def _int4(backend: Backend) -> Any:
+    """The kernels of products with int4."""
+    if backend.name == "triton":
+        from qwen_jax.nn.kernels import triton_int4
+
+        return triton_int4
+    from qwen_jax.nn.kernels import mosaic_int4
+
+    return mosaic_int4
 
 
 def _few(x: Array, backend: Backend) -> bool:

@@ -19,20 +19,21 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
-from qwen_jax.nn import model
+from qwen_jax.nn import model, quant_matmul
 from qwen_jax.nn.model import Leaf, Linear, LinearLayer, Qwen
-from qwen_jax.nn.quant_matmul import apart, by_output, groups, paired, product, weight, whole
+from qwen_jax.nn.quant_matmul import by_output, by_rows, groups, product, weight
 from qwen_jax.nn.tree import INTEGERS, map_layers, named_layers, named_leaves
 
 CODES = {4: jnp.int4, 8: jnp.int8}
+_HALVES = 32  # inputs of a group come in multiples of it where a kernel takes halves
 FIELDS = ("codes", "scales", "zeros", "order")  # what takes the place of a kernel
 
 
 @nnx.dataclass
 class QuantLinear(LinearLayer):
-    """In Linear's place. codes: [out in]; `arrange` makes [groups out size] or pairs [out in/2]."""
+    """In Linear's place. codes: [out in]; `arrange` makes [groups out size], pairs or halves."""
 
-    codes: Array = nnx.data()  # int4 or int8; uint8 in pairs
+    codes: Array = nnx.data()  # int4 or int8; uint8 in pairs and halves
     scales: Array = nnx.data()  # [out groups]; [groups out] where groups are apart
     zeros: Array | None = nnx.data()  # int8, as scales; None: all 0
     order: Array | None = nnx.data()  # int32 [in]; None: as they come
@@ -48,7 +49,8 @@ class QuantLinear(LinearLayer):
 
     @property
     def inputs(self) -> int:
-        return self.codes.size * (1 + (self.codes.dtype == jnp.uint8)) // self.codes.shape[-2]
+        outputs = self.codes.shape[0 if by_rows(self.codes) else 1]
+        return self.codes.size * (1 + (self.codes.dtype == jnp.uint8)) // outputs
 
     @property
     def kernel(self) -> Array:
@@ -122,16 +124,22 @@ def group_size(shape: tuple[int, ...], group: int | None) -> int:
 
 # --- the order a platform likes ---------------------------------------------------------------
 def arrange(layer: QuantLinear, platform: str) -> QuantLinear:
-    """The same layer with its integers as this platform ("cpu", "gpu", "tpu") reads them best."""
+    """The same layer with its integers as this platform ("cpu", "gpu", "tpu") reads them best.
+
+    "rest": as they lie on a disk.
+    """
     count = groups(layer.codes, layer.scales)
     scales, zeros = by_output(layer.codes, layer.scales), layer.zeros
     zeros = None if zeros is None else by_output(layer.codes, zeros)
     if platform == "cpu" and layer.bits == 4 and layer.inputs // count % 2 == 0:
-        codes = paired(layer.codes)
+        codes = quant_matmul.paired(layer.codes)
+    elif platform not in ("cpu", "tpu", "rest") and count > 1 and layer.bits == 4:
+        even = layer.inputs // count % _HALVES == 0
+        codes = quant_matmul.halved(layer.codes, count) if even else quant_matmul.whole(layer.codes)
     elif count == 1 or platform not in ("cpu", "tpu"):
-        codes = whole(layer.codes)
+        codes = quant_matmul.whole(layer.codes)
     else:
-        codes, scales = apart(layer.codes, count), scales.T
+        codes, scales = quant_matmul.apart(layer.codes, count), scales.T
         zeros = None if zeros is None else zeros.T
     if platform == "cpu" and codes.dtype == jnp.int4:
         codes = codes.astype(jnp.int8)
@@ -142,7 +150,7 @@ def at_rest(params: Any) -> Any:
     """A network whose quantised layers lie as in a checkpoint: whole rows, narrowest integers."""
 
     def settle(_: str, x: QuantLinear) -> QuantLinear:
-        made = arrange(x, "gpu")
+        made = arrange(x, "rest")
         made.codes = made.codes.astype(CODES[x.bits])
         return made
 
@@ -172,7 +180,7 @@ def arrange_leaves(leaves: dict[str, Any], platform: str) -> None:
 
 def _arranged(layer: QuantLinear, platform: str) -> QuantLinear:
     made = jax.eval_shape(functools.partial(arrange, platform=platform), layer)
-    turned = made.codes.ndim > layer.codes.ndim
+    turned = by_rows(layer.codes) and not by_rows(made.codes)
     shardings = [
         _turned(x.sharding) if turned and x.ndim == 2 else x.sharding
         for x in jax.tree.leaves(layer)

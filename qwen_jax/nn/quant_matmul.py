@@ -1,10 +1,11 @@
 """Products of activations with integer weights: a recipe for each platform and number of rows.
 
 A weight is scale * (code - zero), with a scale and a zero for every `size` inputs of an output.
-Its codes lie in one of three orders: whole rows, codes [out in] with scales and zeros [out groups],
+Its codes lie in one of four orders: whole rows, codes [out in] with scales and zeros [out groups],
 which a GPU reads best; groups apart, [groups out size] and [groups out], which TPUs do, and CPUs
-for int8; or int4 in pairs, uint8 [out in/2] with [out groups], for CPUs, where XLA unpacks int4
-slowly. Every recipe takes all of them, and none makes an expanded copy of the codes in memory.
+for int8; int4 in pairs, uint8 [out in/2] with [out groups], for CPUs, where XLA unpacks int4
+slowly; or in halves, uint8 [out groups size/2] with [out groups], for GPUs' kernels. Every recipe
+takes all of them, and none makes an expanded copy of the codes in memory.
 """
 
 from typing import Any
@@ -39,8 +40,9 @@ def product(x: Array, codes: Array, scales: Array, zeros: Array | None) -> Array
 def whole(codes: Array) -> Array:
     """Codes in any order -> [out in]."""
     if codes.dtype == jnp.uint8:
-        pairs = jnp.stack([codes & 15, codes >> 4], axis=-1)
-        return pairs.reshape(len(codes), -1).astype(jnp.int8) - 8
+        join = jnp.stack if codes.ndim == 2 else jnp.concatenate
+        numbers = join([codes & 15, codes >> 4], axis=-1)
+        return numbers.reshape(len(codes), -1).astype(jnp.int8) - 8
     if codes.ndim == 2:
         return codes
     return codes.swapaxes(0, 1).reshape(codes.shape[1], -1)
@@ -48,7 +50,7 @@ def whole(codes: Array) -> Array:
 
 def apart(codes: Array, groups: int) -> Array:
     """Codes in any order -> [groups out size]."""
-    if codes.ndim == 3:
+    if not by_rows(codes):
         return codes
     codes = whole(codes)
     return codes.reshape(codes.shape[0], groups, -1).swapaxes(0, 1)
@@ -60,8 +62,21 @@ def paired(codes: Array) -> Array:
     return codes[:, ::2] | codes[:, 1::2] << 4
 
 
+def halved(codes: Array, groups: int) -> Array:
+    """Codes of 4 bits in any order -> uint8 [out groups size/2]: code + 8, of a group's first half
+    in the low bits and of its second in the high ones."""
+    codes = (whole(codes).astype(jnp.int8) + 8).astype(jnp.uint8)
+    low, high = jnp.split(codes.reshape(len(codes), groups, -1), 2, axis=-1)
+    return low | high << 4
+
+
+def by_rows(codes: Array) -> bool:
+    """Whether outputs come first, in codes and scales."""
+    return codes.ndim == 2 or codes.dtype == jnp.uint8
+
+
 def groups(codes: Array, scales: Array) -> int:
-    return scales.shape[1] if codes.ndim == 2 else scales.shape[0]
+    return scales.shape[1] if by_rows(codes) else scales.shape[0]
 
 
 def group_sums(x: Array, groups: int) -> Array:
@@ -80,21 +95,35 @@ def weight(codes: Array, scales: Array, zeros: Array | None) -> Array:
 
 def by_output(codes: Array, numbers: Array) -> Array:
     """Scales or zeros that lie as the codes do -> [out groups]."""
-    return numbers if codes.ndim == 2 else numbers.T
+    return numbers if by_rows(codes) else numbers.T
 
 
 def _by_group(codes: Array, numbers: Array) -> Array:
-    return numbers if codes.ndim == 3 else numbers.T
+    return numbers.T if by_rows(codes) else numbers
 
 
 # --- by platform ------------------------------------------------------------------------------
 def _on_gpu(x: Array, codes: Array, scales: Array) -> Array:
-    """One Triton product that reads integers and scales."""
+    """One Triton product that reads integers and scales; of halves, one for each."""
+    if codes.dtype == jnp.uint8 and codes.ndim == 3:
+        return _of_halves(x, codes, scales)
     codes, scales = whole(codes), by_output(codes, scales)
     if scales.shape[1] == 1:
         return _dot(x, codes.astype(x.dtype)) * scales[:, 0].astype(jnp.float32)
     size = codes.shape[1] // scales.shape[1]
     return _dot(x, codes.astype(x.dtype) * jnp.repeat(scales.astype(x.dtype), size, axis=1))
+
+
+def _of_halves(x: Array, codes: Array, scales: Array) -> Array:
+    out, count, half = codes.shape
+    x = x.reshape(len(x), count, 2, half)
+    codes, scales = codes.reshape(out, -1), jnp.repeat(scales.astype(x.dtype), half, axis=1)
+
+    def part(n: int, numbers: Array) -> Array:
+        kernel = (numbers.astype(jnp.int8) - 8).astype(x.dtype) * scales
+        return _dot(x[:, :, n].reshape(len(x), -1), kernel)
+
+    return part(0, codes & 15) + part(1, codes >> 4)
 
 
 def _on_tpu(x: Array, codes: Array, scales: Array) -> Array:
@@ -117,6 +146,8 @@ def _on_tpu(x: Array, codes: Array, scales: Array) -> Array:
 
 def _on_cpu(x: Array, codes: Array, scales: Array) -> Array:
     """Integers against integers, which alone are fast, for few rows; floats for many."""
+    if codes.dtype == jnp.uint8 and codes.ndim == 3:
+        codes = whole(codes)
     count, pairs = groups(codes, scales), codes.dtype == jnp.uint8
     rows, few = x.shape[0], x.shape[0] <= _FEW["cpu"]
     if pairs and few:
@@ -223,7 +254,7 @@ def _backward(kept: Kept, dy: Array) -> tuple[Array, None, None, None]:
     """What is kept between the two is integers; dy [M out] -> dx [M in]."""
     like_x, codes, scales, zeros = kept
     dtype = like_x.dtype
-    if codes.ndim == 2:
+    if by_rows(codes):
         count, codes = scales.shape[1], whole(codes)
         scaled = codes.astype(dtype) * jnp.repeat(
             scales.astype(dtype), codes.shape[1] // count, axis=1

@@ -1,5 +1,6 @@
 """Kernels in the place of a network's norms and gated products change no answer."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +12,15 @@ import pytest
 from qwen_jax.config import Config
 from qwen_jax.nn import quant
 from qwen_jax.nn.backends import XLA, Backend
-from qwen_jax.nn.fused import GatedMLP, KernelNorm, fused
+from qwen_jax.nn.fused import GatedMLP, KernelNorm, KernelQuant, fused
 from qwen_jax.nn.kv_cache import NoCache
 from qwen_jax.nn.lora import Delta, LoraLinear
-from qwen_jax.nn.model import MLP, Linear, Qwen, RMSNorm, init
+from qwen_jax.nn.model import MLP, Linear, LinearLayer, Qwen, RMSNorm, init
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import map_layers, named_layers
 from tests.qwen_jax.networks import QWEN3, distance
 
-CONFIG = replace(Config.from_hf(QWEN3), layers=1)
+CONFIG = Config.from_hf(QWEN3 | {"hidden_size": 64})
 KERNELS = Backend("triton", interpret=True)
 
 
@@ -48,29 +49,36 @@ def test_they_take_the_places(params: Qwen) -> None:
     assert kinds(made, RMSNorm) == heads | others
     assert distance(states(made), wanted := states(params)) < 2e-6
     assert fused(params, XLA) is params
-    text = lambda params: str(jax.make_jaxpr(params.blocks[0].mlp)(jnp.zeros((65, 1, 32))))
+    text = lambda params: str(jax.make_jaxpr(params.blocks[0].mlp)(jnp.zeros((65, 1, 64))))
     assert text(made) == text(params)
     assert np.isfinite(wanted).all()
 
 
-@pytest.mark.parametrize("which", ["blocks.0.mlp.gate", "blocks.0.mlp.up"])
-def test_adapters_and_integers_keep_their_arithmetic(params: Qwen, which: str) -> None:
+def adapted(layer: Linear) -> Any:
     draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+    out, inputs = layer.kernel.shape
+    return LoraLinear(layer, (Delta(draw(1, 2, inputs), draw(2, out, 2), None, None, 1.0, 0.0),))
 
-    def adapted(name: str, layer: Linear) -> Any:
-        out, inputs = layer.kernel.shape
-        delta = Delta(draw(1, 2, inputs), draw(2, out, 2), None, None, 1.0, 0.0)
-        return LoraLinear(layer, (delta,)) if name == which else layer
 
-    def coded(name: str, layer: Linear) -> Any:
-        return quant.quantize(layer, 4, 16, False) if name == which else layer
+def coded(layer: Linear) -> Any:
+    return quant.quantize(layer, 4, 16, False)
 
-    plain = states(params)
-    for change in (adapted, coded):
-        changed = map_layers(change, params, Linear)
-        wanted = states(changed)
-        assert distance(wanted, plain) > 1e-4
-        assert distance(states(fused(changed, KERNELS)), wanted) < 2e-6
+
+def halves(layer: Linear) -> Any:
+    return quant.arrange(quant.quantize(layer, 4, 32, False), "gpu")
+
+
+@pytest.mark.parametrize(("which", "change"), [("gate", adapted), ("up", coded), ("gate", halves)])
+def test_adapters_and_integers_keep_their_arithmetic(
+    params: Qwen, which: str, change: Callable[[Linear], Any]
+) -> None:
+    one = lambda name, layer: change(layer) if name == f"blocks.0.mlp.{which}" else layer
+    changed = map_layers(one, params, Linear)
+    wanted = states(changed)
+    assert distance(wanted, states(params)) > 1e-4
+    made = fused(changed, KERNELS)
+    assert (KernelQuant in kinds(made, LinearLayer).values()) == (change is halves)
+    assert distance(states(made), wanted) < 2e-6
 
 
 def test_a_mesh_changes_no_bit(params: Qwen) -> None:
@@ -80,7 +88,7 @@ def test_a_mesh_changes_no_bit(params: Qwen) -> None:
     split, norm = replace(KERNELS, mesh=mesh), params.norm
     mlp, whole = fused(placed, split).blocks[0].mlp, fused(params, KERNELS).blocks[0].mlp
     for rows in (4, 3):
-        x = jax.random.normal(jax.random.key(1), (rows, 1, 32))
+        x = jax.random.normal(jax.random.key(1), (rows, 1, 64))
         np.testing.assert_array_equal(jax.jit(mlp.hidden)(x), jax.jit(whole.hidden)(x))
         own, other = (KernelNorm(norm.scale, norm.eps, b) for b in (split, KERNELS))
         for got, wanted in zip(own.after(x, x), other.after(x, x), strict=True):

@@ -9,7 +9,7 @@ import pytest
 from jax import Array
 
 from qwen_jax.nn import quant_matmul
-from qwen_jax.nn.quant_matmul import apart, paired, product, weight, whole
+from qwen_jax.nn.quant_matmul import apart, halved, paired, product, weight, whole
 from tests.qwen_jax.networks import temporary_bytes
 
 OUT, GROUPS, SIZE = 24, 6, 16
@@ -54,6 +54,7 @@ def test_recipes(platform: str, bits: int, groups: int) -> None:
         assert error(recipe(x, apart(codes, groups), scales.T), wanted) < 5e-7
         if bits == 4:
             assert error(recipe(x, paired(codes), scales), wanted) < 5e-7
+            assert error(recipe(x, halved(codes, groups), scales), wanted) < 5e-7
         x, codes, scales, _, _, wanted = case(rows, groups, bits, dtype=jnp.bfloat16)
         assert error(recipe(x, codes, scales), wanted) < 4e-3
         assert recipe(x, codes, scales).dtype == jnp.float32
@@ -88,7 +89,7 @@ def test_product_and_its_gradient(groups: int, zeros: bool) -> None:
         offsets = offsets if zeros else None
         turned = None if offsets is None else offsets.T
         forms = [(codes, scales, offsets), (apart(codes, groups), scales.T, turned)]
-        forms.append((paired(codes), scales, offsets))
+        forms += [(x, scales, offsets) for x in (paired(codes), halved(codes, groups))]
         for form in forms:
             y, back = jax.vjp(lambda x, form=form: product(x, *form), x)
             assert error(y, wanted) < 5e-7
@@ -113,6 +114,8 @@ def test_weight_is_exact() -> None:
     _, codes, scales, offsets, kernel, _ = case(1, zeros=True)
     np.testing.assert_array_equal(weight(paired(codes), scales, offsets), kernel)
     np.testing.assert_array_equal(whole(paired(apart(codes, GROUPS))), codes)
+    np.testing.assert_array_equal(whole(halved(paired(codes), GROUPS)), codes)
+    np.testing.assert_array_equal(weight(halved(codes, GROUPS), scales, offsets), kernel)
     np.testing.assert_array_equal(apart(paired(codes), GROUPS), apart(codes, GROUPS))
     assert paired(codes).dtype == jnp.uint8
     assert paired(codes).nbytes == codes.size // 2
