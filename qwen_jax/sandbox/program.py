@@ -1,16 +1,17 @@
 """Run a program that a model wrote, so that what it does hurts nobody.
 
 A child of its own, which inherits no environment and no open file, works in a folder that is
-thrown away, within limits on time, memory, files and processes. On Linux the kernel keeps the
-rest from it: Landlock every write outside its folder, and every file that is not the system's,
-Python's or given to it; seccomp every other process, socket, signal and change of the system.
-Elsewhere only the limits hold, and `missing` says so.
+thrown away, within limits on time, memory, files, threads and processes. On Linux the kernel
+keeps the rest from it: Landlock every write outside its folder, and every file that is not the
+system's, Python's or given to it; seccomp every other process, socket, signal and change of the
+system. Elsewhere only the limits hold, and `missing` says so.
 
 This is for the mistakes of a model and plain malice. It trusts the kernel and the machine: code
 of an adversary wants a virtual machine.
 """
 
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -25,6 +26,9 @@ OUTPUT = 1 << 20  # bytes of each file, and of what is printed
 FOLDER = 16 << 20  # bytes of all files
 _START = 20.0  # seconds that a busy machine may take to start the child
 _LOOK = 0.02  # seconds between two looks at the child
+_BLOCK = 4096  # bytes that a file takes at least
+_DEEPEST = 32  # folders in one another
+_THREADS = 256
 _OURS = ("program.py", "printed", "passed", "unkept")  # in the child's folder
 _GUARD = Path(__file__).with_name("program_guard.py")
 
@@ -75,6 +79,8 @@ def _run(program: str, seconds: float, files: Path | None = None) -> tuple[bool,
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+                with contextlib.suppress(OSError):
+                    _flatten(folder)
         passed = _read(folder / "passed") == word
         return passed, _read(folder / "printed"), _read(folder / "unkept")
 
@@ -88,27 +94,56 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, seconds: float) -> None:
             begun = now
         if now - started > _START + seconds or (begun and now - begun > seconds):
             return
-        if sum(entry.stat(follow_symlinks=False).st_size for entry in _entries(folder)) > FOLDER:
+        if _size(folder) > FOLDER or _threads(child.pid) > _THREADS:
             return
         time.sleep(_LOOK)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """The files of a folder that somebody else may be deleting, and of those in it."""
-    found: list[os.DirEntry[str]] = []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            found.append(entry)
-            if entry.is_dir(follow_symlinks=False):
-                found += _entries(Path(entry.path))
-    return found
+def _size(folder: Path) -> float:
+    """Bytes of all that lies in a folder, in which somebody is at work; inf: it is hidden."""
+    size, folders, slashes = 0, [str(folder)], str(folder).count("/")
+    while folders and size <= FOLDER:
+        inner = folders.pop()
+        try:
+            with os.scandir(inner) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        size += max(_BLOCK, entry.stat(follow_symlinks=False).st_size)
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(entry.path)
+                    if size > FOLDER:
+                        break
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return math.inf
+        if inner.count("/") - slashes > _DEEPEST:
+            return math.inf
+    return size
+
+
+def _threads(process: int) -> int:
+    try:
+        return len(list(Path(f"/proc/{process}/task").iterdir()))
+    except OSError:
+        return 0
+
+
+def _flatten(folder: Path) -> None:
+    """Every folder in it opened and lifted into it, so that it can be removed at any depth."""
+    folders = [folder]
+    while folders:
+        for entry in list(folders.pop().iterdir()):
+            if entry.is_dir() and not entry.is_symlink():
+                entry.chmod(0o700)
+                folders.append(entry.rename(folder / secrets.token_hex(16)))
 
 
 def _read(path: Path) -> str:
     try:
-        if path.is_symlink():
-            return ""
-        with path.open("rb") as file:
+        # not where a link of the program's leads, and not waiting at its pipe
+        how = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        with os.fdopen(os.open(path, how), "rb") as file:
             return file.read(OUTPUT).decode("utf-8", "replace")
     except OSError:
         return ""

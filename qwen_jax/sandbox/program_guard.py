@@ -28,21 +28,26 @@ DENIED = {
         | {"pidfd_getfd": 438, "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311}
         | {"process_madvise": 440, "setpriority": 141, "sched_setaffinity": 203}
         | {"sched_setscheduler": 144, "sched_setparam": 142, "sched_setattr": 314}
-        | {"setrlimit": 160, "prlimit64": 302, "ioprio_set": 251, "move_pages": 279},
+        | {"setrlimit": 160, "prlimit64": 302, "ioprio_set": 251, "move_pages": 279}
+        | {"migrate_pages": 256, "kcmp": 312, "process_mrelease": 448},
         {"kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138}
         | {"rt_tgsigqueueinfo": 240, "pidfd_open": 434, "pidfd_send_signal": 424}
         | {"pidfd_getfd": 438, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271}
         | {"process_madvise": 440, "setpriority": 140, "sched_setaffinity": 122}
         | {"sched_setscheduler": 119, "sched_setparam": 118, "sched_setattr": 274}
-        | {"setrlimit": 164, "prlimit64": 261, "ioprio_set": 30, "move_pages": 239},
+        | {"setrlimit": 164, "prlimit64": 261, "ioprio_set": 30, "move_pages": 239}
+        | {"migrate_pages": 238, "kcmp": 272, "process_mrelease": 448},
     ),
     "sockets and queues": (
         {"socket": 41, "socketpair": 53, "connect": 42, "bind": 49, "listen": 50, "accept": 43}
         | {"accept4": 288, "shmget": 29, "shmat": 30, "msgget": 68, "semget": 64, "mq_open": 240}
-        | {"io_uring_setup": 425},
+        | {"shmctl": 31, "semctl": 66, "semop": 65, "semtimedop": 220, "msgsnd": 69, "msgrcv": 70}
+        | {"msgctl": 71, "mq_unlink": 241, "io_uring_setup": 425},
         {"socket": 198, "socketpair": 199, "connect": 203, "bind": 200, "listen": 201}
         | {"accept": 202, "accept4": 242, "shmget": 194, "shmat": 196, "msgget": 186}
-        | {"semget": 190, "mq_open": 180, "io_uring_setup": 425},
+        | {"semget": 190, "mq_open": 180, "shmctl": 195, "semctl": 191, "semop": 193}
+        | {"semtimedop": 192, "msgsnd": 189, "msgrcv": 188, "msgctl": 187, "mq_unlink": 181}
+        | {"io_uring_setup": 425},
     ),
     "owners, modes and times of files": (
         {"chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93}
@@ -61,7 +66,10 @@ DENIED = {
         | {"kexec_load": 246, "kexec_file_load": 320, "reboot": 169, "swapon": 167}
         | {"swapoff": 168, "settimeofday": 164, "clock_settime": 227, "clock_adjtime": 305}
         | {"adjtimex": 159, "sethostname": 170, "setdomainname": 171, "personality": 135}
-        | {"quotactl": 179, "acct": 163, "syslog": 103, "vhangup": 153, "open_by_handle_at": 304},
+        | {"quotactl": 179, "acct": 163, "syslog": 103, "vhangup": 153, "open_by_handle_at": 304}
+        | {"inotify_init": 253, "inotify_init1": 294, "inotify_add_watch": 254}
+        | {"fanotify_init": 300, "mount_setattr": 442, "fsconfig": 431, "fsmount": 432}
+        | {"fspick": 433, "open_tree_attr": 467, "quotactl_fd": 443, "iopl": 172, "ioperm": 173},
         {"mount": 40, "umount2": 39, "move_mount": 429, "open_tree": 428, "fsopen": 430}
         | {"unshare": 97, "setns": 268, "pivot_root": 41, "chroot": 51, "bpf": 280}
         | {"perf_event_open": 241, "add_key": 217, "request_key": 218, "keyctl": 219}
@@ -69,9 +77,17 @@ DENIED = {
         | {"kexec_load": 104, "kexec_file_load": 294, "reboot": 142, "swapon": 224}
         | {"swapoff": 225, "settimeofday": 170, "clock_settime": 112, "clock_adjtime": 266}
         | {"adjtimex": 171, "sethostname": 161, "setdomainname": 162, "personality": 92}
-        | {"quotactl": 60, "acct": 89, "syslog": 116, "vhangup": 58, "open_by_handle_at": 265},
+        | {"quotactl": 60, "acct": 89, "syslog": 116, "vhangup": 58, "open_by_handle_at": 265}
+        | {"inotify_init1": 26, "inotify_add_watch": 27, "fanotify_init": 262}
+        | {"mount_setattr": 442, "fsconfig": 431, "fsmount": 432, "fspick": 433}
+        | {"open_tree_attr": 467, "quotactl_fd": 443},
     ),
 }
+# Calls that are denied with some words: (number, of the word, the words).
+WORDS = (
+    {"fcntl": (72, 1, (8, 10, 15)), "prctl": (157, 0, (1,))},  # F_SETOWN, F_SETSIG, F_SETOWN_EX:
+    {"fcntl": (25, 1, (8, 10, 15)), "prctl": (167, 0, (1,))},  # signals; PR_SET_PDEATHSIG
+)
 MACHINES = {  # column of DENIED, seccomp's word for it, clone
     "x86_64": (0, 0xC000003E, 56),
     "aarch64": (1, 0xC00000B7, 220),
@@ -80,6 +96,8 @@ _CLONE3, _THREAD = 435, 0x10000
 _LANDLOCK = (444, 445, 446)  # create a ruleset, add a rule, restrict
 _WRITES = sum(1 << bit for bit in (1, *range(4, 15)))  # Landlock's rights that change anything
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_DEVICES = 1 << 6 | 1 << 9 | 1 << 11  # to make some, or sockets
+_MAY_READ_ALL = 1 << 2  # of root's privileges the one that is kept: Landlock narrows it
 # what anybody may read, and programs need: libraries, numbers of processors, time zones
 _SYSTEM = (
     *("/usr", "/lib", "/lib64", "/bin", "/opt", "/nix", "/sys"),
@@ -111,6 +129,11 @@ def _filter() -> bytes:
         (_RETURN, 0, 0, _FAIL | errno.EPERM),
         (_RETURN, 0, 0, _ALLOW),
     ]
+    for number, place, words in WORDS[column].values():
+        steps += [(_EQUAL, 0, 2 * len(words) + 2, number), (_LOAD, 0, 0, 16 + 8 * place)]
+        for word in words:
+            steps += [(_EQUAL, 0, 1, word), (_RETURN, 0, 0, _FAIL | errno.EPERM)]
+        steps.append((_RETURN, 0, 0, _ALLOW))
     for number in numbers:
         steps += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _FAIL | errno.EPERM)]
     steps.append((_RETURN, 0, 0, _ALLOW))
@@ -123,31 +146,51 @@ class _Program(ctypes.Structure):
 
 def _checked(result: int, what: str) -> int:
     if result < 0:
-        raise OSError(ctypes.get_errno(), f"{what} failed")
+        raise OSError(f"{what} failed: {os.strerror(ctypes.get_errno())}")
     return result
 
 
-def restrict(folder: str, *reads: str) -> None:
+def restrict(folder: str, *reads: str) -> str:
     """For this process, for good: writes only in a folder, and no call that is denied.
 
-    It reads that, the system's and Python's own files, and what lies in `reads`. Raises OSError
-    where the kernel cannot.
+    It reads that, the system's and Python's own files, and what lies in `reads`; it ends with the
+    process that started it, and has none of root's privileges. Says what the kernel does not give.
     """
     if sys.platform != "linux" or platform.machine() not in MACHINES:
-        raise OSError(f"nothing is kept from it on {sys.platform} {platform.machine()}")
+        return f"nothing is kept from it on {sys.platform} {platform.machine()}"
     system = ctypes.CDLL(None, use_errno=True)
     system.syscall.restype = ctypes.c_long
+    unkept = []
+    for wall in (_without_privileges, _within, _without_calls):  # in this order
+        try:
+            wall(system, folder, *reads)
+        except OSError as error:
+            unkept.append(f"{wall.__doc__} ({error.strerror or error})")
+    return ", ".join(unkept)
+
+
+def _without_privileges(system: ctypes.CDLL, *_: str) -> None:
+    """its end with ours, and root's privileges"""
+    _checked(system.prctl(1, 9, 0, 0, 0), "PR_SET_PDEATHSIG")
+    _checked(system.prctl(38, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
+    version, now = struct.pack("Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
+    _checked(system.capget(version, now), "capget")
+    kept = struct.unpack("6I", now.raw)[1] & _MAY_READ_ALL
+    _checked(system.capset(version, struct.pack("6I", kept, kept, 0, 0, 0, 0)), "capset")
+
+
+def _within(system: ctypes.CDLL, folder: str, *reads: str) -> None:
+    """files"""
     create, add, enter = _LANDLOCK
     version = _checked(system.syscall(create, None, 0, 1), "Landlock")
     rights = _WRITES if version >= 3 else _WRITES & ~(3 << 13) | (version == 2) << 13
-    _checked(system.prctl(38, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
     rights |= _READ_FILE | _READ_DIR
     attributes = struct.pack("Q", rights)
     ruleset = _checked(system.syscall(create, attributes, len(attributes), 0), "Landlock")
-    python = (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path)
+    python = (sys.prefix, sys.base_prefix, sys.exec_prefix)
     places = {Path(one) for one in (*_SYSTEM, *python, *reads) if one and Path(one).exists()}
     rules = {one: _READ_FILE | (_READ_DIR if one.is_dir() else 0) for one in places}
-    rules |= {Path("/dev/null"): _READ_FILE | 1 << 1, Path(folder): rights}
+    rules |= {Path("/dev/null"): _READ_FILE | 1 << 1, Path(folder): rights & ~_DEVICES}
     for place, allowed in rules.items():
         descriptor = os.open(place, os.O_PATH)
         rule = struct.pack("=Qi", allowed, descriptor)
@@ -155,6 +198,12 @@ def restrict(folder: str, *reads: str) -> None:
         os.close(descriptor)
     _checked(system.syscall(enter, ruleset, 0), "Landlock")
     os.close(ruleset)
+    if version < 3:
+        raise OSError("Landlock before Linux 6.2 lets them be cut short")
+
+
+def _without_calls(system: ctypes.CDLL, *_: str) -> None:
+    """other processes, sockets and the system"""
     steps = _filter()
     program = _Program(len(steps) // 8, steps)
     _checked(system.prctl(22, 2, ctypes.byref(program), 0, 0), "seccomp")
@@ -183,10 +232,7 @@ def main(memory: int, output: int, seconds: int, *reads: str) -> None:
     code = compile(Path("program.py").read_text("utf-8"), "program.py", "exec")
     unkept = os.open("unkept", os.O_WRONLY | os.O_CREAT)
     limit(memory, output, seconds)
-    try:
-        restrict(".", *reads)
-    except OSError as error:
-        os.write(unkept, str(error.strerror or error).encode())
+    os.write(unkept, restrict(".", *reads).encode())
     os.close(unkept)
     exec(code, {"__name__": "__main__"})
     os.write(passed, word.encode())

@@ -2,12 +2,18 @@
 
 import os
 import platform
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwen_jax.sandbox import program as sandbox
+from qwen_jax.sandbox import program_guard
 from qwen_jax.sandbox.program_guard import DENIED, MACHINES
 
 pytestmark = pytest.mark.skipif(
@@ -70,12 +76,22 @@ HOSTILE = [
     "import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9)",
     "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
     "import resource, os; resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (1, 1))",
+    "import fcntl, os; fcntl.fcntl(os.pipe()[0], 8, os.getppid())",  # whom O_ASYNC signals
+    # what others share
+    "import ctypes; l = ctypes.CDLL(None, None, None, True); l.shmctl(-1, 0, 0)\n"
+    "assert ctypes.get_errno() != 1",
+    "import ctypes; assert ctypes.CDLL(None).inotify_init() >= 0",
+    "import ctypes; assert ctypes.CDLL(None).fanotify_init(0, 0) >= 0",
+    "import os, stat; os.mknod('device', stat.S_IFCHR | 0o600, os.makedev(1, 3))",
+    "open('{ours}').read()",  # an editable installation's folder is no part of Python's
     # the network
     *("import socket; socket.socket()", "import socket; socket.socketpair()"),
     "import socket; socket.create_connection(('127.0.0.1', 22))",
     "import urllib.request; urllib.request.urlopen('http://example.org')",
     "import http.server; http.server.HTTPServer(('', 0), None)",
     # the walls themselves
+    "import ctypes; assert ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0",  # to outlive its parent
+    "assert int(open('/proc/self/status').read().split('CapEff:')[1][:17], 16) & ~4",
     "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",
     "import ctypes; assert ctypes.CDLL(None).mount(b'a', b'/', b'tmpfs', 0, None) == 0",
     "import ctypes; assert ctypes.CDLL(None).ptrace(16, {parent}, 0, 0) == 0",
@@ -93,6 +109,7 @@ def test_hostile_programs_fail_and_hurt_nobody(program: str, tmp_path: Path) -> 
     victim.write_text("whole")
     before = victim.stat()
     words = {"victim": victim, "outside": outside, "folder": tmp_path, "parent": os.getpid()}
+    words["ours"] = Path(sandbox.__file__).parents[2] / "pyproject.toml"
     assert not sandbox.passes(program.format(**words), 0.4)
     assert victim.read_text() == "whole"
     after = victim.stat()
@@ -117,3 +134,63 @@ def test_numbers_of_calls_are_those_of_this_machine() -> None:
     for column in (0, 1):
         numbers = [n for tables in DENIED.values() for n in tables[column].values()]
         assert len(numbers) == len(set(numbers))
+
+
+@pytest.mark.parametrize(
+    ("program", "ends"),
+    [
+        ("os.remove('printed'); os.mkfifo('printed')", True),  # at which a reader waits
+        ("for _ in range(3000): os.mkdir('a'); os.chdir('a')\ntime.sleep(99)", False),
+        ("os.mkdir('a'); open('a/b', 'w'); os.mkdir('a/c', 0); os.umask(0o777)", True),
+        ("for i in range(10**6): open(str(i), 'w').close()", False),  # of no bytes, each a block
+        (
+            "import threading\nthreading.stack_size(32768)\n"
+            "for _ in range(2000): threading.Thread(target=time.sleep, args=(99,)).start()",
+            False,
+        ),
+    ],
+)
+def test_it_ends_and_leaves_nothing(
+    program: str, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    started = time.monotonic()
+    assert sandbox.passes(f"import os, time\n{program}", 25) == ends
+    assert time.monotonic() - started < 20
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_come_and_go_are_no_fault() -> None:
+    assert not sandbox.passes("import os\nwhile True: open('a', 'w').close(); os.remove('a')", 1)
+
+
+def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    run = "from qwen_jax.sandbox import program as p; p.run('import os, time\\n"
+    run += "print(os.getpid(), flush=True)\\ntime.sleep(60)', 60)"
+    variables = {**os.environ, "TMPDIR": str(tmp_path)}
+    asking = subprocess.Popen([sys.executable, "-c", run], env=variables)
+    printed = until(lambda: [f for f in tmp_path.glob("*/printed") if f.read_text()])
+    asking.kill()
+    asking.wait()
+    child = Path("/proc") / printed[0].read_text().strip()
+    until(lambda: not child.exists() or "State:\tZ" in (child / "status").read_text())
+
+
+def until(true: Callable[[], Any]) -> Any:
+    for _ in range(500):
+        if found := true():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it never came")
+
+
+def test_one_wall_that_is_missing_is_said_and_the_others_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = tmp_path / "guard.py"
+    text = Path(program_guard.__file__).read_text()
+    guard.write_text(text.replace("(444, 445, 446)", "(99999, 99999, 99999)"))
+    monkeypatch.setattr(sandbox, "_GUARD", guard)
+    assert sandbox.missing() == "files (Landlock failed: Function not implemented)"
+    assert not sandbox.passes("import socket; socket.socket()", 9)
+    assert not sandbox.passes("import os; os.fork()", 9)
