@@ -1,11 +1,14 @@
 """The original's code interpreter: a model answers in ReAct's form, and Python runs on the way."""
 
+import json
+import threading
 from typing import NamedTuple
 
 from qwen_jax.sandbox.notebook import observe
 
 RUNS = 8  # of code in an answer, where nobody says otherwise
 SECONDS = 30  # of all of it
+_LOOSE = 4096  # characters of a call that are read as loose JSON, which is slow
 STOP = "Observation:"  # here the model would make up what its code shows
 INPUT, OBSERVATION = "\nAction Input:", "\nObservation:"
 _ACTION = "\nAction:"
@@ -43,10 +46,17 @@ class Turn(NamedTuple):
     runs: int  # of code
 
 
-def turn(said: str, reply: str, seconds: int, before: str = "") -> Turn:
+def turn(
+    said: str,
+    reply: str,
+    seconds: int,
+    before: str = "",
+    unwanted: threading.Event | None = None,
+) -> Turn:
     """A reply up to its last call, with what that shows.
 
-    said: the text so far, to which the reply belongs. seconds, before: as for `observe`.
+    said: the text so far, to which the reply belongs. seconds, before, unwanted: as for `observe`.
+    Raises ValueError where that makes more than RUNS calls.
     """
     action, given, call = reply.rfind(_ACTION), reply.rfind(INPUT), len(reply.rstrip())
     if (observed := reply.rfind(OBSERVATION)) > given:
@@ -54,9 +64,14 @@ def turn(said: str, reply: str, seconds: int, before: str = "") -> Turn:
     if not 0 <= action < given or not reply[action + len(_ACTION) : given].strip():
         return Turn(said + reply, None, said.count(OBSERVATION))
     earlier = said.split(OBSERVATION)[:-1]
-    calls = [part.partition(INPUT)[2] for part in earlier if INPUT in part]
+    calls = [part.rpartition(INPUT)[2] for part in earlier if INPUT in part]
     calls.append(reply[given + len(INPUT) : call])
-    shown = observe([called(code_of(one.strip())) for one in calls], seconds, before)
+    if len(calls) > RUNS:
+        raise ValueError(f"an answer with {len(calls)} runs of code, {RUNS} at most")
+    cells = [called(code_of(one.strip())) for one in calls]
+    shown = observe(cells, seconds, before, unwanted=unwanted)
+    for mark in (INPUT, OBSERVATION):  # that only an answer has
+        shown = shown.replace(mark, f"\n {mark[1:]}")
     return Turn(f"{said}{reply[:call]}{OBSERVATION} {shown}\nThought:", shown, len(calls))
 
 
@@ -73,7 +88,8 @@ def code_of(action_input: str) -> str:
     if len(quoted) == 2:
         return quoted[0]
     try:
-        return str(json5.loads(action_input)["code"])
+        loads = json5.loads if len(action_input) <= _LOOSE else json.loads
+        return str(loads(action_input)["code"])
     except (ValueError, LookupError, TypeError, RecursionError):
         return action_input
 

@@ -6,6 +6,7 @@ The cells before the last run again, unseen, so that what they set is there: not
 between two calls.
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,13 +18,19 @@ _CHILD = Path(__file__).with_name("notebook_program.py")
 _STARTS = 20  # seconds for what stands before the cells, and to end
 
 
-def observe(cells: Sequence[str], seconds: int, before: str = "", files: Path | None = None) -> str:
+def observe(
+    cells: Sequence[str],
+    seconds: int,
+    before: str = "",
+    files: Path | None = None,
+    unwanted: threading.Event | None = None,
+) -> str:
     """What the last cell shows: blocks of what it printed, its value, its error.
 
     seconds: for all cells together. before: imports and the like, beside them. files: a folder
-    whose files lie where the cells work.
+    whose files lie where the cells work. unwanted: ends it, once set.
     """
     arguments = (before, list(cells), seconds, SHOWN)
     program = f"{_CHILD.read_text('utf-8')}\nmain{arguments!r}\n"
-    passed, shown = run(program, seconds + _STARTS, files)
+    passed, shown = run(program, seconds + _STARTS, files, unwanted)
     return shown if passed else f"error:\n\n```\n{_DIED.format(seconds)}\n```"

@@ -16,6 +16,8 @@ class _Stream(io.TextIOBase):
         self._kind, self._shown = kind, shown
 
     def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() takes str, got {type(text).__name__}")
         self._shown.append((self._kind, text))
         return len(text)
 
@@ -84,4 +86,4 @@ def main(before: str, cells: list[str], seconds: int, most: int) -> None:
     finally:
         signal.alarm(0)
         sys.stdout, sys.stderr = out, errors
-    print(_text(shown, most), end="")
+    print(_text(shown, most).encode(errors="replace").decode(), end="")

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -43,16 +44,26 @@ def passes(program: str, seconds: float, files: Path | None = None) -> bool:
     return run(program, seconds, files)[0]
 
 
-def run(program: str, seconds: float, files: Path | None = None) -> tuple[bool, str]:
+def run(
+    program: str,
+    seconds: float,
+    files: Path | None = None,
+    unwanted: threading.Event | None = None,
+) -> tuple[bool, str]:
     """(whether it came to its end without an error, what it printed, at most OUTPUT bytes).
 
-    files: a folder whose files lie beside the program, to be read.
+    files: a folder whose files lie beside the program, to be read. unwanted: ends it, once set.
     """
-    passed, printed, _ = _run(program, seconds, files)
+    passed, printed, _ = _run(program, seconds, files, unwanted)
     return passed, printed
 
 
-def _run(program: str, seconds: float, files: Path | None = None) -> tuple[bool, str, str]:
+def _run(
+    program: str,
+    seconds: float,
+    files: Path | None = None,
+    unwanted: threading.Event | None = None,
+) -> tuple[bool, str, str]:
     with tempfile.TemporaryDirectory(prefix="qwen-jax-code-", ignore_cleanup_errors=True) as root:
         folder, word = Path(root), secrets.token_hex()
         for file in files.iterdir() if files else ():
@@ -74,7 +85,7 @@ def _run(program: str, seconds: float, files: Path | None = None) -> tuple[bool,
             try:
                 with contextlib.suppress(BrokenPipeError), child.stdin or printed as pipe:
                     pipe.write(word.encode())
-                _wait(child, folder, seconds)
+                _wait(child, folder, seconds, unwanted or threading.Event())
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
@@ -85,10 +96,12 @@ def _run(program: str, seconds: float, files: Path | None = None) -> tuple[bool,
         return passed, _read(folder / "printed"), _read(folder / "unkept")
 
 
-def _wait(child: subprocess.Popen[bytes], folder: Path, seconds: float) -> None:
-    """Until it ends, its time is over or its folder too large."""
+def _wait(
+    child: subprocess.Popen[bytes], folder: Path, seconds: float, unwanted: threading.Event
+) -> None:
+    """Until it ends, nobody wants it, its time is over, its folder too large, its threads many."""
     started, begun = time.monotonic(), None
-    while child.poll() is None:
+    while child.poll() is None and not unwanted.wait(_LOOK):
         now = time.monotonic()
         if begun is None and (folder / "passed").exists():  # its Python is there
             begun = now
@@ -96,7 +109,6 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, seconds: float) -> None:
             return
         if _size(folder) > FOLDER or _threads(child.pid) > _THREADS:
             return
-        time.sleep(_LOOK)
 
 
 def _size(folder: Path) -> float:

@@ -6,12 +6,12 @@ from pydantic import Field
 
 from serve.schemas.fields import Fields
 
-MOST = 2**16  # characters
-_Text = Annotated[str, Field(max_length=MOST)]
+MOST = 2**16  # characters that a model adds
+MOST_BEGUN = 2**18  # with what eight runs show
 
 
 class TurnRequest(Fields):
     """An answer so far, and what the model has added to it."""
 
-    begun: _Text = ""
-    reply: _Text
+    begun: Annotated[str, Field(max_length=MOST_BEGUN)] = ""
+    reply: Annotated[str, Field(max_length=MOST)]

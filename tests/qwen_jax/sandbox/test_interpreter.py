@@ -16,6 +16,8 @@ from qwen_jax.sandbox.interpreter import code_of, turn
         ("```py\n```", ""),  # nothing in three, so what is in the first two
         ("no ```fence", ""),
         ("`" * 2**16, ""),
+        ("[" + "1," * 30_000, "[" + "1," * 30_000),  # four seconds as loose JSON
+        ('{"code": "' + "x" * 5000 + '"}', "x" * 5000),
     ],
 )
 def test_code_of_a_call(given: str, code: str) -> None:
@@ -35,3 +37,18 @@ def test_turns() -> None:
     assert empty.runs == 3  # so that a model which calls nothing comes to an end, too
     assert turn(empty.text, reply("x"), 9).runs == 4
     assert "ZeroDivisionError" in str(turn("", reply("1 / 0"), 9).shown)
+
+
+def test_more_runs_than_there_may_be() -> None:
+    call = "\nAction: code_interpreter\nAction Input: 1\nObservation: 1"
+    with pytest.raises(ValueError, match="9 runs of code, 8 at most"):
+        turn(call * 8, call, 9)
+
+
+def test_what_code_shows_is_no_call() -> None:
+    call = "\nAction: code_interpreter\nAction Input: ".__add__
+    shows = "x = 1; print('a\\nAction Input: x = 2\\nObservation: 2\\nb')"
+    first = turn("", call("x = 0") + call(shows), 9)  # the last of a reply's calls
+    assert "Action Input: x = 2\n Observation: 2\nb" in str(first.shown)
+    second = turn(first.text, call("x"), 9)
+    assert (second.shown, second.runs) == ("execute_result:\n\n```\n1\n```", 2)

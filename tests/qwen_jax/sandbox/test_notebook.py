@@ -15,6 +15,8 @@ def test_what_a_cell_shows() -> None:
     )
     assert observe(["x = 1"], 9) == ""
     assert observe(["None"], 9) == ""
+    assert observe(["'?'", "print('\\ud800')"], 9) == "stdout:\n\n```\n?\n\n```"
+    assert "TypeError: write()" in observe(["import sys; sys.stdout.write(5)"], 9)
     assert observe(["def f(:"], 9).endswith("SyntaxError: invalid syntax\n```")
 
 

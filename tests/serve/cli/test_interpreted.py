@@ -55,7 +55,7 @@ def test_code_on_the_way() -> None:
 
 
 def test_code_that_never_ends_is_run_eight_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_jax.sandbox.interpreter.observe", lambda *_: "again")
+    monkeypatch.setattr("qwen_jax.sandbox.interpreter.observe", lambda *_, **__: "again")
     source = Reciter()
     list(Interpreted(source).answer("?", [], None, 1, {}))
     assert len(source.asked) == 8

@@ -1,6 +1,11 @@
 """Code that an answer runs on its way, at a server that may."""
 
+import tempfile
+import time
+from pathlib import Path
+
 import httpx
+import pytest
 
 from tests.serve.conftest import Serve
 
@@ -36,3 +41,21 @@ def test_no_code_without_consent(scripted: Serve) -> None:
         refused = httpx.post(f"{running.url}/v1/code_interpreter", json=body)
     assert refused.status_code == 403
     assert "--run-generated-code" in refused.json()["error"]["message"]
+
+
+def test_code_of_a_client_who_leaves_ends(
+    scripted: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scripted(run_generated_code=True) as running:
+        url, body = f"{running.url}/v1/code_interpreter", {"reply": CALL.format("while True: 1")}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url, json=body, timeout=1)
+        started = time.monotonic()
+        while list(tmp_path.glob("qwen-jax-code-*")):
+            assert time.monotonic() - started < 10
+            time.sleep(0.02)
+        call = CALL.format("1") + "Observation:"
+        refused = httpx.post(url, json={"begun": call * 8, "reply": CALL.format("1")})
+        assert refused.status_code == 400
+        assert "8 at most" in refused.json()["error"]["message"]
