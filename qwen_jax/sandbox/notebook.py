@@ -33,4 +33,4 @@ def observe(
     arguments = (before, list(cells), seconds, SHOWN)
     program = f"{_CHILD.read_text('utf-8')}\nmain{arguments!r}\n"
     passed, shown = run(program, seconds + _STARTS, files, unwanted)
-    return shown if passed else f"error:\n\n```\n{_DIED.format(seconds)}\n```"
+    return shown[: SHOWN + 2] if passed else f"error:\n\n```\n{_DIED.format(seconds)}\n```"

@@ -10,15 +10,16 @@ from typing import Any
 
 
 class _Stream(io.TextIOBase):
-    """Keeps what is written to it among all that is shown, in order."""
+    """Keeps what is written to it among all that is shown, in order, as far as it may be."""
 
-    def __init__(self, kind: str, shown: list[tuple[str, str]]):
-        self._kind, self._shown = kind, shown
+    def __init__(self, kind: str, shown: list[tuple[str, str]], most: int):
+        self._kind, self._shown, self._most = kind, shown, most
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() takes str, got {type(text).__name__}")
-        self._shown.append((self._kind, text))
+        if len(self._shown) < self._most:  # pieces, each as long
+            self._shown.append((self._kind, text[: self._most]))
         return len(text)
 
 
@@ -74,7 +75,7 @@ def main(before: str, cells: list[str], seconds: int, most: int) -> None:
     exec(compile(before, "before", "exec"), scope)
     shown: list[tuple[str, str]] = []
     out, errors = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Stream("stdout", shown), _Stream("stderr", shown)
+    sys.stdout, sys.stderr = (_Stream(kind, shown, most) for kind in ("stdout", "stderr"))
     signal.signal(signal.SIGALRM, _end)
     signal.alarm(seconds)
     try:
@@ -86,4 +87,4 @@ def main(before: str, cells: list[str], seconds: int, most: int) -> None:
     finally:
         signal.alarm(0)
         sys.stdout, sys.stderr = out, errors
-    print(_text(shown, most).encode(errors="replace").decode(), end="")
+    print(_text(shown, most).encode(errors="replace").decode(), end="", flush=True)

@@ -37,7 +37,13 @@ def test_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_much_text_is_cut() -> None:
-    assert len(observe(["print('x' * 10**6)"], 9)) == notebook.SHOWN + 2
+    for code in (
+        "print('x' * 10**6)",
+        "for _ in range(10**4): print('x' * 10**6)",  # more than there is memory
+        "import os\nos.write(1, b'x' * 10**5)",  # past the cell
+    ):
+        assert len(observe([code], 20)) == notebook.SHOWN + 2
+    assert "died" in observe(["import os\nwhile True: os.write(1, b'x' * 10**5)"], 9)
 
 
 def test_files_are_read_and_ours_are_not_replaced(tmp_path: Path) -> None:
