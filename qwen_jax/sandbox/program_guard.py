@@ -53,10 +53,12 @@ DENIED = {
         {"chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93}
         | {"lchown": 94, "fchownat": 260, "utime": 132, "utimes": 235, "utimensat": 280}
         | {"futimesat": 261, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190}
-        | {"removexattr": 197, "lremovexattr": 198, "fremovexattr": 199},
+        | {"removexattr": 197, "lremovexattr": 198, "fremovexattr": 199}
+        | {"setxattrat": 463, "removexattrat": 466, "file_setattr": 469},
         {"fchmod": 52, "fchmodat": 53, "fchmodat2": 452, "fchown": 55, "fchownat": 54}
         | {"utimensat": 88, "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14}
-        | {"lremovexattr": 15, "fremovexattr": 16},
+        | {"lremovexattr": 15, "fremovexattr": 16}
+        | {"setxattrat": 463, "removexattrat": 466, "file_setattr": 469},
     ),
     "the system": (
         {"mount": 165, "umount2": 166, "move_mount": 429, "open_tree": 428, "fsopen": 430}
@@ -84,9 +86,12 @@ DENIED = {
     ),
 }
 # Calls that are denied with some words: (number, of the word, the words).
+_SIGNALS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: whom O_ASYNC signals
+_ATTRIBUTES = (0x40086602, 0x401C5820, 0x40087602)  # FS_IOC_SETFLAGS, FSSETXATTR, SETVERSION
+_OUTLIVING = (1,)  # PR_SET_PDEATHSIG
 WORDS = (
-    {"fcntl": (72, 1, (8, 10, 15)), "prctl": (157, 0, (1,))},  # F_SETOWN, F_SETSIG, F_SETOWN_EX:
-    {"fcntl": (25, 1, (8, 10, 15)), "prctl": (167, 0, (1,))},  # signals; PR_SET_PDEATHSIG
+    {"fcntl": (72, 1, _SIGNALS), "ioctl": (16, 1, _ATTRIBUTES), "prctl": (157, 0, _OUTLIVING)},
+    {"fcntl": (25, 1, _SIGNALS), "ioctl": (29, 1, _ATTRIBUTES), "prctl": (167, 0, _OUTLIVING)},
 )
 MACHINES = {  # column of DENIED, seccomp's word for it, clone
     "x86_64": (0, 0xC000003E, 56),
@@ -218,7 +223,7 @@ def limit(memory: int, output: int, seconds: int) -> None:
         ("CPU", seconds),
         ("NOFILE", 64),
         ("CORE", 0),
-        ("NPROC", 256),
+        ("NPROC", 2048),  # of all that its user runs; its own threads are counted from outside
     ):
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
