@@ -76,6 +76,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(tmp_path / "disk")], check=True)
 
 
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """Programs of these tests run for so long that compiling them well is the shorter way."""
+    from jax._src import compiler  # `jit` takes such options, and is the product's
+
+    plain, options = compiler.get_compile_options, {"xla_backend_optimization_level": 1}
+    own = lambda how: options | (how.pop("env_options_overrides", None) or {})
+    with pytest.MonkeyPatch.context() as patch:
+        optimising = lambda *sizes, **how: plain(*sizes, env_options_overrides=own(how), **how)
+        patch.setattr(compiler, "get_compile_options", optimising)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiled programs are forgotten before the system's maps of memory for them run out.
