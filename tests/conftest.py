@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,10 +82,13 @@ def optimised() -> Iterator[None]:
     """Programs of these tests run for so long that compiling them well is the shorter way."""
     from jax._src import compiler  # `jit` takes such options, and is the product's
 
-    plain, options = compiler.get_compile_options, {"xla_backend_optimization_level": 1}
-    own = lambda how: options | (how.pop("env_options_overrides", None) or {})
+    name, plain = "env_options_overrides", compiler.get_compile_options
+    options: dict[str, Any] = {"xla_backend_optimization_level": 1}
+
+    def optimising(*sizes: Any, **how: Any) -> Any:
+        return plain(*sizes, **(how | {name: options | (how.get(name) or {})}))
+
     with pytest.MonkeyPatch.context() as patch:
-        optimising = lambda *sizes, **how: plain(*sizes, env_options_overrides=own(how), **how)
         patch.setattr(compiler, "get_compile_options", optimising)
         yield
 
