@@ -147,12 +147,14 @@ def measure(case: Case) -> dict[str, Any]:
         checks |= {"no copies": not result["copies"]}
         layer, around = LAUNCHES[platform]
         even = model["kv_heads"] % case.mesh.get("tensor", 1) == 0  # else heads are exchanged
-        kinds = ("bfloat16", "int4") if not case.mesh else ("bfloat16",)
+        kinds = ("bfloat16", "int4") if platform == "gpu" else ("bfloat16",)
         if case.precision in kinds and even:
             checks |= {"launches": result["kernels"] <= layer * model["layers"] + around}
         checks |= {"attention": result["attention_kernels_per_layer"] <= 2}
     else:
         result |= {"collectives": module.collectives(module.entry)}
+        if case.chip == "h200":
+            checks |= {"attention": module.named(module.entry, "/prefill") >= model["layers"]}
     return result | {"checks": checks, "passed": all(checks.values())}
 
 
