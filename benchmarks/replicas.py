@@ -1,6 +1,7 @@
-"""Two replicas of the bundled model behind Ray Serve, one of which is killed: make replicas.
+"""Replicas of the bundled model that are killed, or told to stop: make replicas.
 
-deploy/ray_serve.yaml with a small model on CPUs. Writes benchmarks/results/replicas.json.
+Two behind Ray Serve (deploy/ray_serve.yaml with a small model on CPUs), and one alone that gets the
+signal that Kubernetes sends a pod. Writes benchmarks/results/replicas.json.
 """
 
 import asyncio
@@ -22,13 +23,14 @@ import ray
 import yaml
 
 from benchmarks.support import record
-from benchmarks.support.server import ROOT
+from benchmarks.support.server import ROOT, started
 
 PORT = 8231
 CACHE = Path.home() / ".cache/qwen_jax/xla"
 URL = f"http://127.0.0.1:{PORT}"
 ASK = {"model": "demo", "prompt": "Hello", "seed": 3, "ignore_eos": True}
-LONG = ASK | {"max_tokens": 1900, "stream": True}
+LONG = ASK | {"max_tokens": 300, "stream": True}
+MANY = 200  # streams under way at once
 
 Stream = tuple[str, str, int]  # what became of it, its text, and in how many pieces that came
 
@@ -38,9 +40,9 @@ def config() -> dict[str, Any]:
     read: dict[str, Any] = yaml.safe_load((ROOT / "deploy/ray_serve.yaml").read_text())
     read["http_options"] = {"host": "127.0.0.1", "port": PORT}
     (application,) = read["applications"]
-    application["args"] |= {"model": "demo", "slots": 4, "max_length": 2048}
+    application["args"] |= {"model": "demo", "slots": MANY // 2, "max_length": 2048}
     (deployment,) = application["deployments"]
-    deployment["max_ongoing_requests"] = 4
+    deployment["max_ongoing_requests"] = MANY // 2
     options = deployment["ray_actor_options"]
     options |= {"num_gpus": 0, "num_cpus": 1}
     options["runtime_env"]["env_vars"]["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
@@ -118,13 +120,16 @@ async def stream(client: httpx.AsyncClient, begun: asyncio.Event) -> Stream:
     return ("whole" if last == "[DONE]" else "broken off"), text, pieces
 
 
-async def streams(count: int, meanwhile: Callable[[], object] = lambda: None) -> list[Stream]:
+async def streams(
+    count: int, meanwhile: Callable[[], object] = lambda: None, url: str = URL
+) -> list[Stream]:
     """So many at once; meanwhile: done when all are under way."""
     begun = [asyncio.Event() for _ in range(count)]
-    async with httpx.AsyncClient(base_url=URL, timeout=120) as client:
+    limits = httpx.Limits(max_connections=count)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         tasks = [asyncio.create_task(stream(client, event)) for event in begun]
         await asyncio.gather(*(event.wait() for event in begun))
-        meanwhile()
+        await asyncio.to_thread(meanwhile)
         return await asyncio.gather(*tasks)
 
 
@@ -132,21 +137,40 @@ def ends(found: list[Stream]) -> dict[str, int]:
     return dict(collections.Counter(end for end, *_ in found))
 
 
+def stopping(process: subprocess.Popen[bytes], url: str = URL) -> dict[str, int]:
+    """What becomes of many streams under way when it is told to stop, and of a request after."""
+    late: list[str] = []
+
+    def stop() -> None:
+        process.terminate()
+        time.sleep(2)
+        try:
+            late.append(str(httpx.post(f"{url}/v1/completions", json=ASK, timeout=60).status_code))
+        except httpx.HTTPError as error:
+            late.append(type(error).__name__)
+
+    found = ends(asyncio.run(streams(MANY, stop, url)))
+    return found | {f"asked after: {late[0]}": 1}
+
+
 def measure() -> None:
     result: dict[str, Any] = {"versions": record.versions("ray", "jax", "starlette", "uvicorn")}
     with running() as process:
-        spread = asyncio.run(streams(8))
+        spread = asyncio.run(streams(MANY))
         result["streams"] = {
             "ends": ends(spread),
             "different texts": len({text for _, text, _ in spread}),
             "fewest pieces": min(pieces for *_, pieces in spread),
         }
         victim, *_ = replicas()
-        result["a replica is killed"] = ends(asyncio.run(streams(8, victim.kill)))
+        result["a replica is killed"] = ends(asyncio.run(streams(MANY, victim.kill)))
         result["right after"] = ends(asyncio.run(streams(4)))
         result["seconds until there are two again"] = wait(lambda: len(answering()) == 2)
         result["with two again"] = ends(asyncio.run(streams(8)))
-        result["told to end"] = ends(asyncio.run(streams(8, process.terminate)))
+        result["told to end"] = stopping(process)
+    slots = str(MANY)
+    with started("--model", "demo", "--slots", slots, "--drain-seconds", "300") as server:
+        result["a pod told to end"] = stopping(server.process, server.url)
     print(json.dumps(result, indent=1))
     record.write("replicas", result)
 

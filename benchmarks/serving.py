@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving [--rounds 3] [--concurrency 1 16] [--dtype bfloat16]
 
-Both servers are up all the time and measured in turns, one concurrency after the other, every other
-round backwards. Writes benchmarks/results/serving_cpu.json. Needs 12 GB of memory and 4 GB of disk.
+Both servers, and ours with a single slot, are up all the time and measured in turns, one
+concurrency after the other, every other round backwards. Writes serving_cpu.json in
+benchmarks/results. Needs 12 GB of memory and 4 GB of disk.
 """
 
 import base64
@@ -38,6 +39,7 @@ from serve import bench
 
 SLOTS, LENGTH = 16, 512  # requests at once, tokens of each
 MODEL_TYPE = "qwen"  # the original
+ALONE = "qwen_jax, one slot"  # which one user at a time asks
 NUMBERS = ("output_throughput", "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_itl_ms")
 RIVAL = """
 import sys, xllamacpp
@@ -118,6 +120,10 @@ def summary(raw: dict[str, list[dict[str, float]]], concurrency: Sequence[int]) 
         for name in ("output_throughput", "mean_ttft_ms", "mean_tpot_ms"):
             ours, theirs = (column(who, count, name) for who in ("qwen_jax", "llama.cpp"))
             ratios[f"qwen_jax / llama.cpp, {name} at {count}"] = ratio(ours, theirs)
+    if 1 in concurrency:
+        name = "output_throughput"
+        ours, alone = column("qwen_jax", 1, name), column(ALONE, 1, name)
+        ratios[f"qwen_jax / with one slot, {name} at 1"] = ratio(ours, alone)
     least, most = min(concurrency), max(concurrency)
     for who in ("qwen_jax", "llama.cpp"):
         many, few = (column(who, count, "output_throughput") for count in (most, least))
@@ -154,17 +160,18 @@ def measure(
         native, gguf = write_native(hf, root / "native"), write_gguf(hf, root / "f16.gguf", "F16")
         python = (sys.executable, "-u")
         ours = (*python, "-m", "serve", "--model", str(native), "--port", "0", "--dtype", dtype)
-        sizes = ("--slots", str(SLOTS), "--max-length", str(LENGTH))
+        sizes = lambda slots: ("--slots", str(slots), "--max-length", str(LENGTH))
         numbers = (str(SLOTS), str(LENGTH), str(cores))
         commands = {
-            "qwen_jax": ours + sizes,
+            "qwen_jax": ours + sizes(SLOTS),
+            ALONE: ours + sizes(1),
             "llama.cpp": (*python, "-c", RIVAL, str(gguf), *numbers),
         }
         urls = {
             name: stack.enter_context(server(command, root / f"{name}.log"))
             for name, command in commands.items()
         }
-        turns = [(name, count) for count in concurrency for name in urls]
+        turns = [(name, n) for n in concurrency for name in urls if n == 1 or name != ALONE]
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
             for name, count in turns if number % 2 == 0 else reversed(turns):

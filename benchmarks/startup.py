@@ -1,11 +1,12 @@
-"""Seconds from the start of a process to its first token, ours and transformers'.
+"""Seconds from the start of a process to its first token: ours, transformers' and llama.cpp's.
 
-    python -m benchmarks.startup [--tiny] [--repeats 3] [--folder /tmp]
+    python -m benchmarks.startup [--tiny] [--repeats 5] [--folder /tmp]
 
 Each start is a process of its own that marks the time after every stage; the contestants take
 turns. Ours does what `python -m qwen_jax` does, but for arguments and text. "cached" finds the
 programs on the disk, as every start after the first does; the others find an empty folder.
-Weights come from the page cache. Writes benchmarks/results/startup_cpu.json and startup_cpu.md.
+Weights come from the page cache; llama.cpp maps its file. Writes startup_cpu.json and .md
+in benchmarks/results.
 """
 
 import functools
@@ -28,7 +29,7 @@ STAGES = {
 }
 
 
-def qwen_jax(model: str, mark: Callable[[str], None]) -> None:
+def qwen_jax(model: str, mark: Callable[..., None]) -> None:
     """Our stages. From here on, imports are late: they are what is timed."""
     from qwen_jax.program import compiled
 
@@ -55,7 +56,7 @@ def qwen_jax(model: str, mark: Callable[[str], None]) -> None:
         mark(f"{stage} all")
 
 
-def transformers(model: str, mark: Callable[[str], None]) -> None:
+def transformers(model: str, mark: Callable[..., None]) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -74,14 +75,45 @@ def transformers(model: str, mark: Callable[[str], None]) -> None:
         mark(f"{stage} all")
 
 
+def llama_cpp(model: str, mark: Callable[..., None]) -> None:
+    import xllamacpp  # noqa: F401
+
+    from benchmarks.support.contestants import LlamaCpp
+
+    mark("import")
+    server = LlamaCpp(model, "F16")
+    mark("load")
+    for stage in ("cold", "warm"):
+        began = time.time()
+        answer = server.generate(list(range(1, PROMPT + 1)), ANSWER)
+        mark(f"{stage} first", began + answer["first"])
+        mark(f"{stage} all", began + answer["last"])
+
+
+def jax(model: str, mark: Callable[..., None]) -> None:
+    """JAX alone: what a program that uses it cannot go below."""
+    import jax
+
+    jax.block_until_ready(jax.numpy.zeros(1))
+    mark("import")
+
+
+CONTESTANTS = {
+    "qwen_jax": qwen_jax,
+    "transformers": transformers,
+    "llama.cpp": llama_cpp,
+    "jax": jax,
+}
+
+
 def be_started(name: str, model: str, began: str) -> None:
     """In a process of its own: the stages, and when each was done."""
     marks: dict[str, float] = {}
 
-    def mark(stage: str) -> None:
-        marks.setdefault(stage, time.time() - float(began))
+    def mark(stage: str, at: float | None = None) -> None:
+        marks.setdefault(stage, (at or time.time()) - float(began))
 
-    {"qwen_jax": qwen_jax, "transformers": transformers}[name](model, mark)
+    CONTESTANTS[name](model, mark)
     print(json.dumps(marks))
 
 
@@ -103,6 +135,8 @@ def start(name: str, model: Path, cache: Path) -> dict[str, float]:
     if run.returncode:
         raise RuntimeError(f"{name} did not start:\n{run.stderr[-2000:]}")
     at = json.loads(run.stdout.splitlines()[-1])
+    if "load" not in at:
+        return at
     again = at["warm first"] - at["cold all"]
     return {
         "first token": at["cold first"],
@@ -116,7 +150,13 @@ def start(name: str, model: Path, cache: Path) -> dict[str, float]:
 
 def contestants(root: Path, tiny: bool) -> dict[str, tuple[str, Path, Path | None]]:
     """What is started: whose, which model, and where programs stay; None: they do not."""
-    from benchmarks.support.checkpoints import HALF_BILLION, TINY, write_hf, write_native
+    from benchmarks.support.checkpoints import (
+        HALF_BILLION,
+        TINY,
+        write_gguf,
+        write_hf,
+        write_native,
+    )
     from qwen_jax.bundled import CHECKPOINT
 
     shape, size = (TINY, "tiny") if tiny else (HALF_BILLION, "0.5B bfloat16")
@@ -129,6 +169,12 @@ def contestants(root: Path, tiny: bool) -> dict[str, tuple[str, Path, Path | Non
         f"qwen_jax, {size}": ("qwen_jax", native, None),
         f"qwen_jax, {size}, cached": ("qwen_jax", native, cache),
         f"transformers, {size}": ("transformers", hf, None),
+        f"llama.cpp, {size.replace('bfloat16', 'F16')}": (
+            "llama.cpp",
+            write_gguf(hf, root / "f16.gguf", "F16"),
+            None,
+        ),
+        "import jax": ("jax", root, None),
     }
 
 
@@ -136,11 +182,12 @@ def table(medians: dict[str, dict[str, float]]) -> str:
     columns = list(next(iter(medians.values())))
     lines = ["| seconds | " + " | ".join(columns) + " |", "|---|" + "--:|" * len(columns)]
     for label, row in medians.items():
-        lines.append(f"| {label} | " + " | ".join(f"{x:.2f}" for x in row.values()) + " |")
+        cells = (f"{row[column]:.2f}" if column in row else "" for column in columns)
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def measure(tiny: bool = False, repeats: int = 3, folder: Path | None = None) -> None:
+def measure(tiny: bool = False, repeats: int = 5, folder: Path | None = None) -> None:
     """Start every contestant several times.
 
     Args:
@@ -176,7 +223,9 @@ def measure(tiny: bool = False, repeats: int = 3, folder: Path | None = None) ->
                 "stages": STAGES,
                 "prompt_tokens": PROMPT,
                 "machine": record.machine() | {"load_before": before, "load_after": after},
-                "versions": record.versions("jax", "jaxlib", "flax", "torch", "transformers"),
+                "versions": record.versions(
+                    "jax", "jaxlib", "flax", "torch", "transformers", "xllamacpp"
+                ),
                 "medians": medians,
                 "starts": raw,
             },

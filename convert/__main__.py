@@ -12,7 +12,7 @@ from qwen_jax.program import interruption, limits, progress
 
 GROUPS = {  # of --help
     "Hugging Face to native": "hf source dtype verify",
-    "quantising": "quantize group_size asymmetric act_order quantize_head calibration",
+    "quantising": "quantize bits group_size asymmetric act_order quantize_head calibration",
     "native to Hugging Face": "to_hf adapter packing",
 }
 
@@ -27,6 +27,7 @@ def main(
     adapter: str | None = None,
     packing: Literal["gptq", "awq"] | None = None,
     quantize: Literal["int8", "int4", "gptq", "awq"] | None = None,
+    bits: Literal[4, 8] | None = None,
     group_size: int | None = None,
     asymmetric: bool = False,
     act_order: bool = False,
@@ -48,8 +49,9 @@ def main(
             exists already.
         adapter: Folder of an adapter in PEFT's format to merge into what --to-hf writes.
         packing: Format in which --to-hf packs quantised layers; by default, as they came, or GPTQ.
-        quantize: Quantisation of --hf: int8 per channel, int4 in groups, or int4 calibrated, by
-            gptq or awq.
+        quantize: Quantisation of --hf: int8 per channel, int4 in groups, or calibrated, by gptq or
+            awq.
+        bits: Bits of a weight by gptq or awq, by default 4.
         group_size: Inputs that share a scale: 128 by default, all of them for int8; -1: all.
         asymmetric: Zero point of its own for every group.
         act_order: Groups of gptq by the energy of their inputs.
@@ -77,6 +79,8 @@ def main(
         raise ValueError("--verify compares with the source, from which --quantize differs")
     if act_order and quantize != "gptq":
         raise ValueError("--act-order belongs to --quantize gptq")
+    if bits is not None and quantize not in ("gptq", "awq"):
+        raise ValueError("--bits belongs to --quantize gptq and awq; int8 and int4 say theirs")
     if quantize in ("gptq", "awq") and calibration is None:
         raise ValueError(f"--quantize {quantize} needs --calibration FILE, texts of its kind")
     limits.expect(adapter=adapter, calibration=calibration, extra_vocab_file=extra_vocab_file)
@@ -109,6 +113,7 @@ def main(
                 not asymmetric,
                 quantize_head,
                 act_order,
+                bits or 4,
             )
         made = convert.to_native(
             str(hf),

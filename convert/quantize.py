@@ -32,10 +32,10 @@ REPORT = "quantization.json"
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """method: "int8" and "int4" round to nearest, "gptq" and "awq" are 4 bits calibrated.
+    """method: "int8" and "int4" round to nearest, "gptq" and "awq" are calibrated.
 
     group: inputs that share a scale; None: all of an output's. head: int8 for it too. act_order:
-    groups of "gptq" by the inputs' energy.
+    groups of "gptq" by the inputs' energy. calibrated_bits: of "gptq" and "awq", 4 or 8.
     """
 
     method: str
@@ -43,10 +43,11 @@ class QuantizeOptions:
     symmetric: bool
     head: bool
     act_order: bool = False
+    calibrated_bits: int = 4
 
     @property
     def bits(self) -> int:
-        return 8 if self.method == "int8" else 4
+        return {"int8": 8, "int4": 4}.get(self.method, self.calibrated_bits)
 
     def formats(self, config: Config) -> dict[str, Format]:
         """Raises ValueError where groups do not divide a layer's inputs."""

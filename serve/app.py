@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from serve.api import adapters, chat, completions, embeddings, status, tokenize
 from serve.api.sse import Gone
-from serve.dialects import embed, generate, messages, rerank, responses
+from serve.dialects import embed, generate, interpreter, messages, rerank, responses
 from serve.http.errors import ApiError, on_api_error, on_http_error
 from serve.http.keys import Keys
 from serve.http.middleware import Middleware
@@ -45,6 +45,7 @@ _POSTS: dict[str, Callable[..., Any]] = {
     "/v1/messages/count_tokens": messages.count_tokens,
     "/v1/responses": responses.create,
     "/v1/responses/{id}/cancel": responses.cancel,
+    "/v1/code_interpreter": interpreter.turn,
     "/v1/load_lora_adapter": adapters.load,
     "/v1/unload_lora_adapter": adapters.unload,
     "/tokenize": tokenize.tokenize,

@@ -78,11 +78,12 @@ class Lanes:
         trim = memory.trimming(_GROWTH)
         self.long = Lane(Threads("long texts", 2, busy=_LONG, then=trim), 1, 64)
         self.grammars = Lane(Threads("grammars", grammars), 1, 16)
+        self.code = Lane(Threads("programs", 2), 1, 4)  # that models wrote, in children
 
     def for_text(self, size: int) -> Lane:
         """size: bytes."""
         return self.short if size <= SHORT else self.long
 
     def close(self) -> None:
-        for lane in (self.short, self.long, self.grammars):
+        for lane in (self.short, self.long, self.grammars, self.code):
             lane.close()

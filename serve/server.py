@@ -18,6 +18,7 @@ import uvicorn
 
 from qwen_jax import distributed
 from qwen_jax.program import interruption, progress
+from qwen_jax.sandbox import program as walls
 from serve import app, loading
 from serve.engine import multihost
 from serve.http.keys import Keys
@@ -48,6 +49,8 @@ def serve(settings: ServeConfig) -> None:
     keys = Keys.read(settings.api_keys)
     keys.expect_owners(settings.admin)
     distributed.join(settings.coordinator, settings.processes, settings.process)
+    if settings.run_generated_code and (unkept := walls.missing()):
+        log.warning("generated code runs without a part of its walls: %s", unkept)
     try:
         loading.check(settings)
         if jax.distributed.is_initialized() and jax.process_index() > 0:

@@ -1,5 +1,6 @@
 """What a server is started with."""
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ GROUPS = {  # of --help, as docs/serving.md has them
     "model and memory": """model name task adapter adapter_folder adapter_ranks max_adapters dtype
         cache_dtype""",
     "slot": "slots max_length chunk step_tokens draft_tokens queue prefix_reuse",
-    "access": "host port api_keys admin tls_certificate tls_key cors allowed_host log_prompts",
+    "access": """host port api_keys admin tls_certificate tls_key cors allowed_host
+        run_generated_code log_prompts""",
     "limit": """max_connections max_body max_choices header_seconds body_seconds write_seconds
         idle_seconds request_seconds drain_seconds""",
     "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
@@ -122,6 +124,9 @@ class ServeConfig:
     """Bytes of responses that are kept for `previous_response_id`; 0 keeps none."""
     memory_seconds: float = 3600.0
     """Time that each of them is kept."""
+    run_generated_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Consent to run the Python that models write on this machine, walled in, for whoever may ask;
+    without --api-keys only with a loopback --host."""
     log_prompts: bool = False
     """Prompts in the log; otherwise it holds no text of users."""
 
@@ -152,6 +157,12 @@ class ServeConfig:
             problems.append(f"max_length is {self.max_length}, wanted 16 to {2**24}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             problems.append("tls_certificate and tls_key belong together, got one of them")
+        open_to_others = self.cors or self.allowed_host or not _is_loopback(self.host)
+        if self.run_generated_code and self.api_keys is None and open_to_others:
+            problems.append(
+                "run_generated_code lets whoever may ask run programs on this machine; without "
+                "--api-keys it needs a loopback --host, no --cors and no --allowed-host"
+            )
         if self.max_connections is not None and not 1 <= self.max_connections <= 10**6:
             problems.append(f"max_connections is {self.max_connections}, wanted 1 to {10**6}")
         problems += [
@@ -219,6 +230,13 @@ class ServeConfig:
             yield f"max_adapters is {self.max_adapters}, there are {len(self.adapter)} at once"
         if "*" not in self.admin and self.admin and self.api_keys is None:
             yield f"admin is {self.admin}, owners of keys, which needs --api-keys; * is everybody"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (

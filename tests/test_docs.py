@@ -27,6 +27,7 @@ PAGES = sorted(
 )
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
+WORD = re.compile(r"[A-Za-z_]\w*")
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 MODULES = {program.module.removesuffix(".__main__"): w for w, program in cli.PROGRAMS.items()}
@@ -196,6 +197,20 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_recipes_name_what_is_there() -> None:
+    """Of CONTRIBUTING.md: folders and files, and words of the code."""
+    tops = ("qwen_jax", "convert", "train", "serve", "tests", "benchmarks", "docs")
+    found = [path for top in tops for path in (ROOT / top).rglob("*")]
+    paths = {f"/{name(path)}" for path in found}
+    words = {word for path in found if path.suffix == ".py" for word in WORD.findall(text(path))}
+    recipes = text(ROOT / "CONTRIBUTING.md").partition("\n## Add ")[2].partition("\n## Conv")[0]
+    for span in SPAN.findall(recipes):
+        if "/" in span[1:] or span.endswith((".py", ".js", ".html")):
+            assert any(path.endswith(f"/{span.strip('/')}") for path in paths), span
+        else:
+            assert set(WORD.findall(span)) <= words, span
 
 
 def anchors(page: Path) -> set[str]:

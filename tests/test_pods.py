@@ -38,9 +38,10 @@ def executable(path: Path, text: str) -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A folder's bin before all other commands, and none of the variables that tests set."""
+    """A folder's bin before all other commands; of what tests set only how is compiled."""
     executable(tmp_path / "bin/python", f'#!/bin/bash\nexec {sys.executable} "$@"\n')
-    kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+    names = "HOME", "LANG", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 

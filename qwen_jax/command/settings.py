@@ -12,13 +12,6 @@ from qwen_jax.program import limits
 Number = Literal["float32", "bfloat16", "float16"]
 _EACH = (tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT"))
 
-SAMPLING = "temperature top_p top_k repetition_penalty"
-GROUPS = {  # of --help
-    "answer": f"system complete max_new_tokens {SAMPLING} stop seed draft_tokens timings",
-    "model and memory": "adapter dtype cache_dtype attention",
-    "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
@@ -47,6 +40,16 @@ class SamplingOptions:
         """What the command line says of it."""
         values = {field.name: getattr(self, field.name) for field in fields(SamplingOptions)}
         return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+SAMPLING = " ".join(  # what a checkpoint's own Sampling is changed by
+    field.name for field in fields(SamplingOptions) if field.name not in ("stop", "max_new_tokens")
+)
+GROUPS = {  # of --help
+    "answer": f"system complete max_new_tokens {SAMPLING} stop seed draft_tokens timings",
+    "model and memory": "adapter dtype cache_dtype attention",
+    "device and process": "mesh_data mesh_fsdp mesh_tensor coordinator processes process",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ def step(
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
     """The program of prompts.prefill for `size` tokens at the start of a prompt."""
     arguments = _prefill(flatten(params), state, size, prompts.tile_of("accelerator"))
-    return prompts._prefill.of(arguments[0]).trace(*arguments)
+    return prompts._prefill.whole.of(arguments[0]).trace(*arguments)
 
 
 def prepare(

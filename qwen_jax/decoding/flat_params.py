@@ -4,7 +4,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
 from qwen_jax.nn.sharding import gathered, mesh_of
 from qwen_jax.nn.tree import named_layers
+
+PART = 4  # blocks in a call, where a network takes several: fewer leave processors idle between
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,14 @@ class Weights:
 
     def _bare(self) -> Qwen:
         return jax.tree.unflatten(self.structure.tree, self.leaves)
+
+    @functools.cached_property
+    def parts(self) -> "tuple[Weights, tuple[Weights, ...]]":
+        """The network without its blocks, and the blocks, some at a time, without all else."""
+        bare: Any = self._bare()
+        runs = [bare.blocks[at : at + PART] for at in range(0, len(bare.blocks), PART)]
+        alone = lambda run: flatten(replace(bare, embed=None, blocks=run, norm=None, head=None))
+        return flatten(replace(bare, blocks=())), tuple(map(alone, runs))
 
     @property
     def dtype(self) -> Any:

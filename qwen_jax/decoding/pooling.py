@@ -6,16 +6,15 @@ Pieces of texts come as to `prompts.prefill`, and nothing is sampled behind the 
     state, logits = pool(params, state, pieces, ids=ids)   # [count len(ids)]
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qwen_jax.decoding.flat_params import Program, Weights, flatten
-from qwen_jax.decoding.pieces import Packed, Piece
-from qwen_jax.decoding.prompts import compute, newest, own_pages, packed_for
+from qwen_jax.decoding.flat_params import Weights, flatten
+from qwen_jax.decoding.pieces import Packed, Piece, PieceProgram, newest
+from qwen_jax.decoding.prompts import own_pages, packed_for
 from qwen_jax.decoding.state import State, constrain, gather_logits, replicated
 from qwen_jax.nn.model import Qwen
 
@@ -41,13 +40,12 @@ def pool(
     return _pool(weights, state, packed, own_pages(table, packed), wanted)
 
 
-@functools.partial(Program, donate_argnums=1)
+@PieceProgram
 def _pool(
-    weights: Weights, state: State, packed: Packed, table: Array | None, ids: Array | None
+    weights: Weights, state: State, x: Array, packed: Packed, ids: Array | None
 ) -> tuple[State, Array]:
-    x, cache = compute(weights, state, packed, table)
     x, mesh = newest(x, packed), weights.structure.mesh
     if ids is not None:
         x = gather_logits(weights.model().logits(x), mesh)[:, ids]
     found = replicated(x.astype(jnp.float32), mesh)
-    return constrain(State(cache, state.rows), mesh), found
+    return constrain(State(state.cache, state.rows), mesh), found

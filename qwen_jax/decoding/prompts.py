@@ -15,9 +15,9 @@ import numpy as np
 from jax import Array
 
 from qwen_jax.decoding.decode import bucket, power
-from qwen_jax.decoding.flat_params import Program, Structure, Weights, flatten
+from qwen_jax.decoding.flat_params import Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays, best
-from qwen_jax.decoding.pieces import Packed, Piece, pack, rows_of
+from qwen_jax.decoding.pieces import Packed, Piece, PieceProgram, newest, pack, rows_of
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import (
     Output,
@@ -29,8 +29,6 @@ from qwen_jax.decoding.state import (
     replicated,
     sample_next,
 )
-from qwen_jax.nn.kv_cache import Cache
-from qwen_jax.nn.lora import select_adapters
 from qwen_jax.nn.model import Qwen
 
 CHUNK = 2048  # most tokens one call takes
@@ -136,7 +134,7 @@ def score_chunk(
     packed = pack([piece], slots, vocab, tile, rows, 1)
     wanted = np.zeros(tile * rows, np.int32)
     wanted[: len(following)] = following
-    return _score_chunk(weights, state, packed, wanted, own_pages(table, packed))
+    return _score_chunk(weights, state, packed, own_pages(table, packed), wanted)
 
 
 def tile_of(platform: str) -> int:
@@ -149,11 +147,8 @@ def own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:
     return None if table is None else table[np.minimum(packed.slots, len(table) - 1)[packed.owner]]
 
 
-@functools.partial(Program, donate_argnums=1)
-def _prefill(
-    weights: Weights, state: State, packed: Packed, table: Array | None
-) -> tuple[State, Output]:
-    x, cache = compute(weights, state, packed, table)
+@PieceProgram
+def _prefill(weights: Weights, state: State, x: Array, packed: Packed) -> tuple[State, Output]:
     ends = packed.starts + packed.lengths
     remaining = packed.budgets - jnp.maximum(0, ends - packed.prompt_lengths)
     rows = replace(
@@ -179,7 +174,7 @@ def _prefill(
     if texts is not None:
         first, place = output.tokens, rows.positions[:, None]
         texts = texts.extend(packed.slots, first, place, first >= 0)
-    state = State(cache, state.rows.put(packed.slots, rows), texts)
+    state = State(state.cache, state.rows.put(packed.slots, rows), texts)
     return constrain(state, mesh), replicated(output, mesh)
 
 
@@ -191,42 +186,18 @@ def _recall(structure: Structure, state: State, packed: Packed) -> State:
     return constrain(state, structure.mesh)
 
 
-@functools.partial(Program, donate_argnums=1)
+@PieceProgram
 def _score_chunk(
-    weights: Weights, state: State, packed: Packed, following: Array, table: Array | None
+    weights: Weights, state: State, x: Array, packed: Packed, following: Array
 ) -> tuple[State, Scores]:
     mesh = weights.structure.mesh
-    x, cache = compute(weights, state, packed, table)
     logits = weights.model().logits(x.reshape(-1, x.shape[-1]))
     logprobs = jax.nn.log_softmax(gather_logits(logits, mesh), axis=-1)  # [T V]
     ids, values = best(logprobs, jnp.bool_(True))
     chosen = jnp.take_along_axis(logprobs, following[:, None], axis=1)[:, 0]
     active = state.rows.active.at[packed.slots].set(False, mode="drop")
-    state = replace(state, cache=cache, rows=replace(state.rows, active=active))
+    state = replace(state, rows=replace(state.rows, active=active))
     return constrain(state, mesh), replicated(Scores(chosen, ids, values), mesh)
-
-
-def compute(
-    weights: Weights, state: State, packed: Packed, table: Array | None
-) -> tuple[Array, Cache]:
-    """Hidden states [C T D] of pieces, and the cache that holds them."""
-    offsets, owner = packed.offsets(), packed.owner
-    model = select_adapters(weights.model(), packed.adapters[owner])
-    positions = packed.starts[owner][:, None] + offsets
-    tile = packed.tokens.shape[1]
-    count = jnp.clip(packed.lengths[owner] - offsets[:, 0], 0, tile)
-    ends = jnp.where(count > 0, positions[:, 0] + count, 0)
-    if table is None:
-        table = packed.slots[owner][:, None]
-    cache = state.cache.select(table, ends)
-    x, cache = model(packed.tokens, positions, packed.prompt_lengths[owner], cache)
-    return x, cache.select(None, None)
-
-
-def newest(x: Array, packed: Packed) -> Array:
-    """Of hidden states [C T D], those [B D] of the pieces' last tokens."""
-    last = packed.first * packed.tokens.shape[1] + packed.lengths - 1
-    return x.reshape(-1, x.shape[-1]).at[last].get(mode="clip")
 
 
 def _remember(state: State, packed: Packed) -> Rows:

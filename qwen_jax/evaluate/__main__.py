@@ -78,7 +78,7 @@ def main(
     if not 1 <= batch <= 4096 or batch & (batch - 1):
         raise ValueError(f"--batch is {batch}, wanted a power of two from 1 to 4096")
     report.expect_free(output)
-    questions.read(chosen, data, 1, suite is not None and not names)
+    questions.read(chosen, data, 1, suite is not None and not names, run_generated_code)
     model_folder.expect(folder)
     with progress.working("starting JAX"):  # late: --help and a wrong option need none of it
         import jax

@@ -1,11 +1,14 @@
 """A task's questions put to a model, and what comes back as samples."""
 
+import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from qwen_jax import distributed
 from qwen_jax.conversation import chat_prompt
 from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of, text_tokenizer
 from qwen_jax.decoding.sampling import Sampling
@@ -13,10 +16,15 @@ from qwen_jax.evaluate import scoring
 from qwen_jax.evaluate.answering import Asked, answers
 from qwen_jax.evaluate.tasks.task import Question, Task
 from qwen_jax.nn.model import Qwen
+from qwen_jax.text import chatml
 from qwen_jax.text.tokenizer import Tokenizer
 
 _SEAM = 8  # tokens by which a cut text may be longer than its part of the whole
 _BLOCK = 256  # questions of a choice between two writes of what is known
+
+
+class WindowFull(ValueError):
+    """A prompt leaves no room for an answer."""
 
 
 def ask(
@@ -36,35 +44,58 @@ def ask(
         return
     judge, tokenizer = task.judge, text_tokenizer(params)
     assert judge is not None
-    asked = [_ask(params, task, questions[index]) for index in todo]
-    for place, answer in answers(params, asked, batch):
-        question = questions[todo[place]]
-        completion = answer.text.strip() if task.kind == "chat" else answer.text
-        sample = {"id": question.id, "prompt": question.prompt, "completion": completion}
-        correct = judge(question, completion, tokenizer)
-        yield [(todo[place], sample | {"answer": question.answer, "correct": correct})]
+    said = dict.fromkeys(todo, "")  # behind each prompt, and not yet the end
+    asked = {index: _ask(params, task, questions[index]) for index in todo}
+    while asked:
+        numbers, prompts, asked = list(asked), list(asked.values()), {}
+        for place, answer in answers(params, prompts, batch):
+            index = numbers[place]
+            question = questions[index]
+            reply = answer.text.strip() if task.kind == "chat" else answer.text
+            said[index], goes_on = _turn(task, question, said[index], reply)
+            if goes_on:
+                with contextlib.suppress(WindowFull):
+                    asked[index] = _ask(params, task, question, said[index])
+                    continue
+            sample = {"id": question.id, "prompt": question.prompt, "completion": said[index]}
+            correct = judge(question, said[index], tokenizer)
+            yield [(index, sample | {"answer": question.answer, "correct": correct})]
 
 
-def _ask(params: Qwen, task: Task, question: Question) -> Asked:
-    """Greedy, and without the checkpoint's repetition penalty but where the original left it."""
+def _turn(task: Task, question: Question, said: str, reply: str) -> tuple[str, bool]:
+    """What stands behind the prompt from now on, on all processes what the first one saw."""
+    if task.turn is None:
+        return reply, False
+    said, goes_on = distributed.told_by_first(functools.partial(task.turn, question, said, reply))
+    return said, goes_on
+
+
+def _ask(params: Qwen, task: Task, question: Question, said: str = "") -> Asked:
+    """Greedy, and without the checkpoint's repetition penalty but where the original left it.
+
+    said: what stands behind the prompt by now.
+    """
     defaults, tokenizer = defaults_of(params), text_tokenizer(params)
     most = task.max_new_tokens or defaults.max_new_tokens or MAX_NEW_TOKENS
 
     def read(prompt: str) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
         if task.kind == "chat":
             return chat_prompt(params, prompt)
-        ends = tuple(dict.fromkeys((*defaults.eos_ids, (tokenizer.end_of_text,))))
+        stops = chatml.stop_ids(tokenizer) if task.kind == "chatml" else [tokenizer.end_of_text]
+        ends = tuple(dict.fromkeys((*defaults.eos_ids, *((id,) for id in stops))))
         return _ids(tokenizer, prompt), ends
 
-    ids, ends = read(question.prompt)
+    ids, ends = read(question.prompt + said)
     if question.document and (over := len(ids) + most - params.config.max_length) > 0:
         document = _ids(tokenizer, question.document)
         kept = max(0, len(document) - over - _SEAM)
-        cut = tokenizer.decode(document[-kept:] if task.keep_end else document[:kept])
-        ids, ends = read(question.prompt.replace(question.document, cut if kept else "", 1))
+        first = {"start": kept, "end": 0, "ends": (kept + 1) // 2}[task.keep]
+        pieces = document[:first], document[len(document) - kept + first :]
+        cut = "".join(map(tokenizer.decode, pieces))
+        ids, ends = read(question.prompt.replace(question.document, cut, 1) + said)
     left = params.config.max_length - len(ids)
     if left < 1:
-        raise ValueError(
+        raise WindowFull(
             f"question {question.id} of {task.name} takes {len(ids)} tokens, "
             f"this checkpoint's window is {params.config.max_length}"
         )

@@ -21,12 +21,23 @@ def expect_free(output: Path) -> None:
 
 
 def result(
-    task: Task, correct: Mapping[str, Sequence[float]], published: float | None, data: str
+    task: Task,
+    correct: Mapping[str, Sequence[float]],
+    published: float | None,
+    data: str,
+    whole: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """One row. correct: for each group, what its questions got. data: a hash of the questions."""
+    """One row. correct: for each group, what its questions got. data: a hash of the questions.
+
+    whole: (score, error) of a task whose score is no mean.
+    """
     groups = [list(values) for values in correct.values()]
     every = [value for values in groups for value in values]
-    if task.average == "micro":
+    average = f"{task.average} over {'questions' if task.average == 'micro' else 'groups'}"
+    if whole is not None:
+        score, error = whole
+        average = "of all questions together"
+    elif task.average == "micro":
         score, error = _mean(every), _error(every)
     else:
         score = _mean([_mean(values) for values in groups])
@@ -36,7 +47,7 @@ def result(
         "title": task.title,
         "metric": task.metric,
         "shots": task.shots,
-        "average": f"{task.average} over {'questions' if task.average == 'micro' else 'groups'}",
+        "average": average,
         "score": round(100 * score, 4),
         "stderr": round(100 * error, 4),
         "count": len(every),

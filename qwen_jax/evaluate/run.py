@@ -6,11 +6,12 @@ What was answered stands in OUTPUT/progress until a task is done, then in OUTPUT
 answers are there changes none of the others, so a run in pieces ends with the same report.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from qwen_jax.evaluate.answering import SLOTS
 from qwen_jax.evaluate.asking import ask
 from qwen_jax.evaluate.published import SUITES
 from qwen_jax.evaluate.questions import TASKS, check, read
-from qwen_jax.evaluate.tasks.task import Question
+from qwen_jax.evaluate.tasks.task import Question, Task
 from qwen_jax.nn.model import Qwen
 from qwen_jax.sandbox import program as walls
 
@@ -51,7 +52,9 @@ def evaluate(
     on it.
     """
     chosen = check(tasks, suite, run_generated_code)
-    questions, skipped = read(chosen, data, limit, suite is not None and not tasks)
+    questions, skipped = read(
+        chosen, data, limit, suite is not None and not tasks, run_generated_code
+    )
     if run_generated_code and (unkept := walls.missing()):
         print(f"generated code runs without a part of its walls: {unkept}", file=sys.stderr)
     hashes = {name: _hash(asked) for name, asked in questions.items()}
@@ -72,12 +75,10 @@ def evaluate(
                 for index, sample in answered:
                     samples.add(index, sample)
                 tell(name, len(samples.known), len(asked))
-        correct: dict[str, list[float]] = {}
-        for index, question in enumerate(asked):
-            correct.setdefault(question.group, []).append(float(samples.known[index]["correct"]))
         samples.finish(len(asked))
         published = SUITES[suite].get(name) if suite else None
-        results.append(report.result(TASKS[name], correct, published, hashes[name]))
+        row = functools.partial(_row, TASKS[name], asked, samples.known, published, hashes[name])
+        results.append(distributed.told_by_first(row))
     names = ("qwen_jax", "jax", "jaxlib", "flax", "numpy", "tiktoken")
     made = {
         "model": model,
@@ -89,6 +90,24 @@ def evaluate(
     if jax.process_index() == 0:
         report.write(output, made)
     return made
+
+
+def _row(
+    task: Task,
+    asked: Sequence[Question],
+    samples: Mapping[int, Mapping[str, Any]],
+    published: float | None,
+    data: str,
+) -> dict[str, Any]:
+    """A task's result, of all its samples."""
+    correct: dict[str, list[float]] = {}
+    for index, question in enumerate(asked):
+        correct.setdefault(question.group, []).append(float(samples[index]["correct"]))
+    whole = None
+    if task.corpus is not None:
+        completions = [samples[index]["completion"] for index in range(len(asked))]
+        whole = task.corpus(completions, [question.answer for question in asked])
+    return report.result(task, correct, published, data, whole)
 
 
 def _hash(questions: Iterable[Question]) -> str:

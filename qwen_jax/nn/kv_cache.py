@@ -115,6 +115,14 @@ class Cache:
         """
         return replace(self, table=table, ends=ends, apart=apart)
 
+    def parts(self, size: int) -> "list[Cache]":
+        """The cache of every so many blocks of the network."""
+        starts = range(0, len(self.keys), size)
+        part = lambda stores, at: stores[at : at + size]
+        return [
+            replace(self, keys=part(self.keys, at), values=part(self.values, at)) for at in starts
+        ]
+
     def attend(self, layer: int, asked: Projected) -> tuple[Array, "Cache"]:
         """Store keys and values at positions [B T] (consecutive in a row), then attend to the row.
 

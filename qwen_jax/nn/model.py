@@ -163,26 +163,31 @@ class Qwen(nnx.Module):
 
         `logits` turns hidden states into scores; a prefill asks it for the last one only.
         """
-        config = self.config
-        where = Where.of(config, positions, prompt_lengths)
-        x = _rows(self.embed, tokens)
+        where = Where.of(self.config, positions, prompt_lengths)
+        x, cache = self.through(self.embedded(tokens), where, cache)
+        return self.norm(x), cache
+
+    @jax.named_scope("embedding")
+    def embedded(self, tokens: Array) -> Array:
+        """tokens [B T] -> what the first block gets [B T D].
+
+        Kept inside the decode loop: XLA would widen a whole bf16 table before it.
+        """
+        table, tokens = jax.lax.optimization_barrier((self.embed, tokens))
+        return table[tokens]
+
+    def through(self, x: Array, where: Where, cache: AttentionCache) -> Attended:
+        """All blocks: x [B T D] -> [B T D], not normed yet, and the cache."""
         for layer, block in enumerate(self.blocks):
             x = jax.lax.optimization_barrier(x)  # a TPU would keep all layers' sums to the end
             with jax.named_scope(f"block_{layer}"):
-                x, cache = block(x, where, cache, layer, config)
-        return self.norm(x), cache
+                x, cache = block(x, where, cache, layer, self.config)
+        return x, cache
 
     @jax.named_scope("head")
     def logits(self, x: Array) -> Array:
         """Hidden states [... D] -> float32 [... V]."""
         return matmul(x, self.embed) if self.head is None else self.head.float32(x)
-
-
-@jax.named_scope("embedding")
-def _rows(table: Array, tokens: Array) -> Array:
-    """table[tokens], kept inside the decode loop: XLA would widen a whole bf16 table before it."""
-    table, tokens = jax.lax.optimization_barrier((table, tokens))
-    return table[tokens]
 
 
 # --- one description of the tree, for initialising, sharding and restoring -------------------

@@ -5,8 +5,9 @@ result changes with padding, batching, chunking or sharding.
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -16,7 +17,9 @@ from qwen_jax.config import Config, Yarn
 _OCTAVES = 24  # doublings of the trained length with a table of their own: past any real text
 
 
-class Where(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Where:
     """Where the tokens of a call stand, and what that does to queries and keys."""
 
     positions: Array  # [B T]

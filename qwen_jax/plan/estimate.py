@@ -1,7 +1,7 @@
 """Bytes that one device holds, from the shapes and places of the product's own arrays."""
 
+import functools
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from qwen_jax import memory
 from qwen_jax.config import Config
 from qwen_jax.nn import quant, sharding
 from qwen_jax.nn.heads import Heads
+from qwen_jax.nn.tree import INTEGERS
 from qwen_jax.plan.chips import CHIPS, SLICES, Remat, Work, parse
 from qwen_jax.storage.int4 import bits
 
@@ -45,6 +46,11 @@ class Job:
     def places(self) -> AbstractMesh:
         shape = (self.data, self.fsdp, self.tensor)
         return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+    @property
+    def leaves(self) -> tuple[tuple[Any, int], ...]:
+        """Every array of the weights, and how many numbers of it one device holds."""
+        return _leaves(self.config, self.precision, self.places)
 
     @property
     def heads(self) -> Heads:
@@ -87,24 +93,24 @@ def count(job: Job) -> Bytes:
     return Bytes(held, 0, _training(job, trained), state)
 
 
-def _leaves(job: Job) -> Iterable[tuple[Any, int]]:
-    """Every array of the weights, and how many numbers of it one device holds."""
-    plan = PRECISIONS[job.precision]
-    formats = quant.plan(job.config, *plan) if plan else {}
-    kinds = {"int8": jnp.int8, "int4": jnp.int4, "int32": jnp.int32, "scales": jnp.float16}
+@functools.lru_cache(maxsize=16)  # a plan asks again for every context and batch that it tries
+def _leaves(config: Config, precision: str, places: AbstractMesh) -> tuple[tuple[Any, int], ...]:
+    plan = PRECISIONS[precision]
+    formats = quant.plan(config, *plan) if plan else {}
+    kinds = {"scales": jnp.float16} | {name: jnp.dtype(name) for name in INTEGERS}
     leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, kinds.get(kind, jnp.bfloat16))
-    model = quant.build(job.config, formats, leaf)
-    places = sharding.shardings(job.config, job.places, formats)  # type: ignore[arg-type]
-    for array, place in zip(jax.tree.leaves(model), jax.tree.leaves(places), strict=True):
-        yield array, math.prod(place.shard_shape(array.shape))
+    arrays = jax.tree.leaves(quant.build(config, formats, leaf))
+    shards = jax.tree.leaves(sharding.shardings(config, places, formats))  # type: ignore[arg-type]
+    size = lambda array, shard: math.prod(shard.shard_shape(array.shape))
+    return tuple((a, size(a, shard)) for a, shard in zip(arrays, shards, strict=True))
 
 
 def _weights(job: Job) -> int:
-    return sum(size * bits(array.dtype) // 8 for array, size in _leaves(job))
+    return sum(size * bits(array.dtype) // 8 for array, size in job.leaves)
 
 
 def _parameters(job: Job) -> int:
-    return sum(size for _, size in _leaves(job))
+    return sum(size for _, size in job.leaves)
 
 
 def _adapters(job: Job) -> int:
@@ -164,7 +170,7 @@ def _training(job: Job, trained: int) -> int:
 def limits(job: Job, held: Bytes) -> dict[str, float]:
     """Speeds that no program can pass, by published peaks: tokens a second of all devices."""
     chip = CHIPS[parse(job.mesh)[0]]
-    parameters = sum(math.prod(array.shape) for array, _ in _leaves(job))
+    parameters = sum(math.prod(array.shape) for array, _ in job.leaves)
     dense = 2 * (parameters - job.config.vocab * job.config.width * (not job.config.tied))
     compute = chip.flops * job.devices
     if job.work != "generate":

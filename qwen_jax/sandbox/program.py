@@ -2,11 +2,12 @@
 
 A child of its own, which inherits no environment and no open file, works in a folder that is
 thrown away, within limits on time, memory, files and processes. On Linux the kernel keeps the
-rest from it: Landlock every write outside its folder, seccomp every other process, socket,
-signal and change of the system. Elsewhere only the limits hold, and `missing` says so.
+rest from it: Landlock every write outside its folder, and every file that is not the system's,
+Python's or given to it; seccomp every other process, socket, signal and change of the system.
+Elsewhere only the limits hold, and `missing` says so.
 
-This is for the mistakes of a model and plain malice. It does not hide what the user can read,
-and it trusts the kernel and the machine: code of an adversary wants a virtual machine.
+This is for the mistakes of a model and plain malice. It trusts the kernel and the machine: code
+of an adversary wants a virtual machine.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ OUTPUT = 1 << 20  # bytes of each file, and of what is printed
 FOLDER = 16 << 20  # bytes of all files
 _START = 20.0  # seconds that a busy machine may take to start the child
 _LOOK = 0.02  # seconds between two looks at the child
+_OURS = ("program.py", "printed", "passed", "unkept")  # in the child's folder
 _GUARD = Path(__file__).with_name("program_guard.py")
 
 
@@ -32,25 +34,32 @@ def missing() -> str:
     return _run("", 5)[2]
 
 
-def passes(program: str, seconds: float) -> bool:
-    """Whether a program comes to its end without an error in so many seconds."""
-    return run(program, seconds)[0]
+def passes(program: str, seconds: float, files: Path | None = None) -> bool:
+    """Whether a program comes to its end without an error in so many seconds; files as for run."""
+    return run(program, seconds, files)[0]
 
 
-def run(program: str, seconds: float) -> tuple[bool, str]:
-    """(whether it came to its end without an error, what it printed, at most OUTPUT bytes)."""
-    passed, printed, _ = _run(program, seconds)
+def run(program: str, seconds: float, files: Path | None = None) -> tuple[bool, str]:
+    """(whether it came to its end without an error, what it printed, at most OUTPUT bytes).
+
+    files: a folder whose files lie beside the program, to be read.
+    """
+    passed, printed, _ = _run(program, seconds, files)
     return passed, printed
 
 
-def _run(program: str, seconds: float) -> tuple[bool, str, str]:
+def _run(program: str, seconds: float, files: Path | None = None) -> tuple[bool, str, str]:
     with tempfile.TemporaryDirectory(prefix="qwen-jax-code-", ignore_cleanup_errors=True) as root:
         folder, word = Path(root), secrets.token_hex()
+        for file in files.iterdir() if files else ():
+            if file.name not in _OURS:
+                (folder / file.name).symlink_to(file.resolve())
         (folder / "program.py").write_text(program, "utf-8", errors="replace")
         with (folder / "printed").open("wb") as printed:
+            reads = [str(files.resolve())] if files else []
             limits = (MEMORY, OUTPUT, int(seconds) + 1)
             child = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(_GUARD), *map(str, limits)],
+                [sys.executable, "-I", "-B", str(_GUARD), *map(str, limits), *reads],
                 cwd=folder,
                 env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,

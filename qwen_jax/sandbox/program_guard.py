@@ -1,6 +1,8 @@
 """The child's side of `program`: give everything up, then run program.py in this very process.
 
-    python -I program_guard.py MEMORY OUTPUT SECONDS     # in the folder that is thrown away
+    python -I program_guard.py MEMORY OUTPUT SECONDS [FOLDER THAT IS READ]
+
+It runs in the folder that is thrown away.
 
 Standard input brings a word; it comes back in the file `passed` if the program ends without an
 error, so that leaving early is not passing. A file of its own, run by path: it imports little.
@@ -77,6 +79,14 @@ MACHINES = {  # column of DENIED, seccomp's word for it, clone
 _CLONE3, _THREAD = 435, 0x10000
 _LANDLOCK = (444, 445, 446)  # create a ruleset, add a rule, restrict
 _WRITES = sum(1 << bit for bit in (1, *range(4, 15)))  # Landlock's rights that change anything
+_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+# what anybody may read, and programs need: libraries, numbers of processors, time zones
+_SYSTEM = (
+    *("/usr", "/lib", "/lib64", "/bin", "/opt", "/nix", "/sys"),
+    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat"),
+    *("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"),
+    *("/etc/fonts", "/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types", "/etc/passwd"),
+)
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL, _FAIL, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
@@ -117,10 +127,11 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def restrict(folder: str) -> None:
+def restrict(folder: str, *reads: str) -> None:
     """For this process, for good: writes only in a folder, and no call that is denied.
 
-    Raises OSError where the kernel cannot.
+    It reads that, the system's and Python's own files, and what lies in `reads`. Raises OSError
+    where the kernel cannot.
     """
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         raise OSError(f"nothing is kept from it on {sys.platform} {platform.machine()}")
@@ -130,9 +141,14 @@ def restrict(folder: str) -> None:
     version = _checked(system.syscall(create, None, 0, 1), "Landlock")
     rights = _WRITES if version >= 3 else _WRITES & ~(3 << 13) | (version == 2) << 13
     _checked(system.prctl(38, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
+    rights |= _READ_FILE | _READ_DIR
     attributes = struct.pack("Q", rights)
     ruleset = _checked(system.syscall(create, attributes, len(attributes), 0), "Landlock")
-    for place, allowed in ((folder, rights), ("/dev/null", 1 << 1)):
+    python = (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path)
+    places = {Path(one) for one in (*_SYSTEM, *python, *reads) if one and Path(one).exists()}
+    rules = {one: _READ_FILE | (_READ_DIR if one.is_dir() else 0) for one in places}
+    rules |= {Path("/dev/null"): _READ_FILE | 1 << 1, Path(folder): rights}
+    for place, allowed in rules.items():
         descriptor = os.open(place, os.O_PATH)
         rule = struct.pack("=Qi", allowed, descriptor)
         _checked(system.syscall(add, ruleset, 1, rule, 0), "Landlock")
@@ -161,14 +177,14 @@ def limit(memory: int, output: int, seconds: int) -> None:
         resource.setrlimit(kind, (most, most))
 
 
-def main(memory: int, output: int, seconds: int) -> None:
+def main(memory: int, output: int, seconds: int, *reads: str) -> None:
     word = sys.stdin.read()
     passed = os.open("passed", os.O_WRONLY | os.O_CREAT)
     code = compile(Path("program.py").read_text("utf-8"), "program.py", "exec")
     unkept = os.open("unkept", os.O_WRONLY | os.O_CREAT)
     limit(memory, output, seconds)
     try:
-        restrict(".")
+        restrict(".", *reads)
     except OSError as error:
         os.write(unkept, str(error.strerror or error).encode())
     os.close(unkept)
@@ -177,4 +193,5 @@ def main(memory: int, output: int, seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    memory, output, seconds, *reads = sys.argv[1:]
+    main(int(memory), int(output), int(seconds), *reads)

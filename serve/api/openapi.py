@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from serve.schemas.adapters import LoadRequest, UnloadRequest
 from serve.schemas.embeddings import EmbeddingsRequest, EmbedRequest
 from serve.schemas.generate import GenerateRequest, StreamRequest
+from serve.schemas.interpreter import TurnRequest
 from serve.schemas.messages import CountRequest, MessagesRequest
 from serve.schemas.requests import (
     ChatRequest,
@@ -33,6 +34,7 @@ _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/rerank": (RerankRequest, "Rank documents by how they answer a query"),
     "/v2/rerank": (RerankRequest, "The same, as Cohere's clients ask for it"),
     "/rerank": (RerankRequest, "The same"),
+    "/v1/code_interpreter": (TurnRequest, "Run the code of an answer that is being written"),
     "/v1/load_lora_adapter": (LoadRequest, "Load an adapter into the running server"),
     "/v1/unload_lora_adapter": (UnloadRequest, "Take an adapter out of it"),
     "/tokenize": (TokenizeRequest, "Ids of a text or a conversation"),

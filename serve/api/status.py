@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from qwen_jax.sandbox import interpreter
 from serve.api import endpoint, openapi
 from serve.http.errors import ApiError
 from serve.http.pages import FILES, POLICY
@@ -18,6 +19,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+# how to ask for code on the way to an answer: see /v1/code_interpreter
+_INTERPRETER = {"ask": interpreter.ASK, "stop": interpreter.STOP, "runs": interpreter.RUNS}
 _VERSION = installed("qwen_jax")  # a file is read for it
 
 
@@ -72,7 +75,7 @@ async def model(request: Request) -> Response:
 
 
 def _described(service: Service, found: Model) -> dict[str, object]:
-    return {
+    described = {
         "id": found.name,
         "object": "model",
         "created": service.created,
@@ -84,6 +87,9 @@ def _described(service: Service, found: Model) -> dict[str, object]:
         "sampling": {name: getattr(found.defaults.sampling, name) for name in _SAMPLING},
         "parent": endpoint.model(service, None).name if found.adapter.number else None,
     }
+    if service.settings.run_generated_code:
+        described["code_interpreter"] = _INTERPRETER
+    return described
 
 
 async def description(request: Request) -> Response:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -26,6 +26,24 @@ class Answer:
     text: str = ""
     tokens: int = 0
     finish_reason: str = ""  # empty while it grows
+
+
+class Source(Protocol):
+    """Where answers come from: a model in this process or a server."""
+
+    name: str
+
+    def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def answer(
+        self,
+        query: str,
+        history: Sequence[tuple[str, str]],
+        system: str | None,
+        seed: int,
+        changes: Mapping[str, Any],
+        begun: str = "",  # what the answer begins with already
+    ) -> Iterator[Answer]: ...
 
 
 class Stream:
@@ -138,8 +156,12 @@ class Remote:
         system: str | None,
         seed: int,
         changes: Mapping[str, Any],
+        begun: str = "",
     ) -> Iterator[Answer]:
-        """The answer as it grows. Leaving the iterator ends it at the server too."""
+        """The answer as it grows, behind what it has begun with.
+
+        Leaving the iterator ends it at the server too.
+        """
         messages = [{"role": "system", "content": system}] if system is not None else []
         for question, reply in history:
             messages.append({"role": "user", "content": question})
@@ -150,6 +172,9 @@ class Remote:
         }
         body = {"model": self.name, "messages": messages, "seed": seed, **asked, "stream": True}
         body["stream_options"] = {"include_usage": True}
+        if begun:
+            messages.append({"role": "assistant", "content": begun})
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
         stream, answer = Stream(), Answer()
         try:
             url = f"{self.url}/v1/chat/completions"

@@ -6,9 +6,9 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory
@@ -21,7 +21,9 @@ from rich.text import Text
 from qwen_jax import model_folder
 from qwen_jax.program import interruption, progress
 from qwen_jax.program.limits import MAX_SEED
-from serve.cli.client import Answer, Remote
+from qwen_jax.sandbox import program as walls
+from serve.cli.client import Answer, Remote, Source
+from serve.cli.interpreted import Interpreted
 from serve.cli.settings import ChatConfig
 from serve.cli.terminal import THEME, Block, Growing, printable
 
@@ -30,23 +32,6 @@ SETTINGS = (
     "min_tokens stop max_new_tokens"
 ).split()
 KEYS = "Enter sends, Alt+Enter or Ctrl+J begins a new line, Ctrl-C stops an answer, Ctrl-D exits."
-
-
-class Source(Protocol):
-    """Where answers come from: a model in this process or a server."""
-
-    name: str
-
-    def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]: ...
-
-    def answer(
-        self,
-        query: str,
-        history: Sequence[tuple[str, str]],
-        system: str | None,
-        seed: int,
-        changes: Mapping[str, Any],
-    ) -> Iterator[Answer]: ...
 
 
 class Chat:
@@ -59,7 +44,9 @@ class Chat:
         read: Callable[[], str],
         system: str | None = None,
         seed: int = 1234,
+        interpreter: Source | None = None,
     ):
+        self.interpreter = interpreter  # where answers with code come from
         self.source, self.console, self.read = source, console, read
         self.system, self.seed = system, seed
         self.history: list[tuple[str, str]] = []
@@ -107,13 +94,13 @@ class Chat:
         else:
             raise ValueError("the message is empty")
 
-    def _ask(self, query: str) -> None:
+    def _ask(self, query: str, source: Source | None = None) -> None:
         """Show an answer as it grows. What an interruption leaves of it is part of the history."""
         began, first, answer = time.monotonic(), 0.0, Answer()
         try:
             self.console.print()
             with interruption.caught(), Growing(self.console) as shown:
-                growing = self.source.answer(
+                growing = (source or self.source).answer(
                     query, self.history, self.system, self.seed, self.changes
                 )
                 for answer in growing:
@@ -149,6 +136,17 @@ class Chat:
             names = [f":{name}" for name, one in COMMANDS.items() if one is command]
             table.add_row(Text(" ".join(names), "cyan"), Text(str(command.__doc__)))
         self.console.print(table, Text(KEYS, "dim"), "", sep="\n")
+
+    def code(self, text: str) -> None:
+        """ask with Python that the model may run: :code How much is 7**77?"""
+        if self.interpreter is None:
+            raise ValueError(
+                ":code runs programs that the model writes; read what it does not protect from "
+                "in docs/chat.md, then start with --run-generated-code"
+            )
+        if not text:
+            raise ValueError("the question is empty; :code How much is 7**77?")
+        self._ask(text, self.interpreter)
 
     def exit(self, _: str) -> None:
         """leave"""
@@ -216,12 +214,13 @@ COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     **dict.fromkeys(("clear", "cl"), Chat.clear),
     **dict.fromkeys(("clear-history", "clear-his", "clh"), Chat.clear_history),
     **dict.fromkeys(("history", "his"), Chat.show_history),
+    "code": Chat.code,
     "seed": Chat.show_seed,
     "conf": Chat.conf,
     "reset-conf": Chat.reset_conf,
     "system": Chat.show_system,
 }
-TAKE_WORDS = (Chat.show_seed, Chat.conf, Chat.show_system)
+TAKE_WORDS = (Chat.code, Chat.show_seed, Chat.conf, Chat.show_system)
 
 
 def _setting(pair: str) -> tuple[str, Any]:
@@ -278,6 +277,9 @@ def converse(settings: ChatConfig) -> None:
         with progress.working(f"loading {model}"):
             params = load(model, dtype=settings.dtype)
             source = Local(params, model, settings.cache_dtype, settings.draft_tokens)
-    talk = Chat(source, console, reader(), settings.system, settings.seed)
+    interpreter = Interpreted(source) if settings.run_generated_code else None
+    if interpreter and (unkept := walls.missing()):
+        console.print(Text(f"code runs without a part of its walls: {unkept}", "red"))
+    talk = Chat(source, console, reader(), settings.system, settings.seed, interpreter)
     talk.change(settings.given())
     talk.run()

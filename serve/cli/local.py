@@ -6,8 +6,13 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from qwen_jax.conversation import chat_prompt, stream_chat
-from qwen_jax.decoding.completion import MAX_NEW_TOKENS, defaults_of
+from qwen_jax.conversation import chat_prompt
+from qwen_jax.decoding.completion import (
+    MAX_NEW_TOKENS,
+    answers,
+    defaults_of,
+    text_tokenizer,
+)
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.nn.model import Qwen
 from serve.cli.client import Answer
@@ -41,21 +46,24 @@ class Local:
         system: str | None,
         seed: int,
         changes: Mapping[str, Any],
+        begun: str = "",
     ) -> Iterator[Answer]:
-        """The answer as it grows."""
+        """The answer as it grows, behind what it has begun with."""
         sampling, count = self._changed(changes)
-        growing = stream_chat(
+        ids, ends = chat_prompt(self._params, query, history, system)
+        growing = answers(
             self._params,
-            query,
-            history,
-            system,
+            [[*ids, *text_tokenizer(self._params).encode(begun)]],
             sampling,
             max_new_tokens=count,
+            stop=(),
             seed=seed,
             cache_dtype=self._cache_dtype,
             draft_tokens=self._draft_tokens,
+            eos_ids=ends,
+            watch=True,
         )
-        for grown in growing:
+        for (grown,) in growing:
             yield Answer(grown.text, len(grown.tokens), grown.finish_reason)
 
     def _changed(self, changes: Mapping[str, Any]) -> tuple[Sampling, int | None]:

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from qwen_jax.command.settings import SAMPLING, Number, SamplingOptions
 from qwen_jax.decoding.sampling import Sampling
@@ -38,6 +40,8 @@ class ChatConfig(SamplingOptions):
     """Type of the parameters; by default, as stored."""
     cache_dtype: Literal[Number, "int8"] | None = None
     """Type of cached keys and values; int8 halves their memory."""
+    run_generated_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Consent to run the Python that answers to :code contain, walled in, on this machine."""
     draft_tokens: int | None = None
     """Tokens looked up in the text so far and verified at once, which saves time and changes no
     answer; 0 for none; by default, 4 where that pays."""

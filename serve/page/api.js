@@ -26,10 +26,15 @@ async function ask(path, key, options = {}) {
   throw new ApiError(body?.error?.message ?? response.statusText, response.status, body?.error?.code);
 }
 
-/** The models and adapters that the server has: {id, length, sampling}, the window and defaults. */
+/**
+ * The models and adapters that the server has: {id, length, sampling, interpreter}, the window, the
+ * defaults, and how to ask for code on the way, where the server runs some.
+ */
 export async function models(key) {
   const response = await ask("models", key);
-  return (await response.json()).data.map(({ id, max_model_len: length, sampling }) => ({ id, length, sampling }));
+  return (await response.json()).data.map(
+    ({ id, max_model_len: length, sampling, code_interpreter: interpreter }) => ({ id, length, sampling, interpreter }),
+  );
 }
 
 /** An answer as it comes: {content, finish} or {usage}; thoughts stand between markers. */
@@ -54,6 +59,33 @@ export async function* chat(body, key, signal) {
     yield { content, finish: choice.finish_reason };
   }
   throw new ApiError("");
+}
+
+/**
+ * An answer with code on the way: parts of `chat`, and {text}, all of it, whenever some has run.
+ * tool: how a model says that it is asked.
+ */
+export async function* interpreted(body, tool, key, signal) {
+  const earlier = body.messages.slice(0, -1);
+  const question = { role: "user", content: tool.ask + body.messages.at(-1).content };
+  let text = "";
+  for (let runs = 0, shown = ""; runs < tool.runs && shown !== null; ) {
+    const asked = { ...body, messages: [...earlier, question], stop: [tool.stop] };
+    if (text) {
+      asked.messages.push({ role: "assistant", content: text });
+      Object.assign(asked, { continue_final_message: true, add_generation_prompt: false });
+    }
+    let reply = "";
+    let ended;
+    for await (const { finish, ...part } of chat(asked, key, signal)) {
+      reply += part.content;
+      ended = finish ?? ended;
+      yield part;
+    }
+    const turn = { method: "POST", body: JSON.stringify({ begun: text, reply }), signal };
+    ({ text, shown, runs } = await (await ask("code_interpreter", key, turn)).json());
+    yield { content: "", text, finish: shown === null || runs >= tool.runs ? ended : undefined };
+  }
 }
 
 /** The data of server-sent events, whatever pieces the network makes of them. */

@@ -1,6 +1,6 @@
 // The page: which conversation is shown, what is being answered, and what the buttons do.
 
-import { ApiError, chat, models } from "./api.js";
+import { ApiError, chat, interpreted, models } from "./api.js";
 import { byId, download, element } from "./dom.js";
 import { Pace } from "./meter.js";
 import { open as openSettings, prepare, settings, showDefaults } from "./settings.js";
@@ -164,12 +164,16 @@ async function answer(conversation) {
   try {
     let kept = Date.now();
     const pace = new Pace();
-    for await (const { content, finish, usage } of chat(body, settings.key, abort.signal)) {
-      message.content += content;
+    const tool = settings.code && model(body.model)?.interpreter;
+    const parts = tool
+      ? interpreted(body, tool, settings.key, abort.signal)
+      : chat(body, settings.key, abort.signal);
+    for await (const { content, text, finish, usage } of parts) {
+      message.content = text ?? message.content + content;
       if (content) pace.tick();
-      if (usage) message.usage = pace.measured(usage, served.find(({ id }) => id === body.model)?.length);
+      if (usage) message.usage = pace.measured(usage, model(body.model)?.length);
       if (finish) message.note = finish === "stop" ? undefined : { kind: finish };
-      if (content) grow(conversation, message);
+      if (content || text) grow(conversation, message);
       if (Date.now() - kept > 1000) {
         keep(conversation);
         kept = Date.now();
@@ -231,8 +235,15 @@ async function listModels() {
   }
 }
 
-/** Show in the settings what the model does where nothing is set. */
-const inForce = () => showDefaults(served.find(({ id }) => id === byId("model").value)?.sampling);
+const model = (name) => served.find(({ id }) => id === name);
+
+/** Show in the settings what the model does where nothing is set, and whether it may run code. */
+function inForce() {
+  const found = model(byId("model").value);
+  showDefaults(found?.sampling);
+  byId("code").hidden = !found?.interpreter;
+  byId("code").setAttribute("aria-pressed", settings.code);
+}
 
 // --- wiring --------------------------------------------------------------------------------------
 
@@ -270,6 +281,10 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]") && !sidebar.close()) stop();
 });
 byId("stop").addEventListener("click", stop);
+byId("code").addEventListener("click", () => {
+  settings.keep("code", !settings.code || undefined);
+  inForce();
+});
 byId("new").addEventListener("click", begin);
 byId("open-settings").addEventListener("click", () => openSettings());
 byId("model").addEventListener("change", (event) => {

@@ -12,6 +12,9 @@ export const settings = {
   get key() {
     return kept.key ?? "";
   },
+  get code() {
+    return Boolean(kept.code);
+  },
   get model() {
     return kept.model;
   },

@@ -85,6 +85,7 @@ def test_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:
         ({"hf": "a", "to_hf": "b"}, "give either --hf MODEL or --to-hf FOLDER"),
         ({"to_hf": "a"}, "--to-hf needs --out"),
         ({"to_hf": "a", "out": "b", "verify": True}, "belong to --hf"),
+        ({"hf": "demo", "quantize": "int4", "bits": 8}, "--bits belongs to --quantize gptq"),
         ({"to_hf": "a", "out": "b", "dtype": "float16"}, "belong to --hf"),
     ],
 )

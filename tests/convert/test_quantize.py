@@ -234,31 +234,48 @@ def test_interrupted(
     assert (again / quantizing.REPORT).read_text() == (whole / quantizing.REPORT).read_text()
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_eight_bits_calibrated(method: str, texts: Path, tmp_path: Path) -> None:
+    """They lose a hundredth of what four do, and less than rounding; others can have them."""
+    make = lambda bits: convert.to_native(
+        "demo",
+        tmp_path / str(bits),
+        quantize=QuantizeOptions(method, 32, True, False, calibrated_bits=bits),
+        calibration=texts,
+    )
+    losses = [json.loads((make(bits) / quantizing.REPORT).read_text()) for bits in (8, 4)]
+    assert [report["bits"] for report in losses] == [8, 4]
+    total = lambda report, how: sum(loss[how] for loss in report["layers"].values())
+    assert total(losses[0], method) < 0.01 * total(losses[1], method)
+    assert total(losses[0], method) < total(losses[0], "nearest")
+    said = there_and_back(tmp_path / "8")
+    assert (said["quant_method"], said["bits"]) == ("gptq", 8)
+
+
 def test_act_order_loads_and_goes_to_others(texts: Path, tmp_path: Path) -> None:
     settings = QuantizeOptions("gptq", 32, True, False, act_order=True)
     made = convert.to_native("demo", tmp_path / "made", quantize=settings, calibration=texts)
-    back = convert.to_hf(made, tmp_path / "back")
-    said = json.loads((back / "config.json").read_text())["quantization_config"]
+    said = there_and_back(made)
     assert (said["quant_method"], said["desc_act"]) == ("gptq", True)
-    wanted = kernels(load(made), "qwen")
-    for name, array in kernels(load(convert.to_native(back, tmp_path / "x")), "qwen").items():
+
+
+def there_and_back(folder: Path, packing: str | None = None) -> dict[str, Any]:
+    """In others' packing it is the same when it returns -> what it says there of its packing."""
+    back = convert.to_hf(folder, folder.with_name("back"), packing=packing)
+    again = load(convert.to_native(back, folder.with_name("again")))
+    wanted = kernels(load(folder), "qwen")
+    for name, array in kernels(again, "qwen").items():
         np.testing.assert_array_equal(array, wanted[name])
+    assert "transformer.h.3.mlp.w1.qweight" in load_file(back / "model.safetensors")
+    said: dict[str, Any] = json.loads((back / "config.json").read_text())["quantization_config"]
+    return said
 
 
 @pytest.mark.parametrize("packing", ["gptq", "awq"])
 def test_to_hf_and_back(packing: str, tmp_path: Path) -> None:
-    """What we quantised is a checkpoint in others' packing, and the same one when it returns."""
-    folder = convert.to_native(
-        "demo", tmp_path / "made", quantize=QuantizeOptions("int4", 32, False, False)
-    )
-    back = convert.to_hf(folder, tmp_path / "back", packing=packing)
-    said = json.loads((back / "config.json").read_text())["quantization_config"]
+    settings = QuantizeOptions("int4", 32, False, False)
+    said = there_and_back(convert.to_native("demo", tmp_path / "made", quantize=settings), packing)
     assert (said["quant_method"], said["bits"], said["group_size"]) == (packing, 4, 32)
-    assert "transformer.h.3.mlp.w1.qweight" in load_file(back / "model.safetensors")
-    again = load(convert.to_native(back, tmp_path / "again"))
-    wanted = kernels(load(folder), "qwen")
-    for name, array in kernels(again, "qwen").items():
-        np.testing.assert_array_equal(array, wanted[name])
 
 
 def test_faults(golden: Golden, texts: Path, tmp_path: Path) -> None:

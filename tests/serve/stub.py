@@ -32,6 +32,7 @@ class Stub:
     def __init__(self, answer: Answer = lambda body: ["Hi."]) -> None:
         self.answer, self.key, self.finish = answer, "", "stop"
         self.models = ["qwen-tiny", "qwen-tiny-adapter"]
+        self.turn: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # of code that runs
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.left = threading.Event()  # a client went away before the end
@@ -64,7 +65,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             if self._allowed():
-                about = {"max_model_len": 8192, "sampling": {"temperature": 0.7, "top_k": 20}}
+                about: dict[str, Any] = {"max_model_len": 8192}
+                about["sampling"] = {"temperature": 0.7, "top_k": 20}
+                if self.stub.turn:
+                    about["code_interpreter"] = {"ask": "Ask: ", "stop": "STOP", "runs": 2}
                 models = [{"id": id, **about} for id in self.stub.models]
                 self._json(200, {"object": "list", "data": models})
             return
@@ -81,6 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/tokenize":
             self._json(200, {"count": len(body["prompt"].split())})
+            return
+        if self.path == "/v1/code_interpreter" and self.stub.turn:
+            self._json(200, self.stub.turn(body))
             return
         self.stub.requests.append(body)
         self.stub.headers.append(dict(self.headers))

@@ -40,6 +40,7 @@ class Parrot:
         system: str | None,
         seed: int,
         changes: Mapping[str, Any],
+        begun: str = "",
     ) -> Iterator[Answer]:
         self.asked.append((query, tuple(history), system, seed, dict(changes)))
         if query == "break":
@@ -162,7 +163,7 @@ def test_history_and_help(talk: Callable[..., Any]) -> None:
     assert "History (0)" in shown
     assert asked[1][1] == ()
     assert [system for _, _, system, _, _ in asked] == [None, None, "Be.", None]
-    for name in "help exit clear clear-history history seed conf reset-conf system".split():
+    for name in "help code exit clear clear-history history seed conf reset-conf system".split():
         assert f":{name}" in shown
 
 

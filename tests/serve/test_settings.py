@@ -41,6 +41,18 @@ def test_settings_that_are_wrong(how: dict[str, Any], wanted: str) -> None:
         ServeConfig(**how)
 
 
+@pytest.mark.parametrize(
+    "how", [{"host": "0.0.0.0"}, {"host": ""}, {"cors": ("*",)}, {"allowed_host": ("*",)}]
+)
+def test_code_is_run_for_this_machine_or_for_keys(how: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run programs on this machine"):
+        ServeConfig(run_generated_code=True, **how)
+    (tmp_path / "keys").write_text("ann 0123456789abcdef\n")
+    ServeConfig(run_generated_code=True, api_keys=tmp_path / "keys", **how)
+    for host in ("127.0.0.1", "localhost", "::1", "[::1]"):
+        ServeConfig(run_generated_code=True, host=host)
+
+
 def test_what_shows_before_an_array_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

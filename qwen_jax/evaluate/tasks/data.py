@@ -43,6 +43,14 @@ def packaged(package: str, file: str) -> Path | None:
     return None
 
 
+def need(extra: str, *packages: str) -> None:
+    """Raise NoData where a package is not installed that the extra brings."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise NoData(
+            f'{", ".join(missing)} is not installed; pip install "qwen_jax[{extra}]" brings it'
+        )
+
+
 def text(path: Path) -> str:
     """A text file, unpacked if it ends in .gz."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

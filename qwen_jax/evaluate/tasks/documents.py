@@ -160,6 +160,6 @@ TASKS = [
     _task("gsm", "GSM", partial(_questions, "gsm100", _WORKED), judge_number),
     _task("quality", "QuALITY", partial(_questions, "quality", _LETTER), judge_letter),
     _task("tpo", "TOEFL", partial(_questions, "tpo", _LETTER), judge_letter),
-    _task("codeu", "CodeU", partial(_questions, "codeU", _CODE), judge_output, keep_end=True),
+    _task("codeu", "CodeU", partial(_questions, "codeU", _CODE), judge_output, keep="end"),
     _task("sci_fi", "SFiction", _stories, judge_truth),
 ]

@@ -1,6 +1,6 @@
 """What a task is: where its questions come from, how they are put, what counts as right."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +8,8 @@ from qwen_jax.evaluate.tasks.data import Data
 from qwen_jax.text.tokenizer import Tokenizer
 
 Judge = Callable[["Question", str, Tokenizer], float]
+Corpus = Callable[[Sequence[str], Sequence[str]], tuple[float, float]]
+Turn = Callable[["Question", str, str], tuple[str, bool]]
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,12 @@ class Task:
     """A row of the published tables.
 
     kind: "choice" takes the likeliest of `labels` after the prompt; "text" continues the prompt;
-        "chat" answers it as a user's message.
+        "chatml" too, as the turn of a model that answers; "chat" answers it as a user's message.
     judge: a question, the completion and the tokenizer -> 1 for right, 0 for wrong, or a share;
         None for choices.
+    turn: of a model that is asked more than once: a question, what stands behind its prompt by now
+        and the new reply -> what stands there from then on, and whether the model goes on.
+    corpus: all completions and answers -> (score, its error), where that is no mean of questions'.
     penalty: the checkpoint's repetition penalty holds, which the others turn off.
     average: "micro" over questions, "macro" over groups.
     exact: the prompts and the judging are those behind the published number; else comparable.
@@ -44,9 +49,11 @@ class Task:
 
     name: str
     title: str
-    kind: Literal["choice", "text", "chat"]
+    kind: Literal["choice", "text", "chatml", "chat"]
     read: Callable[[Data], Iterable[Question]]
     judge: Judge | None = None
+    turn: Turn | None = None
+    corpus: Corpus | None = None
     metric: str = "accuracy"
     shots: int = 0
     labels: tuple[str, ...] = ()
@@ -56,6 +63,6 @@ class Task:
     average: Literal["micro", "macro"] = "micro"
     exact: bool = True
     penalty: bool = False
-    keep_end: bool = False  # of a document that is cut, rather than its beginning
+    keep: Literal["start", "end", "ends"] = "start"  # of a document that is too long
     runs_code: bool = False
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

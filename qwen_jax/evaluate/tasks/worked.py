@@ -24,7 +24,7 @@ _NUMBER = re.compile(
 
 
 # --- GSM8K --------------------------------------------------------------------------------------
-def _gsm8k(data: Data) -> Iterator[tuple[str, str, str]]:
+def gsm8k_problems(data: Data) -> Iterator[tuple[str, str, str]]:
     """(id, question, worked answer that ends in "#### number")."""
     path = data.find("gsm8k", "test.jsonl", "data/test.jsonl", source=_GSM8K_SOURCE)
     for number, row in enumerate(lines(path)):
@@ -36,13 +36,13 @@ def _gsm8k(data: Data) -> Iterator[tuple[str, str, str]]:
 
 def _gsm8k_base(data: Data) -> Iterator[Question]:
     examples = text(data.find("gsm8k", "gsm8k_prompt.txt", source=_EXAMPLES_SOURCE))
-    for id, question, answer in _gsm8k(data):
+    for id, question, answer in gsm8k_problems(data):
         prompt = f"{examples}\nQuestion: {question}{_THINK}"
         yield Question(id, prompt, answer, shared=examples)
 
 
 def _gsm8k_chat(data: Data) -> Iterator[Question]:
-    yield from (Question(id, question, answer) for id, question, answer in _gsm8k(data))
+    yield from (Question(id, question, answer) for id, question, answer in gsm8k_problems(data))
 
 
 def judge_last_digits(question: Question, completion: str, tokenizer: Tokenizer) -> float:

@@ -255,7 +255,7 @@ def test_nothing_compiles_again(long: Network) -> None:
     """Any sampling, seed, prompt within a bucket, place, slot and limit: the programs there are."""
     state, params = start(long.params), flatten(long.params)
 
-    jitted = prompts._prefill.plain, decode._step.plain, decode._release, decode._start
+    jitted = prompts._prefill, decode._step, decode._release, decode._start
 
     def request(state: State, slot: int, ids: list[int], at: int, sampling: Any, new: int) -> State:
         part = piece(slot, [0] * at + ids, at, at + len(ids), sampling, new)

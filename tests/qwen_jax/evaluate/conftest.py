@@ -47,6 +47,80 @@ def _choices(root: Path) -> None:
         _csv(root / f"cmmlu/test/{subject}.csv", [header, *numbered(items("哪个", 3))])
 
 
+def _interpreter(root: Path) -> None:
+    _text(root / "upload_file_clean/table.csv", "a,b\n1,2\n")
+    turns = (
+        "Look.<|im_end|>\n<|im_start|>assistant\nThought: I do.\nAction: code_interpreter\n"
+        "Action Input:\n```py\nrows = 3\n```\nObservation: \nThought: Seen.<|im_end|>\n"
+        "<|im_start|>user\nDraw.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    _lines(
+        root / "eval_code_interpreter_v1.jsonl",
+        {"query": "Solve x - 1 = 0.", "tags": "all_ci,math"},
+        {"query": turns, "tags": "all_ci,visualization"},
+        {"query": "How many rows?", "tags": "all_ci,general"}
+        | {"input_file_path": ["upload_file_clean/table.csv"], "lang": "en"},
+    )
+
+
+AGENT_TASKS = """
+EVALUATION_TASKS = [
+    Problem(
+        task=["Read what `image` shows.", "Say what is " "on `image`."],
+        inputs=["image"],
+        answer=[
+            "text_reader(image_captioner(image))",
+            "text_reader(image_qa(image, question='What?'))",
+        ],
+    ),
+    Problem(task="Film it.", inputs={"prompt": "a cat"}, answer="video_generator('a cat')"),
+]
+EVALUATION_CHATS = [
+    [
+        Problem(task=["Shorten `text`.", "Short."], inputs=["text"], answer="s = summarizer(text)"),
+        Problem(task=["Read it.", "Human: aloud!"], inputs=[], answer="text_reader(s)"),
+    ],
+]
+"""
+
+
+def _agent(root: Path) -> None:
+    local = "document_qa image_captioner image_qa image_segmenter transcriber summarizer".split()
+    local += "text_classifier text_qa text_reader translator".split()
+    for name in local:
+        kind = f'class {name.title()}(PipelineTool):\n    description = ("Does" " {name}.")\n'
+        _text(root / f"tools/{name}.py", f'{kind}    name = "{name}"\n    inputs = []\n')
+    mapping = {name.replace("_", "-"): name.title() for name in local}
+    _text(root / "tools/base.py", f"import torch\n\nTASK_MAPPING = {mapping}\n")
+    _text(root / "tools/evaluate_agent.py", AGENT_TASKS)
+    for place, name in (
+        ("image-transformation", "image_transformer"),
+        ("text-download", "text_downloader"),
+        ("text-to-image", "image_generator"),
+        ("text-to-video", "video_generator"),
+    ):
+        told = json.dumps({"name": name, "description": f"Does {name}.", "tool_class": "x"})
+        _text(root / f"{place}/tool_config.json", told)
+    end = "Task: <<prompt>>\n\nI will use the following"
+    _text(root / "run_prompt_template.txt", f"Tools:\n<<all_tools>>\n\n{end}")
+    _text(root / "chat_prompt_template.txt", "Human: Hi.\n\n<<all_tools>>\n=====")
+
+
+def _translations(root: Path, name: str, count: int) -> None:
+    said = {"en": "This is sentence number {}\n", "zh": "这是第{}个句子\n"}
+    texts = {one: "".join(map(line.format, range(count))) for one, line in said.items()}
+    for one, other in (("en", "zh"), ("zh", "en")):
+        _text(root / f"sources/{name}.{one}-{other}.src.{one}", texts[one])
+        _text(root / f"references/{name}.{one}-{other}.ref.A.{other}", texts[other])
+
+
+@pytest.fixture(autouse=True)
+def light_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code interpreter without its libraries, whose import takes seconds."""
+    monkeypatch.setattr("qwen_jax.evaluate.tasks.interpreter._PACKAGES", ())
+    monkeypatch.setattr("qwen_jax.evaluate.tasks.interpreter._IMPORTS", "\n")
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
@@ -96,6 +170,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _lines(
         root / "plugin/exam_plugin_v20231206_react_negative.jsonl", {"prompt": "!", "response": ""}
     )
+    _interpreter(root / "code_interpreter")
+    _agent(root / "hfagent")
+    _translations(root / "wmt22/txt", "generaltest2022", 2)
+    _translations(root / "wmt21/txt", "newstest2021", 6)
+    meeting = {"input": "", "context": "甲：我们开会。", "answers": ["会议讨论了预算3.5亿元。"]}
+    _lines(root / "longbench/data/vcsum.jsonl", meeting | {"dataset": "vcsum", "language": "zh"})
     closed = {
         "coursera": ("Which?\nA. a\nB. b", "BD"),
         "gsm100": ("Question: How many?", "1,018"),

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import load
-from qwen_jax.evaluate import asking, scoring
+from qwen_jax.evaluate import asking, run, scoring
 from qwen_jax.evaluate.progress import Bar
 from qwen_jax.evaluate.published import SUITES, suite_of
 from qwen_jax.evaluate.questions import TASKS, check
@@ -158,7 +159,10 @@ def test_a_suite_without_all_its_data(params: Qwen, data: Path, tmp_path: Path) 
     )
     assert [row["task"] for row in report["results"]] == ["gsm8k_chat"]
     assert report["results"][0]["published"] == 50.3
-    assert "mmlu_chat" in [row["task"] for row in report["skipped"]]
+    reasons = {row["task"]: row["reason"] for row in report["skipped"]}
+    assert "hendrycks" in reasons["mmlu_chat"]
+    assert "--run-generated-code" in reasons["interpreter_math"]
+    assert reasons.keys() | {"gsm8k_chat"} == SUITES["qwen-7b-chat"].keys()
 
 
 def test_what_is_refused_before_any_work(params: Qwen, tmp_path: Path) -> None:
@@ -172,6 +176,14 @@ def test_what_is_refused_before_any_work(params: Qwen, tmp_path: Path) -> None:
             check(tasks, suite, run_generated_code=False)
     with pytest.raises(ValueError, match=r"mmlu: there is no .*hendrycks"):
         evaluate(params, "demo", ["mmlu"], tmp_path, tmp_path / "out")
+
+
+def test_a_score_of_all_together_is_no_mean() -> None:
+    task = replace(TASKS["gsm8k"], corpus=lambda found, wanted: (len(found) / 8, len(wanted) / 16))
+    samples = {0: {"completion": "a", "correct": 1.0}, 1: {"completion": "b", "correct": 0.0}}
+    row = run._row(task, [Question("0", "?", "a"), Question("1", "?", "b")], samples, 20.0, "")
+    assert (row["score"], row["stderr"], row["difference"]) == (25.0, 12.5, 5.0)
+    assert row["average"] == "of all questions together"
 
 
 def test_how_far_it_is_is_told_by_what_this_run_did(
@@ -206,7 +218,7 @@ def test_published_rows_name_tasks() -> None:
     assert suite_of("demo") is None
 
 
-@pytest.mark.parametrize("name", ["leval_tpo", "leval_codeu"])
+@pytest.mark.parametrize("name", ["leval_tpo", "leval_codeu", "vcsum"])
 def test_a_document_is_cut_to_the_window(name: str, params: Qwen) -> None:
     task, document = TASKS[name], "first " + "word " * params.config.max_length + "last"
     asked = asking._ask(
@@ -219,4 +231,4 @@ def test_a_document_is_cut_to_the_window(name: str, params: Qwen) -> None:
     text = params.assets.tokenizer.decode(list(asked.ids))
     assert "Told." in text
     assert "Asked." in text
-    assert ("first" in text, "last" in text) == (not task.keep_end, task.keep_end)
+    assert ("first" in text, "last" in text) == (task.keep != "end", task.keep != "start")

@@ -95,9 +95,9 @@ def test_tokens(name: str, mesh: str, slots_a_device: int) -> None:
     state, got = tokens(place(network(name), **MESHES[mesh]))
     assert got == tokens_on_one(name)
     assert shard(state.cache.keys[0].data)[0] == slots_a_device
-    programs = cache_sizes(prompts._prefill.plain, decode._step.plain)
+    programs = cache_sizes(prompts._prefill, decode._step)
     tokens(place(network(name), **MESHES[mesh]))
-    assert cache_sizes(prompts._prefill.plain, decode._step.plain) == programs
+    assert cache_sizes(prompts._prefill, decode._step) == programs
 
 
 # --- where things lie --------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def warm(babbler: Qwen) -> ModelRunner:
 def compiled() -> list[int]:
     programs = (prompts._prefill, decode._step, prompts._score_chunk)
     small = (decode._start, decode._release, decode._copy_page, prompts._recall)
-    return cache_sizes(*(program.plain for program in programs), *small)
+    return cache_sizes(*programs, *small)
 
 
 def piece(
