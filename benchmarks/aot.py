@@ -142,6 +142,8 @@ def measure(case: Case) -> dict[str, Any]:
         platform = "gpu" if case.chip == "h200" else "tpu"
         slots = case.slots if platform == "tpu" else 1
         bound = TEMPORARIES * max(1, slots // 8) + _offsets(params)
+        if platform == "tpu" and case.paged:  # a call lays out scales anew, in rows of 128
+            bound += sum(2 * x.bytes for x in local(state.cache) if len(x.shape) == 3)
         checks |= {"temporaries": sizes["temp"] <= bound}
         result |= _step(module, case, params, state)
         checks |= {"no copies": not result["copies"]}
@@ -175,7 +177,7 @@ def _step(module: Module, case: Case, params: Any, state: Any) -> dict[str, Any]
         if len(x.shape) > 1 and x.dtype != "f16" and x.bytes > MIB
     ]
     stores = [x.bytes for x in local(state.cache) if len(x.shape) == 4]
-    rows = {case.slots, case.slots // case.mesh.get("data", 1)}
+    rows = {case.slots, case.slots // case.mesh.get("data", 1), 8}  # 8: of one go of sampling
     logits = {n * width for n in rows for width in range(model["vocab"], model["vocab"] + 256)}
     copies = [
         f"{array} {array.bytes / MIB:.1f} MiB by {instruction}"
