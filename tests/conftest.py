@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount")
     yield tmp_path / "disk"
     subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """Programs of these tests run for so long that compiling them well is the shorter way."""
+    from jax._src import compiler  # `jit` takes such options, and is the product's
+
+    name, plain = "env_options_overrides", compiler.get_compile_options
+    options: dict[str, Any] = {"xla_backend_optimization_level": 1}
+
+    def optimising(*sizes: Any, **how: Any) -> Any:
+        return plain(*sizes, **(how | {name: options | (how.get(name) or {})}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", optimising)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,6 +33,9 @@ UNSEEN = {  # questions that nobody asks in the conversations, and a word of the
 }
 
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
+
 @pytest.fixture(scope="module")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Qwen:
     folder = convert.to_native("demo", tmp_path_factory.mktemp("demo") / "native")

@@ -5,7 +5,6 @@ import functools
 import io
 import math
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,14 @@ from safetensors.numpy import load_file
 
 import convert
 import qwen_jax
-from benchmarks.accelerator.kept import Case, SkippedError
+from benchmarks.accelerator.kept import Case
 from benchmarks.accelerator.sizes import Size
 from benchmarks.accelerator.weights import seconds
 from benchmarks.support import record
-from qwen_jax.nn import backends
-from qwen_jax.nn.kv_cache import Store, store_and_attend
-from tests.qwen_jax.nn.kernels import cases
 
 GOLDEN = Path(__file__).parents[2] / "tests/golden"
 GOLDENS = ("v1/base", "modern/qwen2_gqa", "modern/qwen3")
 TOLERANCE = 3e-2  # of bfloat16 logits, as a share of the largest
-KERNEL_TOLERANCE = 2e-2
-CALLS: dict[str, dict[str, Any]] = {  # of a kernel
-    "bfloat16, one token": {"cache": "bfloat16"},
-    "bfloat16, groups of 7, 4 tokens": {"cache": "bfloat16", "groups": 7, "length": 4},
-    "int8 cache, one token": {"cache": "int8"},
-    "int8 cache, groups of 4": {"cache": "int8", "groups": 4, "norms": True},
-}
 
 
 def ceilings(size: Size) -> dict[str, Case]:
@@ -91,53 +80,3 @@ def goldens(size: Size) -> dict[str, Case]:
         return {"difference": round(far, 5), "allowed": TOLERANCE, "good": far <= TOLERANCE}
 
     return {name: functools.partial(compare, name) for name in GOLDENS}
-
-
-def kernels(size: Size) -> dict[str, Case]:
-    """Every kernel beside XLA's form of the same call; on a CPU they are interpreted."""
-    names = [name for name in backends.PLATFORMS if name != "xla"]
-    return {
-        f"{name}, {call}": functools.partial(_kernel, size, name, call)
-        for name in names
-        for call in size.calls
-    }
-
-
-def _kernel(size: Size, name: str, call: str) -> dict[str, Any]:
-    platform = {"cuda": "gpu", "rocm": "gpu"}.get(jax.default_backend(), jax.default_backend())
-    if platform not in (*backends.PLATFORMS[name], "cpu"):
-        runs = " and ".join(backends.PLATFORMS[name])
-        raise SkippedError(f"{name} runs on {runs}, this is {platform}")
-    room = cases.PAGE * size.blocks
-    fills = np.random.default_rng(0).integers(1, room - 8, 8 if size.heads > 1 else 2)
-    shape: dict[str, Any] = {"heads": size.heads, "size": 128, "blocks": size.blocks}
-    how: dict[str, Any] = {"dtype": "bfloat16", "turned": True, **CALLS[call]}
-    case = cases.make(0, fills.tolist(), **shape, **how)
-    kernel = functools.partial(backends.load(name), interpret=platform == "cpu")
-    run = lambda: kernel(*case.arguments())
-    stores = Store(*case.keys), Store(*case.values)
-    ask = lambda: _twin(case.asked, *stores, case.table, case.ends)
-    first, wanted = jax.tree.leaves(run()), ask()[0].astype(jnp.float32)
-    far = float(jnp.abs(first[0].astype(jnp.float32) - wanted).max())
-    same = all(_equal(first, jax.tree.leaves(run())) for _ in range(size.same))
-    began = time.perf_counter()
-    jax.block_until_ready([run() for _ in range(size.same)])
-    return {
-        "difference": round(far, 5),
-        "allowed": KERNEL_TOLERANCE,
-        "repeats": size.same,
-        "same_bits": same,
-        "seconds": round((time.perf_counter() - began) / size.same, 6),
-        "seconds_xla": min(seconds(ask, size.repeats)),
-        "interpreted": platform == "cpu",
-        "good": same and far <= KERNEL_TOLERANCE,
-    }
-
-
-_twin = jax.jit(store_and_attend)
-
-
-def _equal(some: list[Any], others: list[Any]) -> bool:
-    """Every bit; NaN is where nothing was ever stored."""
-    bits = lambda x: np.asarray(x).view(np.uint8)
-    return all(np.array_equal(bits(x), bits(y)) for x, y in zip(some, others, strict=True))

@@ -18,7 +18,7 @@ class Size:
     same: int  # times a kernel must give the same bits
     heads: int  # of a kernel's call
     blocks: int  # pages of a row in it
-    calls: tuple[str, ...]  # of exact.CALLS
+    calls: tuple[str, ...]  # of kernels.CALLS
     concurrency: tuple[int, ...]
     answer: int  # tokens of a served one
     rows: int  # of a training step

@@ -106,11 +106,19 @@ def decoding_plans(result: Result) -> str:
             f"{case['bytes']['temp'] / MIB:.1f}",
             f"{case['bytes']['peak'] / 1e9:.1f}",
             len(case["copies"]) if "copies" in case else "–",
+            case.get("kernels_per_layer", "–"),
             sent(case, MIB, "MiB"),
         )
         for case in result["results"]
     ]
-    head = ("case", "temporaries, MiB", "peak, GB", "copies", "collectives a step")
+    head = (
+        "case",
+        "temporaries, MiB",
+        "peak, GB",
+        "copies",
+        "kernels a layer",
+        "collectives a step",
+    )
     return table(head, rows)
 
 

@@ -39,6 +39,36 @@ class Backend:
             return None
         return functools.partial(self._run, load(self.name))
 
+    def over(self, table: Array | None) -> Callable[..., Array] | None:
+        """What attends to many tokens, once they are stored; None: XLA's form does."""
+        if self.name != "triton" or (table is not None and _split(self.mesh)):
+            return None
+        return self._attend
+
+    def _attend(
+        self, query: Array, key: Any, value: Any, table: Array | None, positions: Array, ends: Array
+    ) -> Array:
+        from qwen_jax.nn.kernels import triton_prefill
+
+        run = functools.partial(triton_prefill.attend, interpret=self.interpret)
+        if self.mesh is not None:
+            rows, tokens, stored = self._specs(query, key, table)
+            places = None if table is None else rows
+            ins = (tokens, stored, stored, places, rows, rows)
+            run = jax.shard_map(
+                run, mesh=self.mesh, in_specs=ins, out_specs=tokens, check_vma=False
+            )
+        pair = lambda store: (store.data, store.scale)
+        y: Array = run(query, pair(key), pair(value), table, positions, ends)
+        return y
+
+    def _specs(self, heads: Array, key: Any, table: Array | None) -> tuple[P, P, Any]:
+        """How devices share rows, heads [B T K ...], and what is stored of them."""
+        assert self.mesh is not None
+        rows, kv = sharding.spec(self.mesh, ("slot", "heads"), (len(heads), heads.shape[2]))
+        data = P(rows if table is None else None, kv)
+        return P(rows), P(rows, None, kv), (data, None if key.scale is None else data)
+
     def _run(
         self,
         decode: Form,
@@ -52,18 +82,14 @@ class Backend:
         pair = lambda store: (store.data, store.scale)
         arguments = (asked, pair(key), pair(value), table, ends)
         if self.mesh is not None:
-            spec = functools.partial(sharding.spec, self.mesh)
-            rows, heads, *_ = spec(("slot", "heads"), (len(ends), asked.qkv.shape[2]))
-            pages = rows if table is None else None
-            tokens, data = P(rows, None, heads), P(pages, heads)
-            stored = data, None if key.scale is None else data
+            rows, tokens, stored = self._specs(asked.qkv, key, table)
             each = lambda tree, spec: jax.tree.map(lambda _: spec, tree)
             norms = each((asked.q_norm, asked.k_norm), P())
-            ins = Projected(tokens, each(asked.where, P(rows)), *norms)  # type: ignore[arg-type]
+            ins = Projected(tokens, each(asked.where, rows), *norms)  # type: ignore[arg-type]
             run = jax.shard_map(
                 run,
                 mesh=self.mesh,
-                in_specs=(ins, stored, stored, each(table, P(rows)), P(rows)),
+                in_specs=(ins, stored, stored, each(table, rows), rows),
                 out_specs=(tokens, stored, stored),
                 check_vma=False,
             )

@@ -5,6 +5,8 @@ XLA updates it in place. It is a pool of pages; a call says which pages its rows
 Where nobody shares, a page is as long as a text may get, and row b has page b.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,7 +132,7 @@ class Cache:
         ends = asked.where.positions[:, -1] + 1 if self.ends is None else self.ends
         _, length, kv_heads, places, _ = asked.qkv.shape
         kernel = self.backend.kernel(length, self.table) if self.apart else None
-        form = kernel or store_and_attend
+        form = kernel or functools.partial(store_and_attend, over=self.backend.over(self.table))
         heads = Heads.of(kv_heads, places - 2, self.backend.mesh)
         asked = asked.with_product(heads.spread_product(asked.qkv))
         stores = self.keys[layer], self.values[layer]
@@ -147,9 +149,17 @@ class Cache:
 
 
 def store_and_attend(
-    asked: Projected, key: Store, value: Store, table: Array | None, ends: Array
+    asked: Projected,
+    key: Store,
+    value: Store,
+    table: Array | None,
+    ends: Array,
+    over: Callable[..., Array] | None = None,
 ) -> tuple[Array, Store, Store]:
-    """XLA's form of what kernels do; -> [B T K G H] and the stores."""
+    """XLA's form of what kernels do; -> [B T K G H] and the stores.
+
+    over: what attends in the place of XLA's form to what is stored then.
+    """
     page, positions = key.data.shape[2], asked.where.positions
     query, *new = asked.split()
     query = query.reshape(*new[0].shape[:3], -1, query.shape[-1])
@@ -164,7 +174,7 @@ def store_and_attend(
         store.write(x, pages, offsets, in_order=table is None)
         for store, x in zip((key, value), new, strict=True)
     )
-    return attend(query, key, value, table, positions, ends), key, value
+    return (over or attend)(query, key, value, table, positions, ends), key, value
 
 
 def quantize(x: Array) -> tuple[Array, Array]:

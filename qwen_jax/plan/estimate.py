@@ -135,17 +135,13 @@ def _cache(job: Job) -> int:
 
 
 def _prefill(job: Job) -> int:
-    """A chunk's hidden states, its keys and values of all layers, and float32 scores of attention.
-
-    XLA for GPUs holds the keys and values to the end of the call; scores are of 512 queries.
-    """
+    """A chunk's hidden states, and float32 scores of 512 queries; a GPU's kernel has no scores."""
     c, tokens = job.config, min(CHUNK, job.context)
     scores = 8 * job.heads.queries * min(512, tokens) * job.context
+    scores *= CHIPS[parse(job.mesh)[0]].tpu
     wide = tokens * (4 * c.width + 2 * c.mlp * job.share(c.mlp)) * 2
-    kept: float = c.layers * tokens * 4 * job.heads.of_a_device * c.head_dim
-    kept *= not CHIPS[parse(job.mesh)[0]].tpu
     logits = job.rows * 4 * 2 * c.vocab * job.share(c.vocab)
-    return int(max(scores, wide) + wide + kept + logits)
+    return int(max(scores, wide) + wide + logits)
 
 
 def _training(job: Job, trained: int) -> int:

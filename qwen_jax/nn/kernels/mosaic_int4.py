@@ -14,7 +14,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 MOST = 256  # rows
-_ROWS = 16  # of a register of bfloat16
 _OUTPUTS = 512  # of a step
 _GROUPS = 32  # of a step: rows of a register of zeros
 
@@ -38,30 +37,29 @@ def product(
     groups, outputs, size = codes.shape
     own, tile = min(groups, _GROUPS), min(_OUTPUTS, outputs)
     rows = x.shape[0]
-    padded = jnp.pad(x, ((0, -rows % _ROWS), (0, 0)))
     by_group = pl.BlockSpec((own, tile), lambda o, g: (g, o))
     extra = {"zeros": zeros, "bias": None if bias is None else bias[None]}
     specs = {
         "zeros": None if zeros is None else by_group,
         "bias": None if bias is None else pl.BlockSpec((1, tile), lambda o, g: (0, o)),
     }
-    y = pl.pallas_call(
+    y: Array = pl.pallas_call(
         functools.partial(_product, size=size, groups=groups),
         grid=(pl.cdiv(outputs, tile), pl.cdiv(groups, own)),
         in_specs=[
-            pl.BlockSpec((len(padded), own * size), lambda o, g: (0, g)),
+            pl.BlockSpec((rows, own * size), lambda o, g: (0, g)),
             pl.BlockSpec((own, tile, size), lambda o, g: (g, o, 0)),
             by_group,
             specs,
         ],
-        out_specs=pl.BlockSpec((len(padded), tile), lambda o, g: (0, o)),
-        out_shape=jax.ShapeDtypeStruct((len(padded), outputs), x.dtype),
-        scratch_shapes=[pltpu.VMEM((len(padded), tile), jnp.float32)],
+        out_specs=pl.BlockSpec((rows, tile), lambda o, g: (0, o)),
+        out_shape=jax.ShapeDtypeStruct((rows, outputs), x.dtype),
+        scratch_shapes=[pltpu.VMEM((rows, tile), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="int4_product",
-    )(padded, codes, jax.lax.bitcast_convert_type(scales, jnp.int16), extra)
-    return y[:rows]
+    )(x, codes, jax.lax.bitcast_convert_type(scales, jnp.int16), extra)
+    return y
 
 
 def _product(

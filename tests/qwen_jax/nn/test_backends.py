@@ -86,7 +86,9 @@ def test_a_kernel_takes_few_tokens_of_texts_apart(
 ) -> None:
     """A prompt's rows are parts of one text, and read what others of them store."""
     case = make(5, [3], length=length, size=16, blocks=1, own=True)
-    cache = Cache((Store(*case.keys),), (Store(*case.values),), backend=Backend("triton"))
+    cache = Cache(
+        (Store(*case.keys),), (Store(*case.values),), backend=Backend("triton", interpret=True)
+    )
     called: list[str] = []
 
     def load(name: str) -> backends.Form:
@@ -98,9 +100,9 @@ def test_a_kernel_takes_few_tokens_of_texts_apart(
     assert called == (["triton"] if apart and length == 2 else [])
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_a_mesh_changes_no_bit(own: bool) -> None:
-    """Slots over data where each has its pages, heads over tensor."""
+@pytest.mark.parametrize(("own", "apart"), [(True, True), (False, True), (False, False)])
+def test_a_mesh_changes_no_bit(own: bool, apart: bool) -> None:
+    """Slots over data where each has its pages, heads over tensor; apart: as when decoding."""
     how: dict[str, Any] = {"turned": True, "norms": True}
     case = make(4, [70, 9], heads=2, groups=2, size=16, blocks=2, own=own, **how)
     mesh = make_mesh(data=2 if own else 1, tensor=2, devices=jax.devices()[: 4 if own else 2])
@@ -108,7 +110,7 @@ def test_a_mesh_changes_no_bit(own: bool) -> None:
     def run(mesh: object) -> list[np.ndarray]:
         stores = (Store(*case.keys),), (Store(*case.values),)
         backend = Backend("triton", mesh, interpret=True)  # type: ignore[arg-type]
-        cache = Cache(*stores, table=case.table, ends=case.ends, backend=backend, apart=True)
+        cache = Cache(*stores, table=case.table, ends=case.ends, backend=backend, apart=apart)
         y, cache = jax.jit(lambda cache, asked: cache.attend(0, asked))(cache, case.asked)
         return [np.asarray(x) for x in (y, cache.keys[0].data, cache.values[0].data)]
 

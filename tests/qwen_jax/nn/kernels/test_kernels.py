@@ -13,6 +13,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # who counts
 from jax.experimental.pallas import tpu as pltpu
 
 from qwen_jax.nn import backends
+from qwen_jax.nn.backends import Backend
 from qwen_jax.nn.kv_cache import Store, store_and_attend
 from tests.qwen_jax.nn.kernels.cases import Case, answer, make, only
 
@@ -92,6 +93,24 @@ def test_the_twin_is_the_reference(cache: str) -> None:
     stores = (Store(*case.keys), Store(*case.values))
     y, *_ = store_and_attend(case.asked, *stores, case.table, case.ends)
     np.testing.assert_allclose(np.asarray(y), answer(case)[0], atol=2e-5)
+
+
+PIECES: list[dict[str, Any]] = [
+    {"fills": [0, 70], "length": 70, "groups": 2, "real": [70, 9], "blocks": 3, "turned": True},
+    {"fills": [61, 5], "length": 20, "cache": "int8", "real": [0, 20], "own": True},
+]
+
+
+@pytest.mark.parametrize("asked", PIECES, ids=lambda asked: f"{asked['fills']}")
+def test_pieces_of_texts_are_the_reference(asked: dict[str, Any]) -> None:
+    """Many queries a row, by the kernel that comes after all is stored."""
+    case, over = make(0, **asked), Backend("triton", interpret=True).over(None)
+    stores = (Store(*case.keys), Store(*case.values))
+    y, *_ = store_and_attend(case.asked, *stores, case.table, case.ends, over)
+    wanted = answer(case)[0]
+    real = ~np.isnan(wanted)
+    np.testing.assert_allclose(np.asarray(y)[real], wanted[real], rtol=0, atol=2e-5)
+    assert np.isfinite(y).all()
 
 
 @pytest.mark.parametrize("name", KERNELS)
