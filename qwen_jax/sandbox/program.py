@@ -76,7 +76,7 @@ def _run(
             child = subprocess.Popen(
                 [sys.executable, "-I", "-B", str(_GUARD), *map(str, limits), *reads],
                 cwd=folder,
-                env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                env={"HOME": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=printed,
                 stderr=subprocess.STDOUT,

@@ -28,6 +28,7 @@ HARMLESS = [
     "import math, re, collections, itertools, heapq, json, hashlib, random, datetime",
     "import numpy; assert numpy.ones(3).sum() == 3",
     "def f():\n    return __name__\nassert f() == '__main__'",
+    "from pathlib import Path; Path.home().joinpath('.cache').mkdir()",  # as matplotlib does
 ]
 HOSTILE = [
     # leaving early is not passing
