@@ -197,3 +197,5 @@ def test_one_wall_that_is_missing_is_said_and_the_others_stand(
     assert sandbox.missing() == "files (Landlock failed: Function not implemented)"
     assert not sandbox.passes("import socket; socket.socket()", 9)
     assert not sandbox.passes("import os; os.fork()", 9)
+    guard.write_text("raise SystemExit('broken')")
+    assert sandbox.missing() == "all: no program comes to its end: broken"
