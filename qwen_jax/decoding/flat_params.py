@@ -13,6 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen_jax.config import Config
 from qwen_jax.decoding import executables
+from qwen_jax.nn.cpu.kinds import available
+from qwen_jax.nn.cpu.layers import hosted
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
@@ -28,6 +30,12 @@ class Structure:
 
     tree: Any
     mesh: Mesh | None
+    platform: str  # where the arrays are, or will be: "cpu", "gpu", "tpu"; "": of shapes, nowhere
+
+    @property
+    def one_cpu(self) -> bool:
+        """Whether one CPU has all of it."""
+        return self.platform == "cpu" and self.mesh is None
 
     @functools.cached_property
     def config(self) -> Config:
@@ -40,8 +48,8 @@ class Structure:
 
 
 @functools.lru_cache(maxsize=64)
-def structure(tree: Any, mesh: Mesh | None) -> Structure:
-    return Structure(tree, mesh)
+def structure(tree: Any, mesh: Mesh | None, platform: str) -> Structure:
+    return Structure(tree, mesh, platform)
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +67,8 @@ class Weights:
 
     def model(self) -> Qwen:
         """The network, for use in a program."""
-        return gathered(self._bare(), self.structure.config, self.structure.mesh)
+        model = gathered(self._bare(), self.structure.config, self.structure.mesh)
+        return hosted(model) if self.structure.one_cpu else model
 
     def _bare(self) -> Qwen:
         return jax.tree.unflatten(self.structure.tree, self.leaves)
@@ -78,9 +87,7 @@ class Weights:
 
     @property
     def platform(self) -> str:
-        """Where the arrays are, or will be: "cpu", "gpu", "tpu"."""
-        device: Any = next(iter(self.leaves[0].sharding.device_set))
-        return str(device.platform)
+        return self.structure.platform
 
 
 class Program:
@@ -161,6 +168,7 @@ class Program:
         def run() -> None:
             try:
                 jitted = self.of(weights)
+                weights.model()  # what was kept may call products that this registers
                 what: list[Any] = [
                     weights.structure.config,
                     str(weights.structure.tree),
@@ -168,6 +176,7 @@ class Program:
                     *key[1:5],
                 ]
                 what.append(COMPILER_OPTIONS if weights.structure.quantised else None)
+                what.append(available())
                 lower = lambda: jitted.trace(*positional, **named).lower()
                 name = jitted.__name__.strip("_")
                 devices = [*mesh.devices.flat] if mesh else [*weights.leaves[0].sharding.device_set]
@@ -203,4 +212,10 @@ def flatten(params: Qwen | Weights) -> Weights:
         bare = jax.tree.unflatten(tree, leaves)
         bare.assets = None
         tree = jax.tree.structure(bare)
-    return Weights(tuple(leaves), structure(tree, mesh_of(leaves)))
+    return Weights(tuple(leaves), structure(tree, mesh_of(leaves), _platform(leaves[0])))
+
+
+def _platform(leaf: Any) -> str:
+    if leaf.sharding is None:
+        return ""
+    return str(next(iter(leaf.sharding.device_set)).platform)

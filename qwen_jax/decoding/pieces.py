@@ -164,7 +164,7 @@ class PieceProgram:
         self, weights: Weights, state: State, packed: Packed, table: Any, *more: Any
     ) -> tuple[State, Any]:
         """table [C blocks]: the pages of each row's text, where slots share them."""
-        if not _apart(weights):
+        if not weights.structure.one_cpu:
             made: tuple[State, Any] = self.whole(weights, state, packed, table, *more)
             return made
         around, parts = weights.parts
@@ -181,7 +181,7 @@ class PieceProgram:
         self, weights: Weights, state: State, packed: Packed, table: Any, *more: Any
     ) -> list[Future[Any]]:
         """Have it ready when it is called; see Program.prepare."""
-        if not _apart(weights):
+        if not weights.structure.one_cpu:
             return self.whole.prepare(weights, state, packed, table, *more)
         around, parts = weights.parts
         x, call = jax.eval_shape(enter, around, packed, table)
@@ -231,10 +231,6 @@ def newest(x: Array, packed: Packed) -> Array:
     """Of hidden states [C T D], those [B D] of the pieces' last tokens."""
     last = packed.first * packed.tokens.shape[1] + packed.lengths - 1
     return x.reshape(-1, x.shape[-1]).at[last].get(mode="clip")
-
-
-def _apart(weights: Weights) -> bool:
-    return weights.platform == "cpu" and weights.structure.mesh is None
 
 
 def _without_cache(state: State) -> State:

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
 from qwen_jax.nn import model, quant_matmul
+from qwen_jax.nn.cpu.kinds import available
 from qwen_jax.nn.model import Leaf, Linear, LinearLayer, Qwen
 from qwen_jax.nn.quant_matmul import by_output, by_rows, groups, product, weight
 from qwen_jax.nn.tree import INTEGERS, map_layers, named_layers, named_leaves
@@ -131,12 +132,13 @@ def arrange(layer: QuantLinear, platform: str) -> QuantLinear:
     count = groups(layer.codes, layer.scales)
     scales, zeros = by_output(layer.codes, layer.scales), layer.zeros
     zeros = None if zeros is None else by_output(layer.codes, zeros)
-    if platform == "cpu" and layer.bits == 4 and layer.inputs // count % 2 == 0:
+    size, own = layer.inputs // count, platform == "cpu" and available()
+    halves = count > 1 and (own or platform not in ("cpu", "tpu", "rest"))
+    if halves and layer.bits == 4 and size % _HALVES == 0:
+        codes = quant_matmul.halved(layer.codes, count)
+    elif platform == "cpu" and layer.bits == 4 and size % 2 == 0:
         codes = quant_matmul.paired(layer.codes)
-    elif platform not in ("cpu", "tpu", "rest") and count > 1 and layer.bits == 4:
-        even = layer.inputs // count % _HALVES == 0
-        codes = quant_matmul.halved(layer.codes, count) if even else quant_matmul.whole(layer.codes)
-    elif count == 1 or platform not in ("cpu", "tpu"):
+    elif own or count == 1 or platform not in ("cpu", "tpu"):
         codes = quant_matmul.whole(layer.codes)
     else:
         codes, scales = quant_matmul.apart(layer.codes, count), scales.T

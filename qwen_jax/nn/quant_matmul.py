@@ -2,10 +2,10 @@
 
 A weight is scale * (code - zero), with a scale and a zero for every `size` inputs of an output.
 Its codes lie in one of four orders: whole rows, codes [out in] with scales and zeros [out groups],
-which a GPU reads best; groups apart, [groups out size] and [groups out], which TPUs do, and CPUs
-for int8; int4 in pairs, uint8 [out in/2] with [out groups], for CPUs, where XLA unpacks int4
-slowly; or in halves, uint8 [out groups size/2] with [out groups], for GPUs' kernels. Every recipe
-takes all of them, and none makes an expanded copy of the codes in memory.
+which a GPU and nn.cpu's products read best; groups apart, [groups out size] and [groups out], which
+TPUs do, and XLA's CPU for int8; int4 in pairs, uint8 [out in/2] with [out groups], for XLA's CPU,
+which unpacks int4 slowly; or in halves, uint8 [out groups size/2] with [out groups], for kernels.
+Every recipe takes all of them, and none makes an expanded copy of the codes in memory.
 """
 
 from typing import Any
@@ -146,23 +146,21 @@ def _on_tpu(x: Array, codes: Array, scales: Array) -> Array:
 
 def _on_cpu(x: Array, codes: Array, scales: Array) -> Array:
     """Integers against integers, which alone are fast, for few rows; floats for many."""
-    if codes.dtype == jnp.uint8 and codes.ndim == 3:
-        codes = whole(codes)
-    count, pairs = groups(codes, scales), codes.dtype == jnp.uint8
+    count, packed = groups(codes, scales), codes.dtype == jnp.uint8
     rows, few = x.shape[0], x.shape[0] <= _FEW["cpu"]
-    if pairs and few:
+    if few and packed and codes.ndim == 2:
         return jnp.stack([_of_pairs(row, codes, scales) for row in x])
     scales = _by_group(codes, scales).astype(jnp.float32)
-    codes = codes if pairs else apart(codes, count).astype(jnp.int8)
-    if few:
-        return _in_pieces(x, codes, scales)
+    codes = codes if packed else codes.astype(jnp.int8)
+    if few and not packed:
+        return _in_pieces(x, apart(codes, count), scales)
     if count == 1:
-        return _by_blocks(x, codes if pairs else codes[0]) * scales[0]
+        return _by_blocks(x, codes if by_rows(codes) else codes[0]) * scales[0]
 
     def add(group: int, y: Array) -> Array:
-        if pairs:
-            half = codes.shape[1] // count
-            part = whole(jax.lax.dynamic_slice_in_dim(codes, group * half, half, axis=1))
+        if by_rows(codes):
+            size = codes.shape[1] // count
+            part = whole(jax.lax.dynamic_slice_in_dim(codes, group * size, size, axis=1))
         else:
             part = codes[group]
         return y + _dot(grouped[group], part.astype(x.dtype)) * scales[group]
@@ -222,7 +220,7 @@ def _by_blocks(x: Array, codes: Array) -> Array:
     """The product with codes in whole rows, some outputs at a time."""
     out = codes.shape[0]
     count = next(n for n in range(_BLOCKS, 0, -1) if out % n == 0)
-    blocks = codes.reshape(count, out // count, -1)
+    blocks = codes.reshape(count, out // count, *codes.shape[1:])
     y = jax.lax.map(lambda block: _dot(x, whole(block).astype(x.dtype)), blocks)  # [blocks M out]
     return y.swapaxes(0, 1).reshape(x.shape[0], out)
 

@@ -1,0 +1,46 @@
+"""Which products there are, and whether they can be made here. Nothing here needs LLVM."""
+
+import functools
+import importlib.util
+import os
+import platform
+import sys
+from dataclasses import dataclass
+
+SWITCH = "QWEN_JAX_CPU_PRODUCTS"  # "xla": XLA's everywhere
+OUTPUTS = 4  # that are computed together
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A product by what it is of."""
+
+    x: str  # "float32" or "bfloat16"
+    weights: str  # x's own type, "int8" or "int4"
+    groups: bool = False  # of inputs, each with a scale; else an output has one
+    zeros: bool = False
+    short: bool = False  # int4 in groups that are one step of x
+
+    @property
+    def name(self) -> str:
+        marks = [mark for mark in ("groups", "zeros", "short") if getattr(self, mark)]
+        return "_".join(["qwen_jax", self.x, self.weights, *marks])
+
+    @property
+    def integers(self) -> bool:
+        return self.weights.startswith("int")
+
+
+@functools.cache
+def available() -> bool:
+    """Whether products can be made here. ValueError over a switch that says neither."""
+    wanted = os.environ.get(SWITCH, "own")
+    if wanted not in ("own", "xla"):
+        raise ValueError(f"{SWITCH} is {wanted!r}, wanted own or xla")
+    known = platform.machine().lower() in ("x86_64", "amd64", "aarch64", "arm64")
+    return (
+        wanted == "own"
+        and known
+        and sys.platform != "win32"
+        and importlib.util.find_spec("llvmlite") is not None
+    )

@@ -1,0 +1,76 @@
+"""Products that LLVM made for this processor, and that XLA knows by name."""
+
+import functools
+import os
+import re
+import threading
+
+import jax
+from llvmlite import binding as llvm
+from llvmlite import ir
+
+from qwen_jax.nn.cpu.kinds import Kind
+from qwen_jax.nn.cpu.shared import HANDLER, write
+from qwen_jax.nn.cpu.weights import Processor
+
+_LOCK = threading.Lock()
+_MADE: dict[str, llvm.ExecutionEngine] = {}  # kept: XLA calls into them
+_FLAG = re.compile(r"--xla_cpu_max_isa=(\w+)")
+
+
+def register(kind: Kind, name: str | None = None, on: Processor | None = None) -> None:
+    """Have XLA know a product, by its kind's name; the first time that takes a tenth of a second.
+
+    on: what this processor can, or less, under another name.
+    """
+    name = name or kind.name
+    with _LOCK:
+        if name not in _MADE:
+            made = _made(kind, on or processor())
+            capsule = jax.ffi.pycapsule(made.get_function_address(HANDLER))
+            jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+            _MADE[name] = made
+
+
+def _made(kind: Kind, on: Processor) -> llvm.ExecutionEngine:
+    module = ir.Module(kind.name)
+    module.triple = llvm.get_process_triple()
+    write(module, kind, on)
+    target = llvm.Target.from_triple(module.triple)
+    machine = target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=_features(), opt=2, jit=True
+    )
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
+    engine.finalize_object()
+    return engine
+
+
+@functools.cache
+def processor() -> Processor:
+    has = _flags().get
+    arm = llvm.get_process_triple().startswith(("aarch64", "arm64"))
+    wide = has("avx512bw", False)
+    return Processor(
+        lanes=16 if wide else 8 if has("avx2") else 4,
+        registers=32 if wide or arm else 16,
+        pairs=wide and has("avx512bf16", False),
+        tables=wide,
+    )
+
+
+@functools.cache
+def _flags() -> dict[str, bool]:
+    """This processor's features, without those that XLA's flag keeps from XLA."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    found = dict(llvm.get_host_cpu_features())
+    most = _FLAG.search(os.environ.get("XLA_FLAGS", ""))
+    if most and not most[1].upper().startswith(("AVX512", "AMX", "AVX10")):
+        found = {
+            name: on and not name.startswith(("avx512", "avx10")) for name, on in found.items()
+        }
+    return found
+
+
+def _features() -> str:
+    return ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(_flags().items()))

@@ -1,0 +1,171 @@
+"""How XLA calls a product, and how threads share it: a handler of XLA's foreign functions.
+
+Layouts are those of XLA's c_api.h (jax.ffi.include_dir()), version 0.3, whose structs only grow at
+their ends. A product is cut into runs of outputs; whoever is free takes the next, so a thread that
+comes late keeps nobody waiting. The last to leave frees what they shared.
+"""
+
+from llvmlite import ir
+
+from qwen_jax.nn.cpu.code import INT32, INT64, POINTER, VOID, Code, Value, function, number
+from qwen_jax.nn.cpu.kinds import OUTPUTS, Kind
+from qwen_jax.nn.cpu.tiles import TOLD, part, reader_of
+from qwen_jax.nn.cpu.weights import Processor
+
+HANDLER = "product"
+_RUN = 128 * 1024  # bytes of weights that a thread takes at a time: they stay in its cache
+_VERSION = (0, 3)
+# bytes before a field
+_FRAME = {"extension": 8, "api": 16, "context": 24, "arguments": 72, "results": 112}
+_EXTENSION = {"type": 8, "metadata": 24}
+_METADATA = {"major": 24, "minor": 28}
+_BUFFER = {"data": 24, "dimensions": 40}
+_API = {"schedule": 48 + 11 * 8, "threads": 48 + 12 * 8}
+_ASKED = (*TOLD, "run", "runs", "next", "done", "users")  # of a task, all eight bytes
+_AT = {name: 8 * n for n, name in enumerate(_ASKED)}
+
+
+def write(module: ir.Module, kind: Kind, processor: Processor) -> None:
+    """Put the function HANDLER into a module: what XLA is to call for such a product."""
+    work, leave = _work(module, kind, processor), _leave(module)
+    helper = _helper(module, work, leave)
+    code, made = function(module, HANDLER, [POINTER], POINTER)
+    (frame,) = made.args
+    nothing = ir.Constant(POINTER, None)
+    extension = code.read(frame, POINTER, _FRAME["extension"])
+    with code.if_then(code.icmp_unsigned("!=", extension, nothing)):
+        kind_of = code.read(extension, INT32, _EXTENSION["type"])
+        with code.if_then(code.icmp_signed("==", kind_of, ir.Constant(INT32, 1))):
+            metadata = code.read(extension, POINTER, _EXTENSION["metadata"])
+            for field, value in zip(("major", "minor"), _VERSION, strict=True):
+                code.write(ir.Constant(INT32, value), metadata, _METADATA[field])
+            code.ret(nothing)
+            code.position_at_end(code.append_basic_block("never"))
+    context, api = (code.read(frame, POINTER, _FRAME[name]) for name in ("context", "api"))
+    task = code.ask("malloc", POINTER, number(8 * len(_ASKED)))
+    runs = _tell(code, kind, processor, frame, task)
+    threads = code.least(_threads(code, api, context), runs)
+    helpers = code.select(
+        code.icmp_signed(">", threads, number(1)), code.sub(threads, number(1)), number(0)
+    )
+    code.write(code.add(helpers, number(1)), task, _AT["users"])
+    with code.steps(helpers, 1):
+        _call(code, api, "schedule", context, helper, task)
+    code.call(work, [task])
+    _wait(code, task, runs)
+    code.call(leave, [task])
+    code.ret(nothing)
+
+
+def _tell(code: Code, kind: Kind, processor: Processor, frame: Value, task: Value) -> Value:
+    """Fill in a task; how many runs it has."""
+    arguments = code.read(frame, POINTER, _FRAME["arguments"])
+    results = code.read(frame, POINTER, _FRAME["results"])
+    names = ["x", "weights", *["scales"] * kind.integers, *["zeros"] * kind.zeros]
+    buffers = {name: code.read(arguments, POINTER, 8 * n) for n, name in enumerate(names)}
+    buffers["y"] = code.read(results, POINTER, 0)
+    dimension = lambda name, axis: code.read(
+        code.read(buffers[name], POINTER, _BUFFER["dimensions"]), INT64, 8 * axis
+    )
+    for name, buffer in buffers.items():
+        code.write(code.read(buffer, POINTER, _BUFFER["data"]), task, _AT[name])
+    out, inputs = dimension("weights", 0), dimension("x", 1)
+    an_output = reader_of(kind, processor).bytes_of(code, inputs)
+    run = code.product(code.sdiv(number(_RUN), code.product(an_output, OUTPUTS)), OUTPUTS)
+    run = code.select(code.icmp_signed("<", run, number(OUTPUTS)), number(OUTPUTS), run)
+    runs = code.sdiv(code.add(out, code.sub(run, number(1))), run)
+    counts = {
+        "rows": dimension("x", 0),
+        "out": out,
+        "inputs": inputs,
+        "groups": dimension("scales", 1) if kind.integers else number(1),
+        "run": run,
+        "runs": runs,
+        "next": number(0),
+        "done": number(0),
+    }
+    for name, count in counts.items():
+        code.write(count, task, _AT[name])
+    return runs
+
+
+def _work(module: ir.Module, kind: Kind, processor: Processor) -> ir.Function:
+    """Take runs until there are none."""
+    whole = part(module, kind, processor)
+    code, made = function(module, "work", [POINTER])
+    (task,) = made.args
+    asked = {name: code.read(task, INT64, _AT[name]) for name in ("out", "run", "runs")}
+    again, take, end = (code.append_basic_block(name) for name in ("again", "take", "end"))
+    code.branch(again)
+    code.position_at_end(again)
+    turn = _counted(code, task, "next", "add")
+    code.cbranch(code.icmp_signed("<", turn, asked["runs"]), take, end)
+    code.position_at_end(take)
+    first = code.product(turn, asked["run"])
+    code.call(whole, [task, first, code.least(code.add(first, asked["run"]), asked["out"])])
+    _counted(code, task, "done", "add")
+    code.branch(again)
+    code.position_at_end(end)
+    code.ret_void()
+    return made
+
+
+def _leave(module: ir.Module) -> ir.Function:
+    code, made = function(module, "leave", [POINTER])
+    (task,) = made.args
+    before = _counted(code, task, "users", "sub")
+    with code.if_then(code.icmp_signed("==", before, number(1))):
+        code.ask("free", VOID, task)
+    code.ret_void()
+    return made
+
+
+def _helper(module: ir.Module, *calls: ir.Function) -> ir.Function:
+    """What another thread runs."""
+    code, made = function(module, "helper", [POINTER])
+    for call in calls:
+        code.call(call, made.args)
+    code.ret_void()
+    return made
+
+
+def _wait(code: Code, task: Value, runs: Value) -> None:
+    """Until the runs that others took are done."""
+    look, rest, end = (code.append_basic_block(name) for name in ("look", "rest", "end"))
+    code.branch(look)
+    code.position_at_end(look)
+    done = code.load_atomic(code.past(task, _AT["done"]), "acquire", 8, typ=INT64)
+    code.cbranch(code.icmp_signed("<", done, runs), rest, end)
+    code.position_at_end(rest)
+    code.ask("sched_yield", INT32)
+    code.branch(look)
+    code.position_at_end(end)
+
+
+def _counted(code: Code, task: Value, name: str, how: str) -> Value:
+    """What a count was that others change too, before it is one more or less."""
+    return code.atomic_rmw(how, code.past(task, _AT[name]), number(1), "acq_rel")
+
+
+# --- XLA's threads ----------------------------------------------------------------------------
+_CALL = ir.FunctionType(POINTER, [POINTER]).as_pointer()
+
+
+def _threads(code: Code, api: Value, context: Value) -> Value:
+    count = code.room(1)
+    code.write(number(1), count)
+    _call(code, api, "threads", context, count)
+    return code.read(count, INT64)
+
+
+def _call(code: Code, api: Value, name: str, *fields: Value) -> None:
+    """A function of XLA's, whose argument has a size, no extension, and these.
+
+    Errors are not asked for: there are none where XLA has threads, and where it has not, the one
+    that is here does everything.
+    """
+    values = [number(8 * (2 + len(fields))), ir.Constant(POINTER, None), *fields]
+    struct = code.room(len(values))
+    for n, value in enumerate(values):
+        code.write(value, struct, 8 * n)
+    code.call(code.read(api, _CALL, _API[name]), [struct])

@@ -1,0 +1,191 @@
+"""Products of some rows with some outputs: y[r, o] = sum over i of x[r, i] * weight[o, i].
+
+Sums lie in registers, `lanes` for each y, of every so many inputs. They are added up at the end.
+The order is that of the inputs alone, so a row's bits do not depend on the rows beside it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from qwen_jax.nn.cpu.code import (
+    BYTE,
+    FLOAT,
+    HALF,
+    INT32,
+    INT64,
+    POINTER,
+    Code,
+    Value,
+    function,
+    number,
+    vector,
+)
+from qwen_jax.nn.cpu.kinds import OUTPUTS, Kind
+from qwen_jax.nn.cpu.weights import (
+    Bytes,
+    Floats,
+    Halves,
+    Processor,
+    Reader,
+    arithmetic,
+    multiplied,
+)
+
+# What a product is told, as pointers and counts one behind the other, eight bytes each.
+TOLD = ("y", "x", "weights", "scales", "zeros", "rows", "out", "inputs", "groups")
+_COUNTS = TOLD.index("rows")
+
+
+def reader_of(kind: Kind, processor: Processor) -> Reader:
+    how = arithmetic(kind.x, processor)
+    if kind.weights == "int4":
+        return Halves(how, kind.short)
+    return Bytes(how) if kind.weights == "int8" else Floats(how)
+
+
+def _rows(kind: Kind, processor: Processor) -> int:
+    """Of a tile: as many as leave its sums in registers, of groups twice."""
+    few, many = (2, 3) if kind.groups else (3, 6)
+    return many if processor.registers >= 32 else few
+
+
+def part(module: ir.Module, kind: Kind, processor: Processor) -> ir.Function:
+    """part(task, first, last): every row with outputs from first to last."""
+    most = _rows(kind, processor)
+    tiles = [_tile(module, kind, processor, rows) for rows in range(1, most + 1)]
+    code, made = function(module, "part", [POINTER, INT64, INT64])
+    task, first, last = made.args
+    rows = code.read(task, INT64, 8 * TOLD.index("rows"))
+
+    def across(tile: ir.Function, row: Value) -> None:
+        with code.steps(last, OUTPUTS, start=first) as (output, _):
+            code.call(tile, [task, row, output])
+
+    whole = code.sub(rows, code.srem(rows, number(most)))
+    with code.steps(whole, most) as (row, _):
+        across(tiles[-1], row)
+    rest = code.sub(rows, whole)
+    for count, tile in enumerate(tiles[:-1], 1):
+        with code.if_then(code.icmp_signed("==", rest, number(count))):
+            across(tile, whole)
+    code.ret_void()
+    return made
+
+
+def _tile(module: ir.Module, kind: Kind, processor: Processor, rows: int) -> ir.Function:
+    """tile(task, row, output): `rows` rows with OUTPUTS outputs."""
+    code, made = function(module, f"tile_{rows}", [POINTER, INT64, INT64])
+    task, row, output = made.args
+    tile = _Tile(code, kind, processor, rows, task, row, output)
+    sums = tile.of_groups() if kind.groups else tile.of_outputs()
+    for n in range(rows):
+        y = code.product(code.add(row, number(n)), tile.told["out"])
+        four = _totals(code, sums[n * OUTPUTS : (n + 1) * OUTPUTS], tile.how.lanes)
+        code.write(four, tile.told["y"], code.product(code.add(y, output), 4))
+    code.ret_void()
+    return made
+
+
+class _Tile:
+    """A tile's sums in the making: of each row OUTPUTS, behind each other."""
+
+    def __init__(
+        self,
+        code: Code,
+        kind: Kind,
+        processor: Processor,
+        rows: int,
+        task: Value,
+        row: Value,
+        output: Value,
+    ):
+        self.code, self.kind, self.output = code, kind, output
+        self.how, self.reader = arithmetic(kind.x, processor), reader_of(kind, processor)
+        self.told = {
+            name: code.read(task, POINTER if n < _COUNTS else INT64, 8 * n)
+            for n, name in enumerate(TOLD)
+        }
+        a_row = code.product(self.told["inputs"], self.how.size)
+        an_output = self.reader.bytes_of(code, self.told["inputs"])
+        self.xs = self._each(rows, self.told["x"], row, a_row)
+        self.kernels = self._each(OUTPUTS, self.told["weights"], output, an_output)
+        nothing = ir.Constant(vector(FLOAT, self.how.lanes), [0.0] * self.how.lanes)
+        self.nothing = [nothing] * (rows * OUTPUTS)
+
+    def _each(self, count: int, address: Value, first: Value, size: Value) -> list[Value]:
+        code = self.code
+        return [
+            code.past(address, code.product(code.add(first, number(n)), size)) for n in range(count)
+        ]
+
+    def of_outputs(self) -> list[Value]:
+        if not self.kind.integers:
+            return self._over(number(0), self.told["inputs"], [None] * OUTPUTS)
+        places = [self.code.add(self.output, number(n)) for n in range(OUTPUTS)]
+        return self._scaled(places, number(0), self.told["inputs"], self.nothing)
+
+    def of_groups(self) -> list[Value]:
+        code, groups = self.code, self.told["groups"]
+        size = code.sdiv(self.told["inputs"], groups)
+        with code.steps(groups, 1, *self.nothing) as (group, totals):
+            outputs = [code.add(self.output, number(n)) for n in range(OUTPUTS)]
+            places = [code.add(code.product(output, groups), group) for output in outputs]
+            totals[:] = self._scaled(places, code.product(group, size), size, totals)
+        return totals
+
+    def _scaled(
+        self, places: Sequence[Value], start: Value, size: Value, totals: Sequence[Value]
+    ) -> list[Value]:
+        """Codes are multiplied as they are, and the sums by the scales at these places."""
+        code, given = self.code, self.told
+        zeros: list[Value | None] = [None] * OUTPUTS
+        if self.kind.zeros:
+            signed = lambda place: code.sext(code.read(given["zeros"], BYTE, place), INT32)
+            zeros = [signed(place) for place in places]
+        sums = self._over(start, size, [self.reader.prepared(code, zero) for zero in zeros])
+        for n, place in enumerate(places):
+            scale = code.fpext(code.read(given["scales"], HALF, code.product(place, 2)), FLOAT)
+            scale = code.filled(scale, self.how.lanes)
+            for at in range(n, len(sums), OUTPUTS):
+                sums[at] = multiplied(code, totals[at], sums[at], scale)
+        return sums
+
+    def _over(self, start: Value, size: Value, prepared: Sequence[Any]) -> list[Value]:
+        """Sums over `size` inputs from `start` on."""
+        code, bytes_of = self.code, self.reader.bytes_of
+        xs = [code.past(x, code.product(start, self.how.size)) for x in self.xs]
+        kernels = [code.past(kernel, bytes_of(code, start)) for kernel in self.kernels]
+        half = code.product(code.ashr(size, number(1)), self.how.size)
+        with code.steps(bytes_of(code, size), self.reader.taken, *self.nothing) as (at, sums):
+            runs = [
+                self.reader.read(code, code.past(kernel, at), of_group)
+                for kernel, of_group in zip(kernels, prepared, strict=True)
+            ]
+            place = self.reader.x_at(code, at)
+            for row, x in enumerate(xs):
+                for run in range(len(runs[0])):
+                    numbers = self.how.numbers(code, code.past(x, place, *[half] * run))
+                    for output in range(OUTPUTS):
+                        n = row * OUTPUTS + output
+                        sums[n] = self.how.added(code, sums[n], runs[output][run], numbers)
+        return sums
+
+
+def _totals(code: Code, sums: Sequence[Value], lanes: int) -> Value:
+    """Four registers of sums -> the four totals."""
+    quarters = range(0, lanes, 4)
+    pick = lambda *order: [place + lane for lane in quarters for place in order]
+    across = lanes  # where the second register begins
+
+    def joined(a: Value, b: Value, low: Sequence[int], high: Sequence[int]) -> Value:
+        return code.fadd(code.shuffled(a, b, low), code.shuffled(a, b, high))
+
+    pairs = pick(0, across, 1, across + 1), pick(2, across + 2, 3, across + 3)
+    ab, cd = joined(sums[0], sums[1], *pairs), joined(sums[2], sums[3], *pairs)
+    total = joined(ab, cd, pick(0, 1, across, across + 1), pick(2, 3, across + 2, across + 3))
+    while (size := total.type.count) > 4:
+        half = size // 2
+        total = joined(total, total, range(half), range(half, size))
+    return total
