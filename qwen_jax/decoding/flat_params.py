@@ -30,7 +30,7 @@ class Structure:
 
     tree: Any
     mesh: Mesh | None
-    platform: str  # where the arrays are, or will be: "cpu", "gpu", "tpu"; "": of shapes, nowhere
+    platform: str  # where the arrays are, or will be: "cpu", "gpu", "tpu"; "": not known
 
     @property
     def one_cpu(self) -> bool:
@@ -216,6 +216,5 @@ def flatten(params: Qwen | Weights) -> Weights:
 
 
 def _platform(leaf: Any) -> str:
-    if leaf.sharding is None:
-        return ""
-    return str(next(iter(leaf.sharding.device_set)).platform)
+    sharding = getattr(leaf, "sharding", None)  # what a caller traces, and NumPy's, have none
+    return "" if sharding is None else str(next(iter(sharding.device_set)).platform)
