@@ -74,6 +74,13 @@ def test_rows_of_a_step(platform: str, slots: int, want: int) -> None:
     assert rows(step) == {want}
 
 
+def test_a_tpus_programs_carry_its_options() -> None:
+    weights = flatten(aot.params(V1, jnp.bfloat16))
+    assert decode._step.of(weights) is decode._step.plain
+    vars(weights)["platform"] = "tpu"
+    assert decode._step.of(weights) is decode._step.on_tpu
+
+
 @pytest.fixture(scope="module")
 def mesh() -> Any:
     return make_mesh(data=2, tensor=2, devices=jax.devices()[:4])

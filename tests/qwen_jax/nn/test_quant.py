@@ -277,17 +277,14 @@ def test_a_manifest_of_other_groups(tmp_path: Path) -> None:
 
 # --- compiled ---------------------------------------------------------------------------------
 def test_programs_know_quantised_weights() -> None:
-    """Their compiler options keep a GPU from rebuilding the weights; a TPU has its own for all."""
+    """Their compiler options keep a GPU from rebuilding the weights; others compile without."""
     params, twin = (flatten(x) for x in network("v1"))
-    there = type(twin)(twin.leaves, twin.structure)
-    vars(there)["platform"] = "tpu"
     assert params.structure.quantised
     assert not twin.structure.quantised
     for function in (*vars(decode).values(), *vars(prompts).values()):
         if isinstance(function, Program):
             assert function.of(params) is function.quantised
             assert function.of(twin) is function.plain
-            assert function.of(there) is function.on_tpu
         elif hasattr(function, "_cache_size"):
             assert "weights" not in inspect.signature(function).parameters, function
 
