@@ -21,6 +21,13 @@ from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
 from qwen_jax.nn.sharding import gathered, mesh_of
 from qwen_jax.nn.tree import named_layers
 
+# Without the first, XLA's TPU compiler takes whole layers of the cache into on-chip memory to write
+# one token there, and brings them back; without the second, weights are fetched in pieces of 4 MiB,
+# each an operation.
+_TPU_OPTIONS: dict[str, Any] = {
+    "xla_tpu_msa_inefficient_use_to_copy_ratio": 0.8,
+    "xla_tpu_sliced_prefetch_max_slices": 1,
+}
 PART = 4  # blocks in a call, where a network takes several: fewer leave processors idle between
 
 
@@ -87,11 +94,12 @@ class Weights:
 
     @property
     def platform(self) -> str:
-        return self.structure.platform
+        """Where the arrays are, or will be; "cpu" where nobody said."""
+        return self.structure.platform or "cpu"
 
 
 class Program:
-    """A jitted function of Weights and more; integer weights want other compiler options.
+    """A jitted function of Weights and more; TPUs and integer weights want compiler options.
 
     Where `executables` has a folder, programs come from there: each is made once, and the next
     process neither traces nor compiles it.
@@ -100,6 +108,7 @@ class Program:
     def __init__(self, function: Callable[..., Any], **how: Any):
         self.plain = jax.jit(function, **how)
         self.quantised = jax.jit(function, compiler_options=COMPILER_OPTIONS, **how)
+        self.on_tpu = jax.jit(function, compiler_options=_TPU_OPTIONS, **how)
         numbers, names = how.get("static_argnums", ()), how.get("static_argnames", ())
         self._numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
         self._names = (names,) if isinstance(names, str) else tuple(names)
@@ -114,6 +123,8 @@ class Program:
 
     def of(self, weights: Weights) -> Any:
         """The jitted function itself."""
+        if weights.platform == "tpu":
+            return self.on_tpu
         return self.quantised if weights.structure.quantised else self.plain
 
     def prepare(
@@ -175,8 +186,8 @@ class Program:
                     mesh,
                     *key[1:5],
                 ]
-                what.append(COMPILER_OPTIONS if weights.structure.quantised else None)
-                what.append(available())
+                options = COMPILER_OPTIONS if weights.structure.quantised else None
+                what.append([options, _TPU_OPTIONS, available()])
                 lower = lambda: jitted.trace(*positional, **named).lower()
                 name = jitted.__name__.strip("_")
                 devices = [*mesh.devices.flat] if mesh else [*weights.leaves[0].sharding.device_set]
