@@ -26,7 +26,7 @@ from qwen_jax.nn.tree import named_layers
 # each an operation.
 _TPU_OPTIONS: dict[str, Any] = {
     "xla_tpu_msa_inefficient_use_to_copy_ratio": 0.8,
-    "xla_tpu_sliced_prefetch_max_slices": 1,
+    "xla_tpu_sliced_prefetch_max_slices": 0,
 }
 PART = 4  # blocks in a call, where a network takes several: fewer leave processors idle between
 

@@ -137,6 +137,7 @@ def _attend(*refs: Any, groups: int, pieces: int, limits: Any) -> None:
                 token = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
                 at = base + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
                 scores = jnp.where((at <= first + token) & (at < end), scores, MASKED)
+            scores = jnp.maximum(scores, MASKED)  # else scaled and taken off in one, in some blocks
             top = top_ref[n]
             higher = jnp.maximum(top, scores.max(-1, keepdims=True))
             weights, faded = jnp.exp(scores - higher), jnp.exp(top - higher)
