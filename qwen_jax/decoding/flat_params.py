@@ -42,7 +42,7 @@ class Structure:
     @property
     def one_cpu(self) -> bool:
         """Whether one CPU has all of it."""
-        return self.platform == "cpu" and self.mesh is None
+        return self.platform == "cpu" and (self.mesh is None or self.mesh.size == 1)
 
     @functools.cached_property
     def config(self) -> Config:
