@@ -75,6 +75,16 @@ def loading(result: Result) -> str:
     return table(("GB/s", "median", "best"), rows)
 
 
+def beyond_reading(result: Result) -> str:
+    """Starts beside a plain read of the same files; a start reads them too."""
+    medians, (first, *_) = result["medians"], result["starts"]
+    rows = [
+        (kind, f"{seconds:.1f}", f"{seconds - medians[first]:.1f}" if kind != first else "")
+        for kind, seconds in medians.items()
+    ]
+    return table(("seconds", "median", "beyond reading"), rows)
+
+
 def recital(result: Result) -> str:
     rows = [
         ("steps", result["steps"]),

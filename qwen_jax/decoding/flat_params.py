@@ -1,9 +1,12 @@
 """A model as a flat tuple of arrays: what jitted functions take."""
 
+import contextlib
 import functools
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +101,29 @@ class Weights:
         return self.structure.platform or "cpu"
 
 
+_POSTPONED: ContextVar[list[Future[Any]] | None] = ContextVar("programs to prepare", default=None)
+_MAKERS = threading.BoundedSemaphore(max(4, os.cpu_count() or 1))  # more would only take memory
+
+
+@contextlib.contextmanager
+def preparing(on: bool = True) -> Iterator[list[Future[Any]]]:
+    """Programs that are called in here begin to be made and do not run; a state stays what it is.
+
+    Gives what is done when they are: nothing where no programs are kept, or not `on`; they run.
+    """
+    made: list[Future[Any]] = []
+    token = _POSTPONED.set(made if on else None)
+    try:
+        yield made
+    finally:
+        _POSTPONED.reset(token)
+
+
+def postponed() -> list[Future[Any]] | None:
+    """Where a program that is called puts what is done when it is made; None: it runs."""
+    return None if executables.folder() is None else _POSTPONED.get()
+
+
 class Program:
     """A jitted function of Weights and more; TPUs and integer weights want compiler options.
 
@@ -116,6 +142,9 @@ class Program:
         self._lock = threading.Lock()
 
     def __call__(self, weights: Weights, *arguments: Any, **named: Any) -> Any:
+        if (made := postponed()) is not None:
+            made += self.prepare(weights, *arguments, **named)
+            return arguments[0], None
         if executables.folder() is None:
             return self.of(weights)(weights, *arguments, **named)
         call, dynamic = self._begin(weights, arguments, named)
@@ -141,7 +170,8 @@ class Program:
         def start(make: Callable[[], None]) -> None:
             def run() -> None:
                 wait(after)
-                make()
+                with _MAKERS:
+                    make()
 
             threading.Thread(target=run).start()
 

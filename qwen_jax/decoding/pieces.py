@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qwen_jax.decoding.flat_params import PART, Program, Weights
+from qwen_jax.decoding.flat_params import PART, Program, Weights, postponed
 from qwen_jax.decoding.logits import SamplingArrays, every_id
 from qwen_jax.decoding.state import State
 from qwen_jax.nn.fused import fused
@@ -165,6 +165,9 @@ class PieceProgram:
         self, weights: Weights, state: State, packed: Packed, table: Any, *more: Any
     ) -> tuple[State, Any]:
         """table [C blocks]: the pages of each row's text, where slots share them."""
+        if (begun := postponed()) is not None:
+            begun += self.prepare(weights, state, packed, table, *more)
+            return state, None
         if not weights.structure.one_cpu:
             made: tuple[State, Any] = self.whole(weights, state, packed, table, *more)
             return made
