@@ -1,4 +1,4 @@
-"""Compile the product's own step and prefill for an H200 and for TPUs that are not there.
+"""Compile the product's own step, prefill and attention for an H200 and TPUs that are not there.
 
     python -m benchmarks.aot gpu      # needs jax-cuda13-plugin and NVIDIA's wheels, no GPU
     python -m benchmarks.aot tpu      # needs libtpu, no TPU
@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.support import chips
+from benchmarks.support import chips, prompt_attention
 from benchmarks.support.chips import HBM, MIB, MODELS, local
 from benchmarks.support.hlo import Module
 from qwen_jax.nn.attention import PAGE
@@ -27,13 +27,16 @@ from qwen_jax.nn.tree import named_layers
 COUNT = 64  # tokens of one call of the step
 # bounds of a decode step: bytes on each device, on TPUs for 8 slots
 TEMPORARIES = {"gpu": 64 * MIB, "tpu": 80 * MIB}
-# what it launches in a layer, and around all of them (embedding, head, sampling); the pieces in
-# which a TPU fetches weights early lie beside that, and count as nothing
+# what it launches in a layer, and around all of them (embedding, head, sampling)
 LAUNCHES = {"gpu": (12, 64), "tpu": (40, 128)}
-# Without it XLA takes whole layers of the cache into on-chip memory to write one token there, and
-# brings them back; a real TPU wants the same setting.
-_FLAG = {"LIBTPU_INIT_ARGS": "--xla_tpu_msa_inefficient_use_to_copy_ratio=0.8"}
-ENVIRONMENT = chips.ENVIRONMENT | {"tpu": chips.ENVIRONMENT["tpu"] | _FLAG}
+FETCHES = ("copy-start", "slice-start")  # among them: a TPU moves weights and the like early
+AROUND = 16  # collectives around the two of every layer
+# bounds of a layer's attention for a chunk of a prompt, by the length of the text
+ATTENTION = {
+    "gpu": {2048: 32 * MIB, 8192: 192 * MIB},
+    "tpu": {2048: 4 * MIB, 8192: 4 * MIB},
+}
+ENVIRONMENT = chips.ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,10 @@ class Case:
     chip: str
     topology: str
     mesh: dict[str, int]  # of make_mesh; empty: one device
-    work: str  # "step" or "prefill"
+    work: str  # "step", "prefill" or "attention": a layer's, of a prompt that is stored
     slots: int
     cache_dtype: str
-    length: int = 2048  # of the cache, tokens; a prefill computes as many
+    length: int = 2048  # of the cache, tokens; a prefill computes as many, attention the last 2048
     precision: str = (
         "bfloat16"  # of weights; or "int8" per channel, or "int4" in groups of 128 with zeros
     )
@@ -55,6 +58,7 @@ class Case:
         mesh = " x ".join(f"{axis} {n}" for axis, n in self.mesh.items()) or "one device"
         name = self.model if self.precision == "bfloat16" else f"{self.model} {self.precision}"
         pages = " in pages" if self.paged else ""
+        pages += f" of {self.length}" if self.work == "attention" else ""
         return f"{name} {self.work} bs {self.slots} {self.cache_dtype}{pages}, {self.chip} {mesh}"
 
 
@@ -72,6 +76,7 @@ def _cases(platform: str) -> list[Case]:
     for dtype, slots in (("bfloat16", 8), ("int8", 8), ("bfloat16", 64)):
         cases.append(Case("Qwen-7B", *where, "step", slots, dtype, 1024, paged=True))
     cases.append(Case("Qwen-7B", *where, "prefill", 1, "bfloat16"))
+    cases += _prompts(*where)
     for precision in ("int8", "int4"):
         if (platform, precision) == ("tpu", "int4"):  # 4 devices do not divide mlp.down's 86 groups
             where = ("v5e", "v5e:2x2", {"data": 2, "tensor": 2})
@@ -85,6 +90,7 @@ def _cases(platform: str) -> list[Case]:
         for chip, topology, four in (("v5p", "v5p:2x2x1", {"tensor": 4}), ("v6e", "v6e:2x2", {})):
             for dtype in ("bfloat16", "int8"):
                 cases.append(Case("Qwen-7B", chip, topology, four, "step", 8, dtype))
+            cases += _prompts(chip, topology, four)
         for slots in (1, 8):
             one: tuple[str, str, dict[str, int]] = ("v6e", "v6e:2x2", {})
             cases.append(Case("Qwen-7B", *one, "step", slots, "bfloat16", precision="int4"))
@@ -93,6 +99,15 @@ def _cases(platform: str) -> list[Case]:
         for mesh in ({"tensor": 64}, {"data": 4, "tensor": 16}):
             cases.append(Case("Qwen-72B", "v5p", "v5p:4x4x4", mesh, "step", 8, "bfloat16"))
     return cases
+
+
+def _prompts(chip: str, topology: str, mesh: dict[str, int]) -> list[Case]:
+    return [
+        Case(model, chip, topology, mesh, "attention", 1, dtype, length, paged=paged)
+        for model in ("Qwen-7B", "Qwen2.5-7B")
+        for length in (2048, 8192)
+        for dtype, paged in (("bfloat16", False), ("int8", True))
+    ]
 
 
 def _lower(case: Case) -> tuple[Any, Any, Any]:
@@ -119,6 +134,8 @@ def _lower(case: Case) -> tuple[Any, Any, Any]:
                 params,
                 state,
             )
+        if case.work == "attention":
+            return prompt_attention.lower(config, state.cache), params, state
         return aot.prefill(params, state, case.length).lower(), params, state
 
 
@@ -140,8 +157,8 @@ def measure(case: Case) -> dict[str, Any]:
         "cache": sum(x.bytes for x in local(state.cache)),
     }
     checks = {"fits": sizes["peak"] <= HBM[case.chip]}
+    platform = "gpu" if case.chip == "h200" else "tpu"
     if case.work == "step":
-        platform = "gpu" if case.chip == "h200" else "tpu"
         slots = case.slots if platform == "tpu" else 1
         bound = TEMPORARIES[platform] * max(1, slots // 8) + _offsets(params)
         if platform == "tpu" and case.paged:  # a call lays out scales anew, in rows of 128
@@ -151,15 +168,19 @@ def measure(case: Case) -> dict[str, Any]:
         checks |= {"no copies": not result["copies"]}
         layer, around = LAUNCHES[platform]
         even = model["kv_heads"] % case.mesh.get("tensor", 1) == 0  # else heads are exchanged
-        kinds = ("bfloat16", "int4") if platform == "gpu" else ("bfloat16",)
-        if case.precision in kinds and even:
-            launched = result["kernels"] - result["prefetches"]
-            checks |= {"launches": launched <= layer * model["layers"] + around}
+        if platform == "gpu" or case.precision == "bfloat16":
+            checks |= {"launches": result["kernels"] <= layer * model["layers"] + around}
+        if even:
+            sent = sum(kind["count"] for kind in result["collectives"].values())
+            checks |= {"collectives": sent <= 2 * model["layers"] + AROUND}
         checks |= {"attention": result["attention_kernels_per_layer"] <= 2}
     else:
         result |= {"collectives": module.collectives(module.entry)}
-        if case.chip == "h200":
-            checks |= {"attention": module.named(module.entry, "/prefill") >= model["layers"]}
+        if "data" not in case.mesh:  # else rows are shared out, and no kernel takes that
+            layers = model["layers"] if case.work == "prefill" else 1
+            checks |= {"attention": module.named(module.entry, "/prefill") >= layers}
+        if case.work == "attention":
+            checks |= {"temporaries": sizes["temp"] <= ATTENTION[platform][case.length]}
     return result | {"checks": checks, "passed": all(checks.values())}
 
 
@@ -192,7 +213,7 @@ def _step(module: Module, case: Case, params: Any, state: Any) -> dict[str, Any]
         "copies": copies,
         "kernels": (kernels := module.kernels(loop)),
         "kernels_per_layer": round(kernels / model["layers"], 1),  # head and sampling included
-        "prefetches": sum(i.op == "slice-start" for i in module.walk(loop, branches=False)),
+        "prefetches": sum(i.op in FETCHES for i in module.walk(loop, branches=False)),
         "attention": state.cache.backend.name,
         "attention_kernels_per_layer": module.named(loop, "/decode") / model["layers"],
         "collectives": module.collectives(loop),

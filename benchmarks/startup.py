@@ -1,12 +1,14 @@
 """Seconds from the start of a process to its first token: ours, transformers' and llama.cpp's.
 
     python -m benchmarks.startup [--tiny] [--repeats 5] [--folder /tmp]
+    python -m benchmarks.startup --seven-billion TOKENIZER [--repeats 3] [--folder /tmp]
 
 Each start is a process of its own that marks the time after every stage; the contestants take
 turns. Ours does what `python -m qwen_jax` does, but for arguments and text. "cached" finds the
 programs on the disk, as every start after the first does; the others find an empty folder.
 Weights come from the page cache; llama.cpp maps its file. Writes startup_cpu.json and .md
-in benchmarks/results.
+in benchmarks/results. The other form starts ours alone with 7 billion random weights, which take
+16 GB of the folder and of memory, beside a plain read of the same files: startup_7b_cpu.json.
 """
 
 import functools
@@ -187,16 +189,44 @@ def table(medians: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure(tiny: bool = False, repeats: int = 5, folder: Path | None = None) -> None:
+def start_large(tokenizer: Path, repeats: int, folder: Path | None) -> None:
+    """The other form; see above."""
+    from benchmarks.support import record, seven_billion, tables
+
+    with tempfile.TemporaryDirectory(dir=folder) as root:
+        os.environ |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": f"{root}/cache"}
+        made = seven_billion.write(Path(root) / "checkpoint", tokenizer)
+        before = record.load_average()
+        found = seven_billion.measured(made, repeats)
+    result = {
+        "unit": "seconds",
+        "machine": record.machine() | {"load_before": before},
+        "versions": record.versions("jax", "jaxlib", "flax"),
+        "medians": {kind: statistics.median(seconds) for kind, seconds in found.items()},
+        "starts": found,
+    }
+    record.write("startup_7b_cpu", result)
+    print(tables.beyond_reading(result))
+
+
+def measure(
+    tiny: bool = False,
+    repeats: int = 5,
+    folder: Path | None = None,
+    seven_billion: Path | None = None,
+) -> None:
     """Start every contestant several times.
 
     Args:
         tiny: A small network and no file written: does everything still run?
+        seven_billion: Ours alone, with so many random weights and this converted Qwen2's tokenizer.
         repeats: Starts of each contestant, after one that is not counted.
         folder: Where to put checkpoints for the time being; default, the system's for such files.
     """
     from benchmarks.support import record
 
+    if seven_billion is not None:
+        return start_large(seven_billion, repeats, folder)
     before = record.load_average()
     with tempfile.TemporaryDirectory(dir=folder) as root:
         started = contestants(Path(root), tiny)

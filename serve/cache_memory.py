@@ -51,13 +51,24 @@ def choose(params: Qwen, settings: ServeConfig, page: int) -> Room:
     """The pages of `page` tokens that fit on each device; raises ValueError where they do not."""
     free, platform = memory.free(params.embed.devices())
     token = bytes_of_token(params, settings)
-    return decide(settings, params.config, page, token, free, SHARES.get(platform, _SHARE))
+    share, few = SHARES.get(platform, _SHARE), platform == "cpu"
+    return decide(settings, params.config, page, token, free, share, few)
 
 
 def decide(
-    settings: ServeConfig, config: Config, page: int, token: int, free: int | None, share: float
+    settings: ServeConfig,
+    config: Config,
+    page: int,
+    token: int,
+    free: int | None,
+    share: float,
+    few: bool = False,
 ) -> Room:
-    """token: bytes of a token. free: bytes beside the weights; None: nobody knows."""
+    """token: bytes of a token. free: bytes beside the weights; None: nobody knows.
+
+    few: of what memory allows, a power of two: a computer's free memory is another at every start,
+    and programs are kept for the size they were made for.
+    """
     asked, longest = settings.cache_bytes, settings.max_length or config.max_length
     if asked is not None and free is not None and asked > free:
         raise ValueError(
@@ -66,7 +77,8 @@ def decide(
         )
     pages = _enough(settings, config, page) if asked is None else asked // (token * page)
     if asked is None and free is not None:
-        pages = min(pages, int(free * share) // (token * page))
+        allowed = int(free * share) // (token * page)
+        pages = min(pages, (1 << allowed.bit_length()) // 2 if few else allowed)
     room = Room(pages, page, min(longest, pages * page))
     wanted = page if settings.max_length is None else settings.max_length
     if room.tokens < wanted:

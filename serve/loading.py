@@ -28,9 +28,10 @@ from qwen_jax.text import chatml, relevance
 from serve import cache_memory
 from serve.adapters import Adapters, Loaded
 from serve.cache_memory import Room
+from serve.engine.compilations import Compilations
 from serve.engine.dashboards import Dashboards
 from serve.engine.engine import Engine
-from serve.engine.model_runner import Compilations, ModelRunner
+from serve.engine.model_runner import ModelRunner
 from serve.engine.multihost import Leader
 from serve.engine.scheduler import Scheduler
 from serve.engine.turn import Limits

@@ -13,7 +13,7 @@ from benchmarks.accelerator.kept import Case, SkippedError
 from benchmarks.accelerator.sizes import Size
 from benchmarks.accelerator.weights import seconds
 from qwen_jax.nn import attention, backends, quant
-from qwen_jax.nn.kernels import layers, mosaic_int4, triton_int4, triton_prefill
+from qwen_jax.nn.kernels import layers, mosaic_int4, triton_int4
 from qwen_jax.nn.kv_cache import Store, store_and_attend
 from qwen_jax.nn.model import MLP, Linear, RMSNorm
 from tests.qwen_jax.nn.kernels import cases
@@ -35,8 +35,10 @@ def kernels(size: Size) -> dict[str, Case]:
         for name in ("triton", "mosaic")
         for call in size.calls
     }
-    made |= {"triton, a prompt": _prompt, "triton, norm": _norm, "triton, gate and up": _gated}
-    made |= {f"{name}, int4": functools.partial(_int4, name) for name in ("triton", "mosaic")}
+    made |= {"triton, norm": _norm, "triton, gate and up": _gated}
+    for name in ("triton", "mosaic"):
+        made[f"{name}, a prompt"] = functools.partial(_prompt, name)
+        made[f"{name}, int4"] = functools.partial(_int4, name)
     return {name: functools.partial(_beside, size, name, both) for name, both in made.items()}
 
 
@@ -72,14 +74,14 @@ def _decode(name: str, call: str, size: Size) -> tuple[Call, Call]:
     return lambda: kernel(*case.arguments()), ask
 
 
-def _prompt(size: Size) -> tuple[Call, Call]:
+def _prompt(name: str, size: Size) -> tuple[Call, Call]:
     """A piece that is stored already."""
     case = _case(size, length=24 if size.heads == 1 else 512, cache="bfloat16")
     (_, key, value), where = _stored(case), case.asked.where
     query = case.asked.qkv[..., :-2, :]
     places = case.table, where.positions, case.ends
     pairs = (key.data, key.scale), (value.data, value.scale)
-    kernel = functools.partial(triton_prefill.attend, interpret=_platform() == "cpu")
+    kernel = functools.partial(backends.load_prefill(name), interpret=_platform() == "cpu")
     real = (where.positions < case.ends[:, None])[:, :, None, None, None]
     shown = lambda y: jnp.where(real, y, 0)
     twin = jax.jit(attention.attend)

@@ -143,15 +143,14 @@ def compared(our: Samples, their: Samples) -> dict[str, Any]:
 
 def asked_both(
     tasks: Sequence[str], native: Path, reference: Path, limit: int | None, out: Path
-) -> dict[str, Any]:
-    """Task -> what the two sides have in common."""
-    data = OUT / "data"
-    model, found = Theirs(reference), {}
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each task and what the two sides have in common, as soon as it is known."""
+    data, model = OUT / "data", Theirs(reference)
     for task, rows in ours(tasks, native, data, out / "ours", limit):
         answered = theirs(model, task, data, rows, out / f"transformers_{task}.jsonl")
-        found[task] = compared(rows, answered)
-        print(json.dumps({task: found[task]}), flush=True)
-    return found
+        found = compared(rows, answered)
+        print(json.dumps({task: found}), flush=True)
+        yield task, found
 
 
 def main(
@@ -170,11 +169,21 @@ def main(
     models = json.loads(file.read_text())["models"] if file.exists() else {}
     counts = wheel.lay_out(OUT / "data")
     few, all_ = OUT / "short", OUT / f"whole_{limit or 'all'}"
-    asked = {
-        "its first 2 layers": asked_both(names(short), *shortened(2, few), None, few),
-        "all 24 layers": asked_both(names(whole), real.made(), real.REFERENCE, limit, all_),
-    }
-    models = {model: models.get(model, {}) | found for model, found in asked.items()}
+    asked: list[tuple[str, Any]] = []
+    if short:
+        rows = asked_both(names(short), *shortened(2, few), None, few)
+        asked.append(("its first 2 layers", rows))
+    if whole:
+        rows = asked_both(names(whole), real.made(), real.REFERENCE, limit, all_)
+        asked.append(("all 24 layers", rows))
+    for model, found in asked:
+        for task, row in found:
+            models[model] = models.get(model, {}) | {task: row}
+            write(models, counts)
+    print(json.dumps(models, indent=1))
+
+
+def write(models: dict[str, Any], counts: dict[str, int]) -> None:
     result = {
         "command": " ".join(["python -m benchmarks.evaluation.exemplars", *sys.argv[1:]]),
         "what": "a check of the machinery on exemplars; no score here is a published one",
@@ -187,7 +196,6 @@ def main(
         "models": models,
     }
     record.write("exemplars", result)
-    print(json.dumps(models, indent=1))
 
 
 if __name__ == "__main__":

@@ -142,17 +142,24 @@ def both(native: Path, reference: Path, count: int) -> dict[str, Any]:
 
 
 def main(count: int = 24, whole: int = 24) -> None:
-    """Compare.
+    """Compare, and write what is known as soon as it is.
 
     Args:
-        count: Questions of choices for two layers; a quarter as many texts.
-        whole: The same, for the whole model; 0 for none.
+        count: Questions of choices for two layers; a quarter as many texts; 0 for none.
+        whole: The same, for the whole model.
     """
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     wheel.lay_out(OUT / "data")
-    models = {"its first 2 layers": both(*shortened(2, OUT / "short"), count)}
+    models: dict[str, Any] = {}
+    if count:
+        models["its first 2 layers"] = both(*shortened(2, OUT / "short"), count)
+        write(models)
     if whole:
         models["all 24 layers"] = both(real.made(), real.REFERENCE, whole)
+        write(models)
+
+
+def write(models: dict[str, Any]) -> None:
     result = {
         "command": " ".join(["python -m benchmarks.evaluation.harness", *sys.argv[1:]]),
         "what": "lm-eval with our model class and with its own; no score here is a published one",

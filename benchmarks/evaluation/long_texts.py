@@ -66,7 +66,7 @@ def main(
     needle: str = "512,1024,2048,4096,8192",
     depths: str = "0,25,50,75,100",
 ) -> None:
-    """Measure.
+    """Measure; needles that were looked for before and are not asked for stay.
 
     Args:
         perplexity: Tokens of the texts, with a comma between them.
@@ -75,7 +75,13 @@ def main(
     """
     numbers = lambda said: [int(number) for number in said.split(",") if number]
     asked = numbers(perplexity), numbers(needle), numbers(depths)
-    our, grid = ours(*asked)
+    our, found = ours(*asked)
+    file = record.RESULTS / "long_texts.json"
+    grid = json.loads(file.read_text())["needles"]["grid"] if file.exists() else {}
+    for size, row in found.items():
+        every = grid.get(str(size), {}) | row
+        grid[str(size)] = {depth: every[depth] for depth in sorted(every, key=float)}
+    grid = {size: grid[size] for size in sorted(grid, key=int)}
     their = kept(f"theirs_{perplexity}", lambda: theirs(asked[0]))
     pictured = {int(n): {float(d): found for d, found in row.items()} for n, row in grid.items()}
     if pictured:

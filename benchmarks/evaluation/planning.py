@@ -71,19 +71,23 @@ def main(only: str = "") -> None:
     Args:
         only: Words that a case's name has, such as v6e.
     """
-    file = record.RESULTS / "plan_compiled.json"
-    known = json.loads(file.read_text())["generating"] if file.exists() else []
-    found = {row["case"]: row for row in known}
     for model, precision, mesh, context, batch in GENERATING:
         name = f"{model} {precision} {context} x {batch}, {mesh}"
         planned = job(model, mesh, precision, context, batch)
-        if name not in found and only in name:
+        if only in name and name not in [row["case"] for row in known()]:
             began = time.monotonic()
-            peak = compiled.in_a_child(planned)["peak"]
-            found[name] = beside(name, planned, peak, seconds=round(time.monotonic() - began))
-            print(json.dumps(found[name]), flush=True)
-            write([*found.values()])
-    write([*found.values()])
+            size = compiled.in_a_child(planned)
+            more = {"seconds": round(time.monotonic() - began), "temporaries": size["temp"]}
+            row = beside(name, planned, size["peak"], **more)
+            print(json.dumps(row), flush=True)
+            write([*known(), row])
+    write(known())
+
+
+def known() -> list[dict[str, Any]]:
+    """What is compiled already, be it by another process meanwhile."""
+    file = record.RESULTS / "plan_compiled.json"
+    return json.loads(file.read_text())["generating"] if file.exists() else []
 
 
 def write(generating: list[dict[str, Any]]) -> None:

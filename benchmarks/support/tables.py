@@ -75,6 +75,16 @@ def loading(result: Result) -> str:
     return table(("GB/s", "median", "best"), rows)
 
 
+def beyond_reading(result: Result) -> str:
+    """Starts beside a plain read of the same files; a start reads them too."""
+    medians, (first, *_) = result["medians"], result["starts"]
+    rows = [
+        (kind, f"{seconds:.1f}", f"{seconds - medians[first]:.1f}" if kind != first else "")
+        for kind, seconds in medians.items()
+    ]
+    return table(("seconds", "median", "beyond reading"), rows)
+
+
 def recital(result: Result) -> str:
     rows = [
         ("steps", result["steps"]),
@@ -100,7 +110,8 @@ def sent(result: Result, unit: float, name: str) -> str:
 
 
 def decoding_plans(result: Result) -> str:
-    rows = [
+    """A row for every program; of a layer's attention for prompts, alone, the most on a device."""
+    rows: list[tuple[Any, ...]] = [
         (
             case["case"],
             f"{case['bytes']['temp'] / MIB:.1f}",
@@ -110,7 +121,14 @@ def decoding_plans(result: Result) -> str:
             sent(case, MIB, "MiB"),
         )
         for case in result["results"]
+        if case["work"] != "attention"
     ]
+    alone = [case for case in result["results"] if case["work"] == "attention"]
+    for where in dict.fromkeys(case["case"].rpartition(", ")[2] for case in alone):
+        sizes = [case["bytes"] for case in alone if case["case"].endswith(where)]
+        temp, peak = (max(size[kind] for size in sizes) for kind in ("temp", "peak"))
+        name = f"a layer's attention, 2048 tokens of a prompt, {where}"
+        rows.append((name, f"{temp / MIB:.1f}", f"{peak / 1e9:.1f}", "–", "–", "–"))
     head = (
         "case",
         "temporaries, MiB",

@@ -71,8 +71,7 @@ def state(
     weights = flatten(params)
     first = weights.leaves[0]
     dtype = jnp.dtype(cache_dtype or weights.dtype)
-    platform = "cpu" if first.sharding is None else weights.platform
-    backend = decode.choose(weights.structure, platform, length, pages, attention)
+    backend = decode.choose(weights.structure, weights.platform, length, pages, attention)
     arguments = (weights.structure, slots, length, dtype, pages, backend, draft_tokens)
     made = jax.eval_shape(lambda: decode._start(*arguments))
     if weights.structure.mesh is not None:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from qwen_jax.decoding.flat_params import Weights
 from qwen_jax.decoding.state import Output, Rows, Texts, gather_logits, sample_next
+from qwen_jax.nn.cpu.kinds import available
 from qwen_jax.nn.kv_cache import Cache
 from qwen_jax.nn.model import Qwen
 from qwen_jax.program.limits import MAX_DRAFT_TOKENS
@@ -22,7 +23,8 @@ from qwen_jax.program.limits import MAX_DRAFT_TOKENS
 DRAFT_TOKENS = 4  # where nobody says
 _ROWS = {"cpu": 16}  # of a pass, up to which more cost little
 _MANY_ROWS = 128
-_FEW_ROWS = 4  # of them on a CPU in bfloat16; up to so many go through integer weights alike
+_OWN_ROWS = 8  # on one CPU with products of our own
+_FEW_ROWS = 4  # with XLA's in bfloat16; up to so many go through integer weights alike
 _NOWHERE = 2**31 - 1  # a place past every output
 
 
@@ -178,7 +180,11 @@ def _learnt(going: Going, slots: Array, said: Array, drafts: Drafts, number: Arr
 def most(weights: Weights, rows: int, wanted: int) -> int:
     """Tokens of a draft that a pass over so many rows verifies at little cost, of those wanted."""
     limit = _ROWS.get(weights.platform, _MANY_ROWS)
-    if weights.platform == "cpu" and (weights.structure.quantised or weights.dtype != jnp.float32):
+    if _own(weights):
+        limit = _OWN_ROWS
+    elif weights.platform == "cpu" and (
+        weights.structure.quantised or weights.dtype != jnp.float32
+    ):
         limit = _FEW_ROWS
     return max(0, min(wanted, limit // rows - 1))
 
@@ -186,14 +192,19 @@ def most(weights: Weights, rows: int, wanted: int) -> int:
 def wanted(weights: Weights, rows: int, draft_tokens: int | None) -> int:
     """Tokens of a draft: as many as were asked for, or where nobody says, what pays.
 
-    On a CPU, one row of float32 is twice as fast as two, and integer weights gain nothing.
+    With XLA's products on a CPU, one row of float32 is twice as fast as two, and integer weights
+    gain nothing.
     """
     check(draft_tokens)
     if draft_tokens is None:
-        on_cpu = weights.platform == "cpu"
+        on_cpu = weights.platform == "cpu" and not _own(weights)
         lone = rows == 1 and weights.dtype == jnp.float32
         return 0 if on_cpu and (lone or weights.structure.quantised) else DRAFT_TOKENS
     return int(draft_tokens)
+
+
+def _own(weights: Weights) -> bool:
+    return weights.structure.one_cpu and available()
 
 
 def check(draft_tokens: int | None) -> None:

@@ -221,8 +221,11 @@ def _write(file: Path, circumstances: str, content: bytes, out_tree: Any) -> Non
 
 def _trim(place: Path, limit: int) -> None:
     """Delete what was not used for longest until the rest takes no more than `limit` bytes."""
-    found = sorted(((f.stat(), f) for f in place.iterdir()), key=lambda pair: -pair[0].st_mtime)
-    for status, file in found:
+    found: list[tuple[os.stat_result, Path]] = []
+    for file in place.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # what somebody writes is renamed meanwhile
+            found.append((file.stat(), file))
+    for status, file in sorted(found, key=lambda pair: -pair[0].st_mtime):
         limit -= status.st_size
         if limit < 0:
             file.unlink(missing_ok=True)

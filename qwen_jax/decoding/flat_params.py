@@ -1,9 +1,12 @@
 """A model as a flat tuple of arrays: what jitted functions take."""
 
+import contextlib
 import functools
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +24,13 @@ from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
 from qwen_jax.nn.sharding import gathered, mesh_of
 from qwen_jax.nn.tree import named_layers
 
+# Without the first, XLA's TPU compiler takes whole layers of the cache into on-chip memory to write
+# one token there, and brings them back; without the second, weights are fetched in pieces of 4 MiB,
+# each an operation.
+_TPU_OPTIONS: dict[str, Any] = {
+    "xla_tpu_msa_inefficient_use_to_copy_ratio": 0.8,
+    "xla_tpu_sliced_prefetch_max_slices": 0,
+}
 PART = 4  # blocks in a call, where a network takes several: fewer leave processors idle between
 
 
@@ -35,7 +45,7 @@ class Structure:
     @property
     def one_cpu(self) -> bool:
         """Whether one CPU has all of it."""
-        return self.platform == "cpu" and self.mesh is None
+        return self.platform == "cpu" and (self.mesh is None or self.mesh.size == 1)
 
     @functools.cached_property
     def config(self) -> Config:
@@ -87,11 +97,35 @@ class Weights:
 
     @property
     def platform(self) -> str:
-        return self.structure.platform
+        """Where the arrays are, or will be; "cpu" where nobody said."""
+        return self.structure.platform or "cpu"
+
+
+_POSTPONED: ContextVar[list[Future[Any]] | None] = ContextVar("programs to prepare", default=None)
+_MAKERS = threading.BoundedSemaphore(max(4, os.cpu_count() or 1))  # more would only take memory
+
+
+@contextlib.contextmanager
+def preparing(on: bool = True) -> Iterator[list[Future[Any]]]:
+    """Programs that are called in here begin to be made and do not run; a state stays what it is.
+
+    Gives what is done when they are: nothing where no programs are kept, or not `on`; they run.
+    """
+    made: list[Future[Any]] = []
+    token = _POSTPONED.set(made if on else None)
+    try:
+        yield made
+    finally:
+        _POSTPONED.reset(token)
+
+
+def postponed() -> list[Future[Any]] | None:
+    """Where a program that is called puts what is done when it is made; None: it runs."""
+    return None if executables.folder() is None else _POSTPONED.get()
 
 
 class Program:
-    """A jitted function of Weights and more; integer weights want other compiler options.
+    """A jitted function of Weights and more; TPUs and integer weights want compiler options.
 
     Where `executables` has a folder, programs come from there: each is made once, and the next
     process neither traces nor compiles it.
@@ -100,6 +134,7 @@ class Program:
     def __init__(self, function: Callable[..., Any], **how: Any):
         self.plain = jax.jit(function, **how)
         self.quantised = jax.jit(function, compiler_options=COMPILER_OPTIONS, **how)
+        self.on_tpu = jax.jit(function, compiler_options=_TPU_OPTIONS, **how)
         numbers, names = how.get("static_argnums", ()), how.get("static_argnames", ())
         self._numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
         self._names = (names,) if isinstance(names, str) else tuple(names)
@@ -107,6 +142,9 @@ class Program:
         self._lock = threading.Lock()
 
     def __call__(self, weights: Weights, *arguments: Any, **named: Any) -> Any:
+        if (made := postponed()) is not None:
+            made += self.prepare(weights, *arguments, **named)
+            return arguments[0], None
         if executables.folder() is None:
             return self.of(weights)(weights, *arguments, **named)
         call, dynamic = self._begin(weights, arguments, named)
@@ -114,6 +152,8 @@ class Program:
 
     def of(self, weights: Weights) -> Any:
         """The jitted function itself."""
+        if weights.platform == "tpu":
+            return self.on_tpu
         return self.quantised if weights.structure.quantised else self.plain
 
     def prepare(
@@ -130,7 +170,8 @@ class Program:
         def start(make: Callable[[], None]) -> None:
             def run() -> None:
                 wait(after)
-                make()
+                with _MAKERS:
+                    make()
 
             threading.Thread(target=run).start()
 
@@ -175,8 +216,8 @@ class Program:
                     mesh,
                     *key[1:5],
                 ]
-                what.append(COMPILER_OPTIONS if weights.structure.quantised else None)
-                what.append(available())
+                options = COMPILER_OPTIONS if weights.structure.quantised else None
+                what.append([options, _TPU_OPTIONS, available()])
                 lower = lambda: jitted.trace(*positional, **named).lower()
                 name = jitted.__name__.strip("_")
                 devices = [*mesh.devices.flat] if mesh else [*weights.leaves[0].sharding.device_set]

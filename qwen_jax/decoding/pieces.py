@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qwen_jax.decoding.flat_params import PART, Program, Weights
+from qwen_jax.decoding.flat_params import PART, Program, Weights, postponed
 from qwen_jax.decoding.logits import SamplingArrays, every_id
 from qwen_jax.decoding.state import State
+from qwen_jax.nn.fused import fused
 from qwen_jax.nn.kv_cache import Cache
 from qwen_jax.nn.lora import select_adapters
 from qwen_jax.nn.rope import Where
@@ -164,6 +165,9 @@ class PieceProgram:
         self, weights: Weights, state: State, packed: Packed, table: Any, *more: Any
     ) -> tuple[State, Any]:
         """table [C blocks]: the pages of each row's text, where slots share them."""
+        if (begun := postponed()) is not None:
+            begun += self.prepare(weights, state, packed, table, *more)
+            return state, None
         if not weights.structure.one_cpu:
             made: tuple[State, Any] = self.whole(weights, state, packed, table, *more)
             return made
@@ -218,7 +222,7 @@ def enter(weights: Weights, packed: Packed, table: Array | None) -> tuple[Array,
 
 def through(weights: Weights, cache: Cache, x: Array, call: Call) -> tuple[Array, Cache]:
     """What comes out of the blocks that these weights have."""
-    model = select_adapters(weights.model(), call.adapters)
+    model = fused(select_adapters(weights.model(), call.adapters), cache.backend)
     x, cache = model.through(x, call.where, cache.select(call.table, call.ends))
     return x, cache.select(None, None)
 

@@ -119,12 +119,12 @@ def _cut(tokenizer: Tokenizer, text: str, count: int) -> str:
 
 
 def draw(grid: Grid, title: str, file: Path) -> None:
-    """A picture of what `needles` found; needs matplotlib."""
+    """A picture of what `needles` found, white where it did not look; needs matplotlib."""
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-    lengths, depths = list(grid), list(next(iter(grid.values())))
-    cells = np.asarray([[grid[length][depth] for length in lengths] for depth in depths], float)
+    lengths, depths = list(grid), sorted({depth for row in grid.values() for depth in row})
+    cells = np.asarray([[grid[n].get(depth, np.nan) for n in lengths] for depth in depths], float)
     figure = Figure(figsize=(1.2 + 0.7 * len(lengths), 1.4 + 0.35 * len(depths)))
     axes = figure.subplots()
     axes.imshow(cells, cmap=ListedColormap(["#d1495b", "#66a182"]), vmin=0, vmax=1, aspect="auto")
@@ -132,5 +132,5 @@ def draw(grid: Grid, title: str, file: Path) -> None:
     axes.set_yticks(range(len(depths)), [f"{depth:g} %" for depth in depths])
     axes.set_xlabel("tokens")
     axes.set_ylabel("depth of the needle")
-    axes.set_title(f"{title}: {cells.mean():.0%} found (green)", fontsize=9)
+    axes.set_title(f"{title}: {np.nanmean(cells):.0%} found (green)", fontsize=9)
     figure.savefig(file, dpi=90, bbox_inches="tight")

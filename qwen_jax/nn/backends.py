@@ -41,16 +41,21 @@ class Backend:
 
     def over(self, table: Array | None) -> Callable[..., Array] | None:
         """What attends to many tokens, once they are stored; None: XLA's form does."""
-        if self.name != "triton" or (table is not None and _split(self.mesh)):
+        if self.name == "xla" or (table is not None and _split(self.mesh)):
             return None
-        return self._attend
+        return functools.partial(self._attend, load_prefill(self.name))
 
     def _attend(
-        self, query: Array, key: Any, value: Any, table: Array | None, positions: Array, ends: Array
+        self,
+        attend: Callable[..., Array],
+        query: Array,
+        key: Any,
+        value: Any,
+        table: Array | None,
+        positions: Array,
+        ends: Array,
     ) -> Array:
-        from qwen_jax.nn.kernels import triton_prefill
-
-        run = functools.partial(triton_prefill.attend, interpret=self.interpret)
+        run = functools.partial(attend, interpret=self.interpret)
         if self.mesh is not None:
             rows, tokens, stored = self._specs(query, key, table)
             places = None if table is None else rows
@@ -110,6 +115,17 @@ def load(name: str) -> Form:
     from qwen_jax.nn.kernels import mosaic
 
     return mosaic.decode
+
+
+def load_prefill(name: str) -> Callable[..., Array]:
+    """The kernel of that name for pieces of texts."""
+    if name == "triton":
+        from qwen_jax.nn.kernels import triton_prefill
+
+        return triton_prefill.attend
+    from qwen_jax.nn.kernels import mosaic_prefill
+
+    return mosaic_prefill.attend
 
 
 # what each form runs on; the first that can is the one of a platform

@@ -1,4 +1,4 @@
-"""A network for decode steps where small kernels pay: norms, gate with up, int4 layers in one each.
+"""A network where kernels pay: for few rows norms, gate with up in one; for all, int4 layers.
 
 Made inside a program, of the arrays that are there: nothing is held twice, and what lies on a disk,
 trains or takes adapters knows nothing of it. Layers of other kinds stay as they are.
@@ -32,8 +32,9 @@ def fused(model: Qwen, backend: Backend) -> Qwen:
         return x if name.endswith(_PLAIN) else KernelNorm(x.scale, x.eps, backend)
 
     def gate(_: str, x: MLP) -> MLP:
-        plain = all(type(layer) is Linear and layer.bias is None for layer in (x.gate, x.up))
-        return GatedMLP(x.gate, x.up, x.down, backend) if plain else x
+        kinds = {_gate(layer) for layer in (x.gate, x.up)}
+        fits = len(kinds) == 1 and None not in kinds
+        return GatedMLP(x.gate, x.up, x.down, backend) if fits else x
 
     def integers(_: str, x: QuantLinear) -> QuantLinear:
         fields = x.codes, x.scales, x.zeros, x.order, x.bias, x.bits
@@ -81,17 +82,21 @@ class GatedMLP(MLP):
         if not (_few(x, self.backend) and layers.fits(x.shape[-1])):
             return MLP.hidden(self, x)
 
-        def run(x: Array, gate: Array, up: Array) -> Array:
+        def run(x: Array, *weights: Any) -> Array:
             rows = x.reshape(-1, x.shape[-1])
-            y = layers.gated(rows, gate, up, interpret=self.backend.interpret)
+            y = layers.gated(rows, *weights, interpret=self.backend.interpret)
             return y.reshape(*x.shape[:-1], -1)
 
+        pair: list[Any] = [self.gate, self.up]
+        if _gate(self.gate) is Linear:
+            weights: list[Any] = [layer.kernel for layer in pair]
+        else:
+            weights = [layer.codes for layer in pair]
+            weights.append(tuple(layer.scales for layer in pair))
         rows, mesh = _rows(x, self.backend), self.backend.mesh
-        parts = P() if mesh is None else sharding.spec(mesh, ("mlp",), self.gate.kernel.shape[:1])
-        out = P(*rows, None, *parts)
-        y: Array = _split(run, self.backend, (rows, parts, parts), out)(
-            x, self.gate.kernel, self.up.kernel
-        )
+        parts = P() if mesh is None else sharding.spec(mesh, ("mlp",), weights[0].shape[:1])
+        ins = (rows, *[parts] * len(weights))
+        y: Array = _split(run, self.backend, ins, P(*rows, None, *parts))(x, *weights)
         return y
 
 
@@ -110,6 +115,16 @@ class KernelQuant(QuantLinear):
         how = {"interpret": self.backend.interpret}
         y: Array = kernel.product(rows, self.codes, self.scales, self.zeros, self.bias, **how)
         return y.reshape(*x.shape[:-1], -1)
+
+
+def _gate(layer: Any) -> type | None:
+    """What a gate, or what is beside it, is to the kernel; None: nothing that it takes."""
+    if type(layer) is Linear and layer.bias is None:
+        return Linear
+    if type(layer) is not QuantLinear or layer.codes.dtype != jnp.int8 or layer.codes.ndim != 2:
+        return None
+    plain = layer.zeros is None and layer.order is None and layer.bias is None
+    return QuantLinear if plain and layer.scales.shape[1] == 1 else None
 
 
 def _int4(backend: Backend) -> Any:

@@ -70,6 +70,8 @@ class Heads:
         """[B T K G+2 H], of which an axis has queries, key and value -> [B T K' G'+2 H]."""
         if self.even:
             return qkv
+        if self.copies == 1:  # queries stay beside their key
+            return self._cut(self._whole(_padded(qkv, 2, self._zeros)))
         q, k, v = self.spread(*parts(qkv))
         return jnp.concatenate([q, k[..., None, :], v[..., None, :]], axis=3)
 

@@ -4,8 +4,10 @@ The hashes are metadata in its header, and the manifest has the header's own. No
 was not checked, and who wants a part of an array reads no more than the stretches it lies in.
 """
 
+import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ _TASK = 4  # stretches that a thread reads at a time
 _DIGITS = 32  # of a hash
 _LARGE = 1 << 20  # bytes
 _LINE = 64  # bytes: what lies at a multiple of these JAX takes on a CPU as it is
+_POPULATE = 23  # MADV_POPULATE_WRITE, of Linux 5.14 and later
 
 
 def digest(content: bytes | memoryview) -> str:
@@ -164,6 +167,7 @@ def _memory(size: int) -> np.ndarray:
 
 def _fetch(path: Path, task: _Task) -> bool:
     """Whether what was read is what was written; each stretch is hashed while it is in a cache."""
+    _populate(task.target)
     with path.open("rb", buffering=0) as file:
         file.seek(task.offset)
         for number, at in enumerate(range(0, len(task.target), STRETCH)):
@@ -176,6 +180,21 @@ def _fetch(path: Path, task: _Task) -> bool:
             if digest(part) != task.hashes[number * _DIGITS :][:_DIGITS]:
                 return False
     return True
+
+
+def _populate(target: np.ndarray) -> None:
+    """Have the system give the memory at once: page by page that takes half as long as reading.
+
+    mmap's own madvise would keep the interpreter meanwhile. Where it fails, pages come one by one.
+    """
+    if _MEMORY is None or len(target) < _LARGE:
+        return
+    start = -(-target.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (target.ctypes.data + len(target)) // mmap.PAGESIZE * mmap.PAGESIZE
+    _MEMORY.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _POPULATE)
+
+
+_MEMORY = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _threads() -> int:

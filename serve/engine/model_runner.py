@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from jax.typing import DTypeLike
 from qwen_jax import memory
 from qwen_jax.decoding import decode, pooling, prompts
 from qwen_jax.decoding import pieces as pieces_
-from qwen_jax.decoding.flat_params import flatten
+from qwen_jax.decoding.flat_params import flatten, preparing
 from qwen_jax.decoding.logits import SamplingArrays, every_id
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import Output
@@ -31,23 +30,6 @@ from serve.engine.operations import (
     Step,
 )
 from serve.engine.turn import scored, sizes
-
-log = logging.getLogger("serve.runner")
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-class Compilations:
-    """How many programs this process compiled, and a word in the log for those that came late."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.settled = False  # everything is compiled, as far as anybody knows
-        jax.monitoring.register_event_duration_secs_listener(self._note)
-
-    def _note(self, event: str, duration_secs: float, **details: str | int) -> None:
-        self.count += event == _COMPILED
-        if self.settled and event == _COMPILED:
-            log.warning("compiled %s in %.2f s after the warm-up", details, duration_secs)
 
 
 class ModelRunner:
@@ -222,14 +204,20 @@ class ModelRunner:
 
     # --- warm-up -------------------------------------------------------------------------------
     def warm(self, tell: Callable[[int, int], None] = lambda done, count: None) -> None:
-        """Run every program that any request may need, so that none is compiled later.
+        """Make every program that any request may need, so that none is compiled later.
 
-        tell: told how many have been run, of how many.
+        Programs that are kept need not run: 512 tokens of 7B take a CPU most of a minute.
+        tell: told how many have been made, of how many.
         """
         operations = list(self.programs())
-        for done, operation in enumerate(operations):
-            tell(done, len(operations))
-            self._start(operation)
+        with preparing(self.weights.platform == "cpu") as made:
+            for done, operation in enumerate(operations):
+                tell(done, len(operations))
+                self._start(operation)
+        programs = list(dict.fromkeys(made))
+        for done, program in enumerate(programs):
+            tell(done, len(programs))
+            program.result()
         jax.block_until_ready(self._state)
         memory.trim()
         self.reset()

@@ -20,10 +20,19 @@ SETTINGS = ServeConfig(slots=4, chunk=64)
 PAGE, TOKEN = 64, 100  # tokens of a page, bytes of a token
 
 
-def decide(params: Qwen, free: int | None, share: float = 0.5, **asked: Any) -> cache_memory.Room:
+def decide(
+    params: Qwen, free: int | None, share: float = 0.5, few: bool = False, **asked: Any
+) -> cache_memory.Room:
     config = dataclasses.replace(params.config, max_length=512)
     settings = dataclasses.replace(SETTINGS, **asked)
-    return cache_memory.decide(settings, config, PAGE, TOKEN, free, share)
+    return cache_memory.decide(settings, config, PAGE, TOKEN, free, share, few)
+
+
+def test_few_sizes_of_what_a_computer_has_free(babbler: Qwen) -> None:
+    """So that a start finds the programs of the last one, which had a little more or less."""
+    pages = lambda free, **asked: decide(babbler, free * TOKEN, few=True, **asked).pages
+    assert [pages(free) for free in (128, 300, 1023, 1024, 2047, 10_000)] == [1, 2, 4, 8, 8, 32]
+    assert pages(2000, cache_memory="100kB") == 15  # what is asked for is given
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,11 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
     def write(self, value: Value, address: Value, offset: Value | int = 0) -> None:
         self.store(value, self.past(address, offset), align=_aligned(value.type))
 
+    def fetch(self, address: Value) -> None:
+        """Have what lies there come into the nearest cache; nothing happens if nothing does."""
+        flags = (ir.Constant(INT32, n) for n in (0, 3, 1))  # to be read, kept close, data
+        self.ask("llvm.prefetch.p0", VOID, address, *flags)
+
     def product(self, *factors: Value | int) -> Value:
         first, *rest = (number(n) if isinstance(n, int) else n for n in factors)
         for factor in rest:

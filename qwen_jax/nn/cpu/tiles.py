@@ -36,6 +36,7 @@ from qwen_jax.nn.cpu.weights import (
 # What a product is told, as pointers and counts one behind the other, eight bytes each.
 TOLD = ("y", "x", "weights", "scales", "zeros", "rows", "out", "inputs", "groups")
 _COUNTS = TOLD.index("rows")
+_GROUPS = 4  # tiles one below the other that share weights while those are in the nearest cache
 
 
 def reader_of(kind: Kind, processor: Processor) -> Reader:
@@ -59,17 +60,19 @@ def part(module: ir.Module, kind: Kind, processor: Processor) -> ir.Function:
     task, first, last = made.args
     rows = code.read(task, INT64, 8 * TOLD.index("rows"))
 
-    def across(tile: ir.Function, row: Value) -> None:
-        with code.steps(last, OUTPUTS, start=first) as (output, _):
-            code.call(tile, [task, row, output])
-
+    block = _GROUPS * most
     whole = code.sub(rows, code.srem(rows, number(most)))
-    with code.steps(whole, most) as (row, _):
-        across(tiles[-1], row)
     rest = code.sub(rows, whole)
-    for count, tile in enumerate(tiles[:-1], 1):
-        with code.if_then(code.icmp_signed("==", rest, number(count))):
-            across(tile, whole)
+    with code.steps(rows, block) as (start, _):
+        stop = code.add(start, number(block))
+        ends = code.icmp_signed(">=", stop, rows)
+        with code.steps(last, OUTPUTS, start=first) as (output, _):
+            with code.steps(code.least(stop, whole), most, start=start) as (row, _):
+                code.call(tiles[-1], [task, row, output])
+            for count, tile in enumerate(tiles[:-1], 1):
+                wanted = code.and_(ends, code.icmp_signed("==", rest, number(count)))
+                with code.if_then(wanted):
+                    code.call(tile, [task, whole, output])
     code.ret_void()
     return made
 
@@ -157,12 +160,15 @@ class _Tile:
         code, bytes_of = self.code, self.reader.bytes_of
         xs = [code.past(x, code.product(start, self.how.size)) for x in self.xs]
         kernels = [code.past(kernel, bytes_of(code, start)) for kernel in self.kernels]
+        ahead = code.product(bytes_of(code, self.told["inputs"]), OUTPUTS)
         half = code.product(code.ashr(size, number(1)), self.how.size)
         with code.steps(bytes_of(code, size), self.reader.taken, *self.nothing) as (at, sums):
             runs = [
                 self.reader.read(code, code.past(kernel, at), of_group)
                 for kernel, of_group in zip(kernels, prepared, strict=True)
             ]
+            for kernel in kernels:  # while this tile is computed, the next one's come from memory
+                code.fetch(code.past(kernel, at, ahead))
             place = self.reader.x_at(code, at)
             for row, x in enumerate(xs):
                 for run in range(len(runs[0])):

@@ -25,24 +25,36 @@ def fits(inputs: int) -> bool:
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
-def gated(x: Array, gate: Array, up: Array, *, interpret: bool = False) -> Array:
-    """silu(x gate) * (x up), both products in one. x [M D], gate and up [F D] -> [M F]."""
+def gated(
+    x: Array,
+    gate: Array,
+    up: Array,
+    scales: tuple[Array, Array] | None = None,
+    *,
+    interpret: bool = False,
+) -> Array:
+    """silu(x gate) * (x up), both products in one. x [M D], gate and up [F D] -> [M F].
+
+    scales: of int8 gate and up, [F 1].
+    """
     rows, inputs = x.shape
     outputs = gate.shape[0]
     step = next(n for n in (_INPUTS, 64, 32, _FEWEST) if inputs % n == 0)
+    arguments = (x, gate, up, *(scales or ()))
     return pl.pallas_call(
         functools.partial(_gated, rows=max(_FEWEST, pl.next_power_of_2(rows)), step=step),
         grid=(pl.cdiv(outputs, _OUTPUTS),),
-        in_specs=[pl.no_block_spec] * 3,
+        in_specs=[pl.no_block_spec] * len(arguments),
         out_specs=pl.no_block_spec,
         out_shape=jax.ShapeDtypeStruct((rows, outputs), x.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=4),
         interpret=interpret,
         name="gated",
-    )(x, gate, up)
+    )(*arguments)
 
 
-def _gated(x: Any, gate: Any, up: Any, y: Any, *, rows: int, step: int) -> None:
+def _gated(x: Any, gate: Any, up: Any, *refs: Any, rows: int, step: int) -> None:
+    *scales, y = refs
     # past the end the last one again, which gives the same numbers at the same place
     row = jnp.minimum(jnp.arange(rows), x.shape[0] - 1)[:, None]
     own = pl.program_id(0) * _OUTPUTS + jnp.arange(_OUTPUTS)
@@ -51,14 +63,19 @@ def _gated(x: Any, gate: Any, up: Any, y: Any, *, rows: int, step: int) -> None:
     def more(n: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         at = n * step + jnp.arange(step)[None]
         part = x[row, at]
-        add = lambda total, kernel: (
-            total
-            + plgpu.dot(part, kernel[own, at], trans_b=True, allow_tf32=False).astype(jnp.float32)
-        )
+
+        def add(total: Array, ref: Any) -> Array:
+            kernel = ref[own, at].astype(part.dtype)
+            y = plgpu.dot(part, kernel, trans_b=True, allow_tf32=False)
+            return total + y.astype(jnp.float32)
+
         return add(sums[0], gate), add(sums[1], up)
 
     none = jnp.zeros((rows, _OUTPUTS), jnp.float32)
     sums = jax.lax.fori_loop(0, x.shape[1] // step, more, (none, none))
+    if scales:
+        factors = (ref[own[:, 0], 0].astype(jnp.float32) for ref in scales)
+        sums = tuple(total * factor[None] for total, factor in zip(sums, factors, strict=True))
     a, b = (total.astype(y.dtype).astype(jnp.float32) for total in sums)
     a = (a * jax.nn.sigmoid(a)).astype(y.dtype).astype(jnp.float32)
     y[row, own.T] = (a * b).astype(y.dtype)

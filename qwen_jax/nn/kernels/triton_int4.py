@@ -1,7 +1,7 @@
-"""Few rows with int4 weights on NVIDIA GPUs: one kernel, exact up to the order of float32 sums.
+"""Products with int4 weights on NVIDIA GPUs: one kernel, exact up to the order of float32 sums.
 
 A code less its zero is exact in bfloat16; a group's products are summed before its scale reaches
-them. Every program has some outputs of all rows: a row does not depend on those beside it.
+them. Nothing but the result is in memory. A row does not depend on those beside it.
 """
 
 import functools
@@ -15,7 +15,9 @@ from jax.experimental.pallas import triton as plgpu
 
 from qwen_jax.nn.kernels.integers import div, rem
 
-MOST = 64  # rows
+MOST = 4096  # rows
+_FEW = 64  # rows that one program has; where there are more, squares of rows and outputs
+_SIDE = 128  # of such a square
 _FEWEST = 16  # numbers on a side of a product
 _LONGEST = 64  # bytes of an output read at once
 _AT_ONCE = 4  # such reads on their way together, with 16 rows' inputs; fewer with more
@@ -42,16 +44,18 @@ def product(
     scales and zeros [out groups], bias [out].
     """
     rows, outputs = x.shape[0], len(codes)
-    own = 32 if outputs >= 32 * _PROGRAMS else _FEWEST
+    few = rows <= _FEW
+    own = _SIDE if not few else 32 if outputs >= 32 * _PROGRAMS else _FEWEST
+    tile = max(_FEWEST, pl.next_power_of_2(rows)) if few else _SIDE
     extra = {"zeros": zeros, "bias": bias}
     inputs = (x, codes, scales, extra)
     return pl.pallas_call(
-        functools.partial(_product, rows=max(_FEWEST, pl.next_power_of_2(rows)), own=own),
-        grid=(pl.cdiv(outputs, own),),
+        functools.partial(_product, rows=tile, own=own),
+        grid=(pl.cdiv(rows, tile), pl.cdiv(outputs, own)),
         in_specs=jax.tree.map(lambda _: pl.no_block_spec, inputs),
         out_specs=pl.no_block_spec,
         out_shape=jax.ShapeDtypeStruct((rows, outputs), x.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=4),
+        compiler_params=plgpu.CompilerParams(num_warps=4 if few else 8, num_stages=4 if few else 3),
         interpret=interpret,
         name="int4_product",
     )(*inputs)
@@ -60,8 +64,8 @@ def product(
 def _product(x: Any, codes: Any, scales: Any, extra: Any, y: Any, *, rows: int, own: int) -> None:
     outputs, groups, half = codes.shape
     # past the end the last one again, which gives the same numbers at the same place
-    row = jnp.minimum(jnp.arange(rows), x.shape[0] - 1)[:, None]
-    at = jnp.minimum(pl.program_id(0) * own + jnp.arange(own), outputs - 1)
+    row = jnp.minimum(pl.program_id(0) * rows + jnp.arange(rows), x.shape[0] - 1)[:, None]
+    at = jnp.minimum(pl.program_id(1) * own + jnp.arange(own), outputs - 1)
     step = next(n for n in (_LONGEST, 32, _FEWEST) if half % n == 0)
     parts = half // step  # of a group
 

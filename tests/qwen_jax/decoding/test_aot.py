@@ -1,6 +1,7 @@
 """Without an accelerator: what the decode functions become on one, and what a mesh sends."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -72,6 +73,13 @@ def test_lowers(platform: str, config: Config, cache_dtype: str) -> None:
 def test_rows_of_a_step(platform: str, slots: int, want: int) -> None:
     step, _ = lower(V1, platform, slots=slots)
     assert rows(step) == {want}
+
+
+def test_a_tpus_programs_carry_its_options() -> None:
+    weights = flatten(aot.params(V1, jnp.bfloat16))
+    assert decode._step.of(weights) is decode._step.plain
+    weights = replace(weights, structure=replace(weights.structure, platform="tpu"))
+    assert decode._step.of(weights) is decode._step.on_tpu
 
 
 @pytest.fixture(scope="module")

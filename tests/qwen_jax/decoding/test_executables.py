@@ -15,9 +15,10 @@ import pytest
 from jax.experimental import serialize_executable
 
 from qwen_jax.config import Config
-from qwen_jax.decoding import aot, decode, executables, prompts
+from qwen_jax.decoding import aot, decode, executables, flat_params, prompts
 from qwen_jax.decoding.completion import complete
 from qwen_jax.decoding.state import Output
+from qwen_jax.nn.cpu import layers
 from qwen_jax.nn.sharding import make_mesh, shardings
 from tests.convert.small import QWEN2, random_params
 from tests.qwen_jax.networks import piece_programs
@@ -239,3 +240,18 @@ def test_a_program_is_prepared_from_shapes(place: Path, monkeypatch: pytest.Monk
     (answer,) = complete(params, [[1, 2, 3]], max_new_tokens=5, seed=1)
     assert answer.tokens
     assert len([*place.iterdir()]) == 4
+
+
+def test_whose_products_it_calls_is_a_key(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = flat_params.flatten(jax.device_put(random_params(EIGHT_HEADS), jax.devices()[0]))
+    x = jnp.ones((1, 2, 64))
+
+    def ask() -> Any:
+        return flat_params.Program(lambda weights, x: weights.model().blocks[0].mlp(x))(weights, x)
+
+    ours = ask()
+    assert len([*place.iterdir()]) == 1
+    monkeypatch.setattr(flat_params, "available", lambda: False)
+    monkeypatch.setattr(layers, "available", lambda: False)
+    np.testing.assert_allclose(ask(), ours, atol=1e-6)
+    assert len([*place.iterdir()]) == 2

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,24 +121,45 @@ def test_a_model_that_knows_scores_everything(
     params: Qwen, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = {q.prompt: q.answer for name in ("cmmlu", "ceval") for q in _questions(name, data)}
+    _know(right, monkeypatch)
+    report = evaluate(params, "demo", ["cmmlu", "ceval"], data, tmp_path / "out", suite="qwen-7b")
+    assert [row["score"] for row in report["results"]] == [100.0, 100.0]
+    assert [row["difference"] for row in report["results"]] == [37.8, 36.5]
+    assert report["results"][1]["classes"] == {"Humanities": 100.0}
+
+
+def test_a_model_that_knows_them_in_another_order_scores_a_quarter(
+    params: Qwen, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, count = tmp_path / "data/mmlu", 200
+    shutil.copytree(data / "mmlu/dev", folder / "dev")
+    rows = [f"What {number}?,one,two,three,four,{'ABCD'[number % 4]}" for number in range(count)]
+    (folder / "test").mkdir()
+    (folder / "test/anatomy_test.csv").write_text("\n".join(rows) + "\n")
+    prompts, answers = zip(
+        *((q.prompt, q.answer) for q in _questions("mmlu", folder.parent)), strict=True
+    )
+    _know(dict(zip(prompts, random.Random(0).sample(answers, count), strict=True)), monkeypatch)
+    (row,) = evaluate(params, "demo", ["mmlu"], folder.parent, tmp_path / "out")["results"]
+    assert row["count"] == count
+    assert row["score"] == pytest.approx(25.0, abs=3 * row["stderr"])
+
+
+def _know(answers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the model prefer these letters after these prompts."""
     asked: list[str] = []
 
     def ids(tokenizer: Any, text: str) -> list[int]:
         asked.append(text)
         return [1]
 
-    monkeypatch.setattr(asking, "_ids", ids)
-
     def know(params: Any, prompts: Any, ids: Any, *_: Any) -> np.ndarray:
-        texts = [text for text in asked if text in right]
+        texts = [text for text in asked if text in answers]
         asked.clear()
-        return np.asarray([[float(letter == right[text]) for letter in "ABCD"] for text in texts])
+        return np.asarray([[float(x == answers[text]) for x in "ABCD"] for text in texts])
 
+    monkeypatch.setattr(asking, "_ids", ids)
     monkeypatch.setattr(scoring, "choices", know)
-    report = evaluate(params, "demo", ["cmmlu", "ceval"], data, tmp_path / "out", suite="qwen-7b")
-    assert [row["score"] for row in report["results"]] == [100.0, 100.0]
-    assert [row["difference"] for row in report["results"]] == [37.8, 36.5]
-    assert report["results"][1]["classes"] == {"Humanities": 100.0}
 
 
 def _questions(name: str, data: Path) -> Any:

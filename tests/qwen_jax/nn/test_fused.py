@@ -68,6 +68,17 @@ def halves(layer: Linear) -> Any:
     return quant.arrange(quant.quantize(layer, 4, 32, False), "gpu")
 
 
+def whole(layer: Linear) -> Any:
+    return quant.quantize(layer, 8, None, True)
+
+
+def test_integers_by_channel_are_gated_too(params: Qwen) -> None:
+    changed = map_layers(lambda _, layer: whole(layer), params, Linear)
+    made = fused(changed, KERNELS)
+    assert kinds(made, MLP) == {"mlp": GatedMLP}
+    assert distance(states(made), states(changed)) < 2e-6
+
+
 @pytest.mark.parametrize(("which", "change"), [("gate", adapted), ("up", coded), ("gate", halves)])
 def test_adapters_and_integers_keep_their_arithmetic(
     params: Qwen, which: str, change: Callable[[Linear], Any]

@@ -3,17 +3,21 @@
 import itertools
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from jax import stages
 
-from qwen_jax.decoding import decode, prompts
+from qwen_jax.decoding import decode, executables, prompts
 from qwen_jax.decoding.completion import complete
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.sampling import Sampling
+from qwen_jax.nn.attention import PAGE
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.rope import octave
+from serve.engine.compilations import Compilations
 from serve.engine.model_runner import ModelRunner
 from serve.engine.operations import CopyPage, Piece, Prefill, Release, ScoreChunk, SetPages, Step
 from serve.engine.request import Request
@@ -70,6 +74,27 @@ def test_whatever_comes_first_is_compiled(warm: ModelRunner, first: str) -> None
         warm.run([Step(list(range(rows)), count)])
     warm.run([ScoreChunk(1, [1] * 16, [2] * 16, 100, LENGTH)])
     assert compiled() == before
+
+
+def test_programs_that_are_kept_are_made_and_not_run(
+    babbler: Qwen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages hold what they held, every operation finds its programs, and the next start as well."""
+    monkeypatch.setenv(executables.FOLDER, str(tmp_path / "programs"))
+    told: list[tuple[int, int]] = []
+    ran: list[object] = []
+    for _ in range(2):
+        runner = ModelRunner(babbler, 2, PAGE, pages=2, chunk=16, step_tokens=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(stages.Compiled, "__call__", lambda *_, **__: ran.append(1))
+            runner.warm(lambda done, count: told.append((done, count)))
+        assert not ran
+        made = set((tmp_path / "programs").iterdir())
+        compilations = Compilations()
+        runner.read((every := list(runner.programs())), runner.run(every))
+        assert compilations.count == 0
+        assert set((tmp_path / "programs").iterdir()) == made
+    assert told[-1][1] == told[-1][0] + 1
 
 
 def test_few_programs(warm: ModelRunner) -> None:

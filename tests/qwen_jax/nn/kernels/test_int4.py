@@ -33,6 +33,7 @@ SHAPES: list[dict[str, Any]] = [
     {"rows": 1, "outputs": 40, "groups": 3, "size": 128},
     {"rows": 5, "outputs": 17, "groups": 4, "size": 32, "zeros": False},
     {"rows": 17, "outputs": 33, "groups": 2, "size": 192},
+    {"rows": 150, "outputs": 140, "groups": 2, "size": 64},
 ]
 TILES: list[dict[str, Any]] = [
     {"rows": 3, "outputs": 520, "groups": 33, "size": 128},

@@ -35,6 +35,17 @@ def test_gated(rows: int, inputs: int, outputs: int, dtype: str) -> None:
     np.testing.assert_array_equal(np.asarray(alone[0]), np.asarray(y[-1]))
 
 
+def test_gated_of_integers() -> None:
+    """With a scale for each output."""
+    random, x = np.random.default_rng(0), draw(0, 3, 64, dtype="bfloat16")
+    codes = [jnp.asarray(random.integers(-128, 128, (40, 64)), jnp.int8) for _ in range(2)]
+    scales = [jnp.asarray(random.uniform(1, 2, (40, 1)) / 128, jnp.float16) for _ in range(2)]
+    y = layers.gated(x, *codes, tuple(scales), interpret=True)
+    a, b = (wide(x) @ (wide(c) * wide(s)).T for c, s in zip(codes, scales, strict=True))
+    wanted = a / (1 + np.exp(-a)) * b
+    np.testing.assert_allclose(wide(y), wanted, rtol=0, atol=2e-2 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_normed(dtype: str) -> None:
     """A width that is no power of two."""
@@ -50,8 +61,10 @@ def test_normed(dtype: str) -> None:
 
 def test_they_lower() -> None:
     x, kernel = draw(0, 8, 128, dtype="bfloat16"), draw(1, 96, 128, dtype="bfloat16")
+    codes, scales = kernel.astype(jnp.int8), jnp.ones((96, 1), jnp.float16)
     gated = jax.jit(layers.gated).trace(x, kernel, kernel)
+    integers = jax.jit(layers.gated).trace(x, codes, codes, (scales, scales))
     normed = jax.jit(functools.partial(layers.normed, eps=1e-6)).trace(x, x, x[0])
-    for traced in (gated, normed):
+    for traced in (gated, integers, normed):
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         assert text.count("@__gpu$xla.gpu.triton") == 1
