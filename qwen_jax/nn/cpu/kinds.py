@@ -1,4 +1,4 @@
-"""Which products there are, and whether they can be made here. Nothing here needs LLVM."""
+"""Which products there are, and whether they can be made here. Nothing here compiles."""
 
 import functools
 import importlib.util
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 SWITCH = "QWEN_JAX_CPU_PRODUCTS"  # "xla": XLA's everywhere
 OUTPUTS = 4  # that are computed together
+_WANTED = ("avx2", "fma", "f16c")  # of x86; without the last, a product ends the process
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,15 @@ def available() -> bool:
     wanted = os.environ.get(SWITCH, "own")
     if wanted not in ("own", "xla"):
         raise ValueError(f"{SWITCH} is {wanted!r}, wanted own or xla")
-    known = platform.machine().lower() in ("x86_64", "amd64", "aarch64", "arm64")
-    return (
-        wanted == "own"
-        and known
-        and sys.platform != "win32"
-        and importlib.util.find_spec("llvmlite") is not None
-    )
+    if wanted == "xla" or sys.platform == "win32" or importlib.util.find_spec("llvmlite") is None:
+        return False
+    machine = platform.machine().lower()
+    return machine in ("aarch64", "arm64") or (machine in ("x86_64", "amd64") and _suits())
+
+
+def _suits() -> bool:
+    """Whether this x86 processor does in one instruction what every product does all the time."""
+    from llvmlite import binding
+
+    found = binding.get_host_cpu_features()
+    return all(found.get(name, False) for name in _WANTED)

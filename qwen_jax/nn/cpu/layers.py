@@ -44,11 +44,10 @@ def hosted(model: Qwen) -> Qwen:
 
 def floats_kind(kernel: Array) -> Kind | None:
     """The product with such weights [out in]; None: there is none."""
-    dtype = str(kernel.dtype)
-    fits = (
-        dtype in _FLOATS and kernel.shape[0] % OUTPUTS == 0 and kernel.shape[1] % _width(dtype) == 0
-    )
-    return Kind(dtype, dtype) if fits else None
+    dtype, (out, inputs) = str(kernel.dtype), kernel.shape
+    if dtype not in _FLOATS or kernel.size == 0 or out % OUTPUTS or inputs % _width(dtype):
+        return None
+    return Kind(dtype, dtype)
 
 
 def integers_kind(x: str, codes: Array, scales: Array, zeros: Array | None) -> Kind | None:
@@ -56,7 +55,9 @@ def integers_kind(x: str, codes: Array, scales: Array, zeros: Array | None) -> K
     if x not in _FLOATS or scales.dtype != jnp.float16 or not quant_matmul.by_rows(codes):
         return None
     halves = codes.dtype == jnp.uint8 and codes.ndim == 3
-    if not halves and codes.dtype != jnp.int8:
+    if (not halves and codes.dtype != jnp.int8) or codes.size == 0:
+        return None
+    if zeros is not None and zeros.dtype != jnp.int8:
         return None
     groups = scales.shape[1]
     width, size = _width(x), codes.size * (1 + halves) // scales.size
@@ -113,4 +114,4 @@ def _product(kind: Kind, x: Array, weights: Array, *more: Array) -> Array:
     assert weights.size * (1 + (kind.weights == "int4")) == len(weights) * rows.shape[1]
     made = jax.ShapeDtypeStruct((rows.shape[0], weights.shape[0]), jnp.float32)
     y = jax.ffi.ffi_call(kind.name, made)(rows, weights, *more)
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*x.shape[:-1], len(weights))

@@ -33,12 +33,13 @@ def register(kind: Kind, name: str | None = None, on: Processor | None = None) -
 
 
 def _made(kind: Kind, on: Processor) -> llvm.ExecutionEngine:
+    features = _features()  # which has LLVM begin
     module = ir.Module(kind.name)
     module.triple = llvm.get_process_triple()
     write(module, kind, on)
     target = llvm.Target.from_triple(module.triple)
     machine = target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=_features(), opt=2, jit=True
+        cpu=llvm.get_host_cpu_name(), features=features, opt=2, jit=True
     )
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
     engine.finalize_object()
@@ -51,7 +52,7 @@ def processor() -> Processor:
     arm = llvm.get_process_triple().startswith(("aarch64", "arm64"))
     wide = has("avx512bw", False)
     return Processor(
-        lanes=16 if wide else 8 if has("avx2") else 4,
+        lanes=4 if arm else 16 if wide else 8,
         registers=32 if wide or arm else 16,
         pairs=wide and has("avx512bf16", False),
         tables=wide,
