@@ -65,8 +65,8 @@ def _flags() -> dict[str, bool]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     found = dict(llvm.get_host_cpu_features())
-    most = _FLAG.search(os.environ.get("XLA_FLAGS", ""))
-    if most and not most[1].upper().startswith(("AVX512", "AMX", "AVX10")):
+    most = _FLAG.findall(os.environ.get("XLA_FLAGS", ""))  # of which XLA follows the last
+    if most and not most[-1].upper().startswith(("AVX512", "AMX", "AVX10")):
         found = {
             name: on and not name.startswith(("avx512", "avx10")) for name, on in found.items()
         }

@@ -27,9 +27,9 @@ TIED = Config.from_hf(QWEN2 | SIZES)
 APART = Config.from_hf(QWEN3 | SIZES | {"head_dim": 16})
 
 
-@pytest.fixture(params=[TIED, APART], ids=["tied", "apart"])
-def params(request: pytest.FixtureRequest) -> Qwen:
-    return init(request.param, jax.random.key(0))
+@pytest.fixture(scope="module")
+def params() -> Qwen:
+    return init(TIED, jax.random.key(0))
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def layers(params: Qwen) -> dict[str, type]:
     return {name: type(x) for name, x in named_layers(params, LinearLayer).items()}
 
 
-def test_every_product_is_ours(params: Qwen) -> None:
+@pytest.mark.parametrize("config", [TIED, APART], ids=["tied", "apart"])
+def test_every_product_is_ours(config: Config) -> None:
+    params = init(config, jax.random.key(0))
     made = hosted(params)
     assert set(layers(made).values()) == {HostLinear}
     assert type(made.head) is HostLinear  # of a tied network too
@@ -108,6 +110,7 @@ def test_what_no_product_takes_is_xlas() -> None:
     half = init(TIED, jax.random.key(0), jnp.float16)
     assert set(layers(hosted(half)).values()) == {Linear}
     layer: Any = hosted(init(TIED, jax.random.key(0))).blocks[0].mlp.up
+    assert layer.float32(jnp.ones((2, 0, 64))).shape == (2, 0, 96)
     x = jnp.ones((2, 64), jnp.bfloat16)  # of another type than the weights
     assert (layer.float32(x) == Linear(layer.kernel, layer.bias).float32(x)).all()
 
@@ -134,6 +137,27 @@ def test_the_switch(params: Qwen, switch: Any) -> None:
     switch("fast")
     with pytest.raises(ValueError, match="QWEN_JAX_CPU_PRODUCTS is 'fast', wanted own or xla"):
         hosted(params)
+
+
+@pytest.mark.parametrize("missing", ["avx2", "fma", "f16c"])
+def test_an_old_processor(missing: str, switch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    has = dict.fromkeys(("avx2", "fma", "f16c"), True) | {missing: False}
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: has)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    switch("own")
+    assert not kinds.available()
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")  # which has all that is asked for
+    switch("own")
+    assert kinds.available()
+
+
+def test_parameters_that_a_caller_traces_or_numpy_has(params: Qwen) -> None:
+    """They lie on no device that is known, and XLA's products have gradients."""
+    wanted = logits(params, [1, 2, 3])
+    assert distance(jax.jit(lambda params: logits(params, [1, 2, 3]))(params), wanted) < 2e-6
+    assert distance(logits(jax.tree.map(np.asarray, params), [1, 2, 3]), wanted) < 2e-6
+    slope = jax.grad(lambda params: logits(params, [1, 2, 3]).sum())(params)
+    assert np.asarray(slope.embed).any()
 
 
 def test_without_llvmlite(params: Qwen, switch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
