@@ -19,6 +19,7 @@ from qwen_jax.config import Config
 from qwen_jax.decoding.generation_config import Defaults
 from qwen_jax.files import atomic, strict_json
 from qwen_jax.files.problems import Problems
+from qwen_jax.nn.cpu.kinds import available
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import (
     FIELDS,
@@ -70,6 +71,8 @@ def load(
         attach.check(added, config, assets.model_type)
     wanted, made = _layout(manifest, config, assets, mesh, dtype)
     (first, *_) = wanted["embed"].sharding.device_set
+    if first.platform == "cpu":
+        available()  # a switch that says nothing is refused before there is any work
     if before_reading is not None and added is None:
         before_reading(_arranged(wanted, made))
     arrays: dict[str, jax.Array] = {}

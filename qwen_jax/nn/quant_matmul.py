@@ -181,7 +181,7 @@ def _of_pairs(x: Array, codes: Array, scales: Array) -> Array:
     unit = jnp.sum(jnp.abs(x), axis=(1, 2), keepdims=True) * (8 / (2**31 - 2**20))
     digits = jnp.round(x / jnp.where(unit == 0, 1, unit)).astype(jnp.int32)
     # It changes nothing, but what costs a division is computed once; the rest, for every output.
-    digits = jax.lax.rem(digits, jnp.where(unit.max() < 0, 1, 2**31 - 1))
+    digits = jax.lax.rem(digits, jnp.where(unit.max() < 0, 1, jnp.int32(2**31 - 1)))
     axes = _short(half)
     codes = codes.reshape(*scales.shape, *axes)
     low, high = (digits[:, n].reshape(-1, *axes) for n in (0, 1))

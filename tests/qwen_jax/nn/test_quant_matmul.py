@@ -69,6 +69,14 @@ def test_cpu_is_as_exact_as_float32_where_one_number_outshines_the_rest() -> Non
         assert not RECIPES["cpu"](jnp.zeros_like(x), form, scales).any()
 
 
+def test_pairs_where_integers_are_of_64_bits() -> None:
+    x, codes, scales, _, _, wanted = case(2)
+    with jax.enable_x64(True):
+        got = RECIPES["cpu"](x, paired(codes), scales)
+    assert error(got, wanted) < 5e-7
+    assert got.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("code", [-8, 7])
 def test_sums_of_pairs_have_room(sign: int, code: int) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_jax import logits
+from qwen_jax import load, logits
 from qwen_jax.config import Config
 from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.nn import quant
@@ -137,6 +137,8 @@ def test_the_switch(params: Qwen, switch: Any) -> None:
     switch("fast")
     with pytest.raises(ValueError, match="QWEN_JAX_CPU_PRODUCTS is 'fast', wanted own or xla"):
         hosted(params)
+    with pytest.raises(ValueError, match="wanted own or xla"):
+        load("demo", before_reading=lambda _: pytest.fail("it began"))
 
 
 @pytest.mark.parametrize("missing", ["avx2", "fma", "f16c"])
