@@ -102,7 +102,7 @@ def _choose(model: Theirs, asked: list[recipes.Asked]) -> Iterator[dict[str, Any
     assert all(len(ids) == 1 for ids in letters)
     for id, prompt, answer in asked:
         ids = model.ids(prompt)[-MOST_PROMPT:]
-        found = model.logits_after(ids).log_softmax(-1)
+        found = model.logits_after(ids).double().log_softmax(-1)
         scores = {x: float(found[one]) for x, (one,) in zip(recipes.LETTERS, letters, strict=True)}
         right = max(scores, key=lambda letter: scores[letter]) == answer
         yield {"id": id, "prompt": prompt, "scores": scores, "correct": float(right)}

@@ -91,14 +91,17 @@ class Theirs:
             return kept.logits[0].float()
 
     def losses(self, ids: Sequence[int], piece: int = 512) -> Any:
-        """Of each of ids[1:] after those before it, float64; the head takes them in pieces."""
+        """Of each of ids[1:] after those before it, float64; the head takes them in pieces.
+
+        torch's log_softmax of 151,936 float32 numbers is 3e-5 too high on average.
+        """
         with self.torch.inference_mode():
             hidden = self.model.model(self.torch.tensor([list(ids[:-1])])).last_hidden_state[0]
             wanted = self.torch.tensor(list(ids[1:]))[:, None]
             pairs = zip(hidden.split(piece), wanted.split(piece), strict=True)
             return -self.torch.cat(
-                [self.model.lm_head(x).float().log_softmax(-1).gather(1, y) for x, y in pairs]
-            )[:, 0].double()
+                [self.model.lm_head(x).double().log_softmax(-1).gather(1, y) for x, y in pairs]
+            )[:, 0]
 
     def logits_after(self, ids: Sequence[int]) -> Any:
         """After the last id, float32; what the call before began with as well is reused."""
