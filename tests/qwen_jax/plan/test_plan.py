@@ -19,6 +19,7 @@ COMPILED = [
     case
     for name in ("aot_gpu", "aot_tpu", "plans_gpu", "plans_tpu")
     for case in json.loads((RESULTS / f"{name}.json").read_text())["results"]
+    if case.get("work") != "attention"  # of a layer alone
 ]
 
 
