@@ -108,9 +108,18 @@ class Listener:
                 continue
             connection.setblocking(False)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-            task = asyncio.ensure_future(self._admit(connection))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            self._begin(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
+        task = asyncio.ensure_future(self._admit(connection))
+        self._handshakes.add(task)
+
+        def end(task: asyncio.Task[None]) -> None:
+            self._handshakes.discard(task)
+            if task.cancelled():  # before it began: the server ends, and nobody else has it
+                connection.close()
+
+        task.add_done_callback(end)
 
     async def _admit(self, connection: socket.socket) -> None:
         """Until TLS has shaken hands, where there is TLS."""

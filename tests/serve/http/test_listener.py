@@ -1,14 +1,16 @@
 """There are never more connections than there is room for, and somebody always gets in."""
 
+import asyncio
 import json
 import resource
+import socket
 import ssl
 from pathlib import Path
 
 import httpx
 import pytest
 
-from serve.http.listener import limit
+from serve.http.listener import Listener, limit
 from tests.patience import until
 from tests.serve.conftest import Serve
 from tests.serve.raw_http import ASK, CHAT, STREAM, connect, drained, fault, head, request
@@ -43,6 +45,20 @@ def test_past_the_limit_only_probes_are_answered(scripted: Serve) -> None:
         for connection in held:
             connection.close()
         until(lambda: httpx.get(running.url + "/v1/models").status_code == 200)
+
+
+def test_a_connection_that_comes_as_the_server_ends_is_closed() -> None:
+    async def end() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listener = Listener(listening, lambda seat: asyncio.Protocol(), 3, None, 1)
+            ours, theirs = socket.socketpair()
+            with theirs:
+                listener._begin(ours)
+                listener.close()
+                await listener.wait_closed()
+        return ours.fileno()
+
+    assert asyncio.run(end()) == -1
 
 
 def test_tls_that_shakes_no_hands(scripted: Serve, certificate: tuple[Path, Path]) -> None:
