@@ -183,7 +183,7 @@ def _fetch(path: Path, task: _Task) -> bool:
 
 
 def _populate(target: np.ndarray) -> None:
-    """Have the system give the memory at once: page by page that takes half as long as reading.
+    """Have the system give the memory at once: page by page it costs more than it has to.
 
     mmap's own madvise would keep the interpreter meanwhile. Where it fails, pages come one by one.
     """

@@ -206,7 +206,7 @@ class ModelRunner:
     def warm(self, tell: Callable[[int, int], None] = lambda done, count: None) -> None:
         """Make every program that any request may need, so that none is compiled later.
 
-        Programs that are kept need not run: 512 tokens of 7B take a CPU most of a minute.
+        Programs that are kept need not run: on a CPU, long prompts of a large model take minutes.
         tell: told how many have been made, of how many.
         """
         operations = list(self.programs())

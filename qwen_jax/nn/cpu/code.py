@@ -66,8 +66,10 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         self.store(value, self.past(address, offset), align=_aligned(value.type))
 
     def fetch(self, address: Value) -> None:
-        """Have what lies there come into the nearest cache; nothing happens if nothing does."""
-        flags = (ir.Constant(INT32, n) for n in (0, 3, 1))  # to be read, kept close, data
+        """Have what lies there come nearer; nothing happens if nothing does."""
+        flags = (
+            ir.Constant(INT32, n) for n in (0, 2, 1)
+        )  # to be read, into the second cache, data
         self.ask("llvm.prefetch.p0", VOID, address, *flags)
 
     def product(self, *factors: Value | int) -> Value:

@@ -36,7 +36,7 @@ from qwen_jax.nn.cpu.weights import (
 # What a product is told, as pointers and counts one behind the other, eight bytes each.
 TOLD = ("y", "x", "weights", "scales", "zeros", "rows", "out", "inputs", "groups")
 _COUNTS = TOLD.index("rows")
-_GROUPS = 4  # tiles one below the other that share weights while those are in the nearest cache
+_GROUPS = 4  # tiles one below the other that share weights while those are in a near cache
 
 
 def reader_of(kind: Kind, processor: Processor) -> Reader:
@@ -181,16 +181,15 @@ class _Tile:
 
 def _totals(code: Code, sums: Sequence[Value], lanes: int) -> Value:
     """Four registers of sums -> the four totals."""
-    quarters = range(0, lanes, 4)
-    pick = lambda *order: [place + lane for lane in quarters for place in order]
-    across = lanes  # where the second register begins
+    pick = lambda *order: [place + lane for lane in range(0, lanes, 4) for place in order]
 
     def joined(a: Value, b: Value, low: Sequence[int], high: Sequence[int]) -> Value:
         return code.fadd(code.shuffled(a, b, low), code.shuffled(a, b, high))
 
-    pairs = pick(0, across, 1, across + 1), pick(2, across + 2, 3, across + 3)
+    # the second register begins at `lanes`
+    pairs = pick(0, lanes, 1, lanes + 1), pick(2, lanes + 2, 3, lanes + 3)
     ab, cd = joined(sums[0], sums[1], *pairs), joined(sums[2], sums[3], *pairs)
-    total = joined(ab, cd, pick(0, 1, across, across + 1), pick(2, 3, across + 2, across + 3))
+    total = joined(ab, cd, pick(0, 1, lanes, lanes + 1), pick(2, 3, lanes + 2, lanes + 3))
     while (size := total.type.count) > 4:
         half = size // 2
         total = joined(total, total, range(half), range(half, size))
