@@ -22,12 +22,19 @@ if version("jaxlib").startswith("0.10."):  # later ones have no such flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # takes a third of the rest
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy: the reference's matrices are too small to share
 
-# All processes of a run compile a program once: workers, and the commands that tests start.
+# All processes of a run compile a program once: workers, and the commands that tests start. And
+# a module, also where Python is told to write none of them beside its source.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="qwen_jax-tests-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    made = tempfile.mkdtemp(prefix="qwen_jax-tests-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{made}/programs"
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{made}/modules"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# What clients ask is on this machine: none reads the world's certificates, for 20 ms each time.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.devnull
 os.environ["QWEN_JAX_PROGRAMS"] = ""  # whole executables are kept by the tests of that alone
 
 # Tests that a shell starts in its background would have Ctrl-C ignored, and what they start too.
