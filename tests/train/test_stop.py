@@ -15,6 +15,8 @@ from tests.train.runs import command, finish, losses, small
 from tests.train.test_command import SIGNALLED
 from train.stop import Stop
 
+STEPS = 10
+
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_asks_and_a_second_ctrl_c_insists(first: Any) -> None:
@@ -66,8 +68,8 @@ def two_processes(settings: Any, how: str = "none", step: int = 0) -> list[tuple
 
 @pytest.fixture(scope="module")
 def curve(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """20 steps on one device."""
-    settings = small(tmp_path_factory.mktemp("one"))
+    """STEPS on one device."""
+    settings = small(tmp_path_factory.mktemp("one"), steps=STEPS)
     ((code, _, err),) = finish(command(settings))
     assert code == 0, err
     return losses(settings)
@@ -79,19 +81,19 @@ def curve(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ids=lambda mesh: " ".join(f"{name[5:]} {size}" for name, size in mesh.items()),
 )
 def test_eight_devices(curve: Any, tmp_path: Path, mesh: Any) -> None:
-    settings = small(tmp_path, **mesh)
+    settings = small(tmp_path, steps=STEPS, **mesh)
     train.fine_tune(settings)
     np.testing.assert_allclose(losses(settings), curve, rtol=1e-5)
 
 
 def test_two_processes(curve: Any, tmp_path: Path) -> None:
     """One of them gets a SIGTERM: both save the same step, and both go on from it."""
-    settings = small(tmp_path, mesh_data=2, mesh_tensor=2, micro_batch=2)
-    ends = two_processes(settings, "SIGTERM", 5)
+    settings = small(tmp_path, steps=STEPS, mesh_data=2, mesh_tensor=2, micro_batch=2)
+    ends = two_processes(settings, "SIGTERM", 3)
     assert [code for code, _, _ in ends] == [0, 0], ends
     done = len(losses(settings))
-    assert 5 <= done < 20
-    assert f"stopped after step {done} of 20" in ends[0][2]
+    assert 3 <= done < STEPS
+    assert f"stopped after step {done} of {STEPS}" in ends[0][2]
     assert "step" not in ends[1][2]  # only the first speaks
     ends = two_processes(settings)
     assert [code for code, _, _ in ends] == [0, 0], ends
