@@ -20,6 +20,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # halves the time of compiling
 if version("jaxlib").startswith("0.10."):  # later ones have no such flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # takes a third of the rest
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"  # and an eighth
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy: the reference's matrices are too small to share
 
 # All processes of a run compile a program once: workers, and the commands that tests start. And
