@@ -8,7 +8,7 @@ from typing import Literal
 from qwen_jax import model_folder
 from qwen_jax.cli import run
 from qwen_jax.files import atomic, sizes
-from qwen_jax.program import interruption, limits, progress
+from qwen_jax.program import imports, interruption, limits
 
 GROUPS = {  # of --help
     "Hugging Face to native": "hf source dtype verify",
@@ -98,7 +98,7 @@ def main(
         atomic.expect_free(Path(out))
     largest = None if shard_size is None else sizes.parse(shard_size)
     interruption.advice = "the same command goes on from here" if to_hf is None else ""
-    with progress.working("starting JAX"):
+    with imports.of_jax():
         import convert.export
         import convert.native
         import convert.quantize

@@ -9,12 +9,14 @@ def command(arguments: Sequence[str] | None = None, prog: str = "python -m qwen_
     from qwen_jax import model_folder
     from qwen_jax.command.settings import GROUPS, GenerateConfig
     from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
-    from qwen_jax.program import progress
+    from qwen_jax.program import imports
 
     settings = reading.read(GenerateConfig, prog, arguments, GROUPS)
     model_folder.expect(settings.folder)
     settings = settings.with_prompt()
-    with progress.working("starting JAX"):
+    run = settings.coordinator, settings.processes, settings.process
+    model_folder.begin_reading(settings.folder, *run)
+    with imports.of_jax():
         from qwen_jax.command.answering import answer
 
     answer(settings)

@@ -10,9 +10,9 @@ QUESTIONS = ("qwen_jax 是什么？", "What can I do with qwen_jax?")
 
 def main() -> None:
     """Convert the bundled checkpoint, load it, and let it answer twice."""
-    from qwen_jax.program import progress
+    from qwen_jax.program import imports, progress
 
-    with progress.working("starting JAX"):
+    with imports.of_jax():
         import jax
 
         from qwen_jax import bundled

@@ -5,6 +5,9 @@ import re
 import shlex
 import warnings
 from pathlib import Path
+from typing import Any
+
+from qwen_jax.program import rendezvous
 
 MANIFEST = "manifest.json"  # what makes a folder native; storage.native has the rest
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
@@ -46,6 +49,17 @@ def expect(model: str | Path) -> None:
         if HUB_ID.fullmatch(str(model)) and not folder.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {model}, a hub id; {_advice(folder)}")
         raise FileNotFoundError(f"there is no folder {folder}; {_near(folder)}")
+
+
+def begin_reading(model: str | Path, *run: Any) -> None:
+    """Read the arrays of a native folder beside whatever this process does until it loads them.
+
+    run: what `rendezvous.found` is given; of several processes each reads its part, and later.
+    """
+    if model != "demo" and rendezvous.found(*run) is None:
+        from qwen_jax.storage import early  # late: not every program that knows a folder reads it
+
+        early.begin(Path(model))
 
 
 def default_out(hf: str | Path) -> Path:

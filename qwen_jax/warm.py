@@ -39,7 +39,7 @@ def main(
         mesh_tensor: Devices that share each matrix product; by default, all that are left.
     """
     from qwen_jax import model_folder
-    from qwen_jax.program import limits, progress
+    from qwen_jax.program import imports, limits, progress
 
     limits.expect(
         prompt_tokens=prompt_tokens,
@@ -49,7 +49,7 @@ def main(
         mesh_tensor=mesh_tensor,
     )
     model_folder.expect(folder)
-    with progress.working("starting JAX"):
+    with imports.of_jax():
         import jax
 
         from qwen_jax.checkpoint import shapes

@@ -8,12 +8,14 @@ from qwen_jax.cli import run
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m serve") -> None:
     from qwen_jax import model_folder
     from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
-    from qwen_jax.program import progress
+    from qwen_jax.program import imports
     from serve.settings import GROUPS, ServeConfig
 
     settings = reading.read(ServeConfig, prog, arguments, GROUPS, extra="serve")
     model_folder.expect(settings.model)
-    with progress.working("starting JAX"):
+    run = settings.coordinator, settings.processes, settings.process
+    model_folder.begin_reading(settings.model, *run)
+    with imports.of_jax():
         from serve.server import serve
 
     serve(settings)

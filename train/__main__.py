@@ -8,13 +8,13 @@ from qwen_jax.cli import run
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m train") -> None:
     from qwen_jax import model_folder
     from qwen_jax.program import arguments as reading  # late: from here on Ctrl-C is heard
-    from qwen_jax.program import progress
+    from qwen_jax.program import imports
     from train.settings import GROUPS, TrainConfig
 
     settings = reading.read(TrainConfig, prog, arguments, GROUPS, extra="train")
     settings.check()
     model_folder.expect(settings.model)
-    with progress.working("starting JAX"):
+    with imports.of_jax():
         import logging
 
         from train.run import fine_tune

@@ -61,7 +61,7 @@ def main(
     """
     from qwen_jax import model_folder
     from qwen_jax.evaluate import questions, report
-    from qwen_jax.program import limits, progress
+    from qwen_jax.program import imports, limits
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     chosen = questions.check(names, suite, run_generated_code)
@@ -80,7 +80,7 @@ def main(
     report.expect_free(output)
     questions.read(chosen, data, 1, suite is not None and not names, run_generated_code)
     model_folder.expect(folder)
-    with progress.working("starting JAX"):  # late: --help and a wrong option need none of it
+    with imports.of_jax():  # late: --help and a wrong option need none of it
         import jax
 
         from qwen_jax import distributed

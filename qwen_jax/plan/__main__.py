@@ -57,7 +57,7 @@ def main(
         compile: Compile the program for these devices, which need not be there, and say what it
             takes; for generation, with the wheels of jax[cuda13] or jax[tpu].
     """
-    from qwen_jax.program import limits, progress
+    from qwen_jax.program import imports, limits, progress
 
     limits.expect(
         context=context,
@@ -69,7 +69,7 @@ def main(
     axes, config = split(mesh, mesh_data, mesh_fsdp, mesh_tensor), _config(model)
     if compile and work != "generate":
         raise ValueError("--compile is for generation; training: python -m benchmarks.plans")
-    with progress.working("starting JAX"):  # late: --help and a wrong option need none
+    with imports.of_jax():  # late: --help and a wrong option need none
         from qwen_jax.plan import compiled
         from qwen_jax.plan.estimate import Job, as_json
 

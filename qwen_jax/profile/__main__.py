@@ -55,7 +55,7 @@ def main(
         process: Number of this process, counted from 0.
     """
     from qwen_jax import model_folder
-    from qwen_jax.program import limits, progress
+    from qwen_jax.program import imports, limits, progress
 
     wanted = [
         (length, batch, None if cache == "default" else cache)
@@ -74,7 +74,7 @@ def main(
     if output is not None and output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is a file; give a folder")
     model_folder.expect(folder)
-    with progress.working("starting JAX"):  # late: --help and a wrong option need none
+    with imports.of_jax():  # late: --help and a wrong option need none
         import jax
 
         from qwen_jax import distributed

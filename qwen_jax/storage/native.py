@@ -33,12 +33,12 @@ from qwen_jax.files import atomic, strict_json
 from qwen_jax.files.strict_json import SIZE, TEXT, StrictObject, choice, listed, shown, tabled
 from qwen_jax.nn.quant import abstract_leaves, formats_of
 from qwen_jax.nn.tree import FLOATS, INTEGERS
-from qwen_jax.storage import hashed_arrays, int4, pooling_config
+from qwen_jax.storage import early, hashed_arrays, int4, pooling_config
+from qwen_jax.storage.early import MANIFEST, WEIGHTS, piece_file
 from qwen_jax.storage.hashed_arrays import Rows, digest, digest_file
 
 FORMAT, VERSION = "qwen_jax", 2
 AGAIN = "copy the folder again, or convert the checkpoint again"
-MANIFEST, WEIGHTS = "manifest.json", "weights"
 _DTYPE = choice(*FLOATS, *INTEGERS)
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -217,10 +217,6 @@ def on_disk(size: int) -> int:
     return size + size // 100 + (64 << 10)
 
 
-def piece_file(folder: Path, piece: str) -> Path:
-    return folder / WEIGHTS / f"{piece}.safetensors"
-
-
 def write_piece(folder: Path, piece: str, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Arrays of the host or of devices; every process of a run calls this, the first one writes."""
     host = {name: _on_host(int4.pack(array)) for name, array in arrays.items()}
@@ -246,10 +242,14 @@ def read_piece(
 
     header: its hash, from the manifest. Raises ValueError for what was damaged, or OSError.
     """
-    shard = hashed_arrays.examine(piece_file(folder, piece), header)
+    file = piece_file(folder, piece)
     how = {name: _reading(int4.packed(leaf)) for name, leaf in wanted.items()}
     parts = [part for name, leaf in how.items() for part in _parts(name, leaf)]
-    found = dict(zip(parts, hashed_arrays.read(shard, parts), strict=True))
+    if (whole := early.take(file, header)) is not None:
+        found = {part: whole[part.name][part.start : part.stop] for part in parts}
+    else:
+        read = hashed_arrays.read(hashed_arrays.examine(file, header), parts)
+        found = dict(zip(parts, read, strict=True))
     arrays: dict[str, Any] = {}
     for name, leaf in wanted.items():  # one at a time: both forms of one array fit
         array = _placed(how[name], {part: found.pop(part) for part in _parts(name, how[name])})

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qwen_jax import model_folder
-from qwen_jax.program import interruption, progress
+from qwen_jax.program import imports, interruption, progress
 from qwen_jax.program.limits import MAX_SEED
 from qwen_jax.sandbox import program as walls
 from serve.cli.client import Answer, Remote, Source
@@ -271,7 +271,8 @@ def converse(settings: ChatConfig) -> None:
     else:
         assert model is not None
         model_folder.expect(model)
-        with progress.working("starting JAX"):
+        model_folder.begin_reading(model)
+        with imports.of_jax():
             from qwen_jax.checkpoint import load
             from serve.cli.local import Local
         with progress.working(f"loading {model}"):

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import convert
 from qwen_jax import bundled
 from qwen_jax.checkpoint import load
-from qwen_jax.storage import native
+from qwen_jax.storage import early, hashed_arrays, native
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.origin import Origin
 from tests.conftest import Golden
@@ -32,7 +33,7 @@ def broken(folder: Path, tmp_path: Path) -> Path:
 
 
 def edit_manifest(folder: Path, change: Callable[..., Any]) -> None:
-    file = folder / native.MANIFEST
+    file = folder / early.MANIFEST
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(native.sealed(content)))
@@ -65,7 +66,7 @@ def test_manifest(broken: Path, change: Callable[..., Any], message: str) -> Non
 
 
 def test_every_problem_is_named(broken: Path) -> None:
-    native.piece_file(broken, "head").unlink()
+    early.piece_file(broken, "head").unlink()
     (broken / "generation_config.json").unlink()
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 354}))
@@ -83,7 +84,7 @@ def test_every_problem_is_named(broken: Path) -> None:
 
 
 def test_manifest_that_was_edited_by_hand(broken: Path) -> None:
-    file = broken / native.MANIFEST
+    file = broken / early.MANIFEST
     file.write_text(file.read_text().replace("model-00001", "model-00009"))
     with pytest.raises(ValueError, match="is damaged: its hash differs; copy the folder again"):
         load(broken)
@@ -107,7 +108,7 @@ def test_no_flipped_bit_is_loaded(broken: Path) -> None:
 
 
 def test_damaged_weights(broken: Path) -> None:
-    piece = native.piece_file(broken, "blocks.0")
+    piece = early.piece_file(broken, "blocks.0")
     content = bytearray(piece.read_bytes())
     piece.write_bytes(content[:-1])
     with pytest.raises(
@@ -128,3 +129,26 @@ def test_a_folder_from_before_its_origin_was_sealed(broken: Path) -> None:
     older = {name: hash for name, hash in manifest.files.items() if name != Origin.FILE}
     dataclasses.replace(manifest, files=older).seal(broken)
     load(broken)
+
+
+def test_what_was_read_early_is_what_is_loaded(
+    folder: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not read again; and what is damaged is refused as if nobody had begun."""
+    plain = load(folder)
+    early.begin(folder)
+    assert early._reader is not None
+    early._reader.thread.join(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(hashed_arrays, "read", None)
+        again = load(folder)
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+        assert one.sharding == other.sharding
+    piece = early.piece_file(broken, "blocks.0")
+    content = bytearray(piece.read_bytes())
+    content[-1] ^= 1
+    piece.write_bytes(content)
+    early.begin(broken)
+    with pytest.raises(ValueError, match="is not what was written, its hash differs"):
+        load(broken)
