@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import perplexity, speed, startup
-from benchmarks.support import tables
+from benchmarks.support import evaluations, tables
 from benchmarks.support.record import RESULTS
 from benchmarks.support.tables import Result
 
@@ -39,6 +39,9 @@ SHOWN: dict[str, tuple[str, Callable[[Result], str]]] = {  # results: command, i
         "python -m benchmarks.perplexity",
         lambda result: perplexity.table(result["models"]),
     ),
+    "exemplars": ("make exemplars", evaluations.exemplars),
+    "lm_eval": ("make exemplars", evaluations.lm_eval),
+    "long_texts": ("make long-texts", evaluations.long_texts),
     "aot_gpu": ("make aot", tables.decoding_plans),
     "aot_tpu": ("make aot", tables.decoding_plans),
     "plans_gpu": ("make plans", tables.training_plans),

@@ -100,6 +100,7 @@ def main(
         data,
         output,
         suite=suite or suite_of(folder),
+        adapter=None if adapter is None else Path(adapter),
         limit=limit,
         run_generated_code=run_generated_code,
         batch=batch,

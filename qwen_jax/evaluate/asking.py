@@ -146,7 +146,6 @@ def _choose(
         scores = np.asarray([one.total for one in found], np.float32).reshape(len(prompts), -1)
     samples = []
     for question, row in zip(questions, scores, strict=True):
-        picked = task.labels[int(np.argmax(row))].strip()
         samples.append(
             {
                 "id": question.id,
@@ -155,7 +154,7 @@ def _choose(
                     label.strip(): float(s) for label, s in zip(task.labels, row, strict=True)
                 },
                 "answer": question.answer,
-                "correct": float(picked == question.answer.strip()),
+                "correct": float(task.likeliest(row.tolist()) == question.answer.strip()),
             }
         )
     return samples

@@ -6,43 +6,47 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_jax.evaluate.tasks.task import Task
+from qwen_jax.evaluate.tasks.task import Question, Task
 from qwen_jax.files import atomic
 
 SETTINGS = "evaluation.json"  # in the folder of an evaluation: what it is of
+FOLDERS = ("samples", "progress")
+LOCK = "lock"  # there while it runs
 
 
 def expect_free(output: Path) -> None:
     """Raise ValueError for a folder that holds something else than an evaluation, or for a file."""
     if (output / SETTINGS).is_file() or not output.exists():
         return
-    if not output.is_dir() or any(output.iterdir()):
+    begun = {LOCK, *FOLDERS}  # by a run that was killed at once
+    if not output.is_dir() or {file.name for file in output.iterdir()} - begun:
         raise ValueError(f"{output} is not empty and holds no evaluation; choose another --output")
 
 
-def result(
+def row(
     task: Task,
-    correct: Mapping[str, Sequence[float]],
+    asked: Sequence[Question],
+    samples: Sequence[Mapping[str, Any]],
     published: float | None,
     data: str,
-    whole: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """One row. correct: for each group, what its questions got. data: a hash of the questions.
-
-    whole: (score, error) of a task whose score is no mean.
-    """
-    groups = [list(values) for values in correct.values()]
+    """A task's result. samples: each question's. data: a hash of the questions."""
+    correct: dict[str, list[float]] = {}
+    for question, sample in zip(asked, samples, strict=True):
+        correct.setdefault(question.group, []).append(float(sample["correct"]))
+    groups = list(correct.values())
     every = [value for values in groups for value in values]
     average = f"{task.average} over {'questions' if task.average == 'micro' else 'groups'}"
-    if whole is not None:
-        score, error = whole
+    if task.corpus is not None:
+        completions = [sample["completion"] for sample in samples]
+        score, error = task.corpus(completions, [question.answer for question in asked])
         average = "of all questions together"
     elif task.average == "micro":
         score, error = _mean(every), _error(every)
     else:
         score = _mean([_mean(values) for values in groups])
         error = math.sqrt(sum(_error(values) ** 2 for values in groups)) / len(groups)
-    row: dict[str, Any] = {
+    found: dict[str, Any] = {
         "task": task.name,
         "title": task.title,
         "metric": task.metric,
@@ -57,10 +61,10 @@ def result(
         "data": data,
     }
     if classes := _classes(task, correct):
-        row["classes"] = classes
+        found["classes"] = classes
     if len(groups) > 1:
-        row["groups"] = {group: round(100 * _mean(values), 4) for group, values in correct.items()}
-    return row
+        found["groups"] = {name: round(100 * _mean(values), 4) for name, values in correct.items()}
+    return found
 
 
 def _classes(task: Task, correct: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -110,6 +114,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         if classes := row.get("classes"):
             listed = ", ".join(f"{name} {score:.1f}" for name, score in classes.items())
             lines += ["", f"{row['title']}: {listed}."]
+    if limit := report["settings"]["limit"]:
+        count = "question" if limit == 1 else f"{limit} questions"
+        lines += ["", f"Of each task only the first {count}; published scores are of all."]
     for skipped in report["skipped"]:
         lines += ["", f"Not measured: {skipped['task']}: {skipped['reason']}."]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())

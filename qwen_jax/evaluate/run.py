@@ -11,7 +11,8 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from qwen_jax.evaluate.asking import ask
 from qwen_jax.evaluate.published import SUITES
 from qwen_jax.evaluate.questions import TASKS, check, read
 from qwen_jax.evaluate.tasks.task import Question, Task
+from qwen_jax.files.lock import only_writer
 from qwen_jax.nn.model import Qwen
 from qwen_jax.sandbox import program as walls
+
+_PACKAGES = ("qwen_jax", "jax", "jaxlib", "flax", "numpy", "tiktoken")
 
 Tell = Callable[[str, int, int], None]  # a task's name, questions done, of how many
 
@@ -38,6 +42,7 @@ def evaluate(
     output: Path,
     *,
     suite: str | None = None,
+    adapter: Path | None = None,
     limit: int | None = None,
     run_generated_code: bool = False,
     batch: int = SLOTS,
@@ -47,9 +52,9 @@ def evaluate(
 
     model: its name in the report. tasks: names in TASKS; with a suite, those of its published row
     if empty, of which the ones without data are left out and named. data: a folder with a folder
-    for each task. output: a new folder, or that of the same evaluation, which goes on. limit: the
-    first so many questions of each task. batch: texts at once, a power of two; no score depends
-    on it.
+    for each task. output: a new folder, or that of the same evaluation, which goes on. adapter: the
+    folder of the one that is in params. limit: the first so many questions of each task. batch:
+    texts at once, a power of two; no score depends on it.
     """
     chosen = check(tasks, suite, run_generated_code)
     questions, skipped = read(
@@ -60,54 +65,47 @@ def evaluate(
     hashes = {name: _hash(asked) for name, asked in questions.items()}
     settings = {
         "model": model,
-        "weights": _weights_hash(params),
+        "weights": None if params.assets is None else _files(params.assets.folder, "*.json"),
+        "adapter": None if adapter is None else _files(adapter, "adapter_*"),
         "dtype": str(params.embed.dtype),
         "suite": suite,
         "limit": limit,
         "data": hashes,
     }
-    distributed.told_by_first(lambda: kept.claim(output, settings))
-    results = []
-    for name, asked in questions.items():
-        with kept.Samples(output, name) as samples:
-            tell(name, len(samples.known), len(asked))
-            for answered in ask(params, TASKS[name], asked, samples.known, batch):
-                for index, sample in answered:
-                    samples.add(index, sample)
-                tell(name, len(samples.known), len(asked))
-        samples.finish(len(asked))
-        published = SUITES[suite].get(name) if suite else None
-        row = functools.partial(_row, TASKS[name], asked, samples.known, published, hashes[name])
-        results.append(distributed.told_by_first(row))
-    names = ("qwen_jax", "jax", "jaxlib", "flax", "numpy", "tiktoken")
-    made = {
-        "model": model,
-        "versions": {name: importlib.metadata.version(name) for name in names},
-        "settings": settings,
-        "results": results,
-        "skipped": [{"task": name, "reason": reason} for name, reason in skipped.items()],
-    }
-    if jax.process_index() == 0:
-        report.write(output, made)
+    with only_writer(output, output / report.LOCK) if jax.process_index() == 0 else nullcontext():
+        distributed.told_by_first(lambda: kept.claim(output, settings))
+        results = []
+        for name, asked in questions.items():
+            samples = _answered(params, TASKS[name], asked, output, batch, tell)
+            published = SUITES[suite].get(name) if suite else None
+            row = functools.partial(
+                report.row, TASKS[name], asked, samples, published, hashes[name]
+            )
+            results.append(distributed.told_by_first(row))
+        made = {
+            "model": model,
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "settings": settings,
+            "results": results,
+            "skipped": [{"task": name, "reason": reason} for name, reason in skipped.items()],
+        }
+        if jax.process_index() == 0:
+            report.write(output, made)
     return made
 
 
-def _row(
-    task: Task,
-    asked: Sequence[Question],
-    samples: Mapping[int, Mapping[str, Any]],
-    published: float | None,
-    data: str,
-) -> dict[str, Any]:
-    """A task's result, of all its samples."""
-    correct: dict[str, list[float]] = {}
-    for index, question in enumerate(asked):
-        correct.setdefault(question.group, []).append(float(samples[index]["correct"]))
-    whole = None
-    if task.corpus is not None:
-        completions = [samples[index]["completion"] for index in range(len(asked))]
-        whole = task.corpus(completions, [question.answer for question in asked])
-    return report.result(task, correct, published, data, whole)
+def _answered(
+    params: Qwen, task: Task, asked: Sequence[Question], output: Path, batch: int, tell: Tell
+) -> list[dict[str, Any]]:
+    """A task's samples, kept as they come."""
+    with kept.Samples(output, task.name, len(asked)) as samples:
+        tell(task.name, len(samples.known), len(asked))
+        for answered in ask(params, task, asked, samples.known, batch):
+            for index, sample in answered:
+                samples.add(index, sample)
+            tell(task.name, len(samples.known), len(asked))
+    samples.finish()
+    return [samples.known[index] for index in range(len(asked))]
 
 
 def _hash(questions: Iterable[Question]) -> str:
@@ -117,9 +115,7 @@ def _hash(questions: Iterable[Question]) -> str:
     return hash.hexdigest()[:16]
 
 
-def _weights_hash(params: Qwen) -> str | None:
-    """Of what the checkpoint's folder says of its weights."""
-    if params.assets is None:
-        return None
-    files = sorted(params.assets.folder.glob("*.json"))
+def _files(folder: Path, pattern: str) -> str:
+    """A hash of a checkpoint's words, which hold those of its weights, or of an adapter."""
+    files = sorted(folder.glob(pattern))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

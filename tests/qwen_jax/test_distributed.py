@@ -61,10 +61,10 @@ def told(data: Any, tokenizer: Tokenizer) -> Any:
 def answered(folder: Path) -> Any:
     """What an evaluation that goes on knows; process 0 alone has the disk."""
     told_by_first(lambda: kept.claim(folder, {"model": "a"}))
-    with kept.Samples(folder, "task") as samples:
+    with kept.Samples(folder, "task", 3) as samples:
         right = {index: sample["correct"] for index, sample in samples.known.items()}
         samples.add(2, {"correct": 0.0})
-    samples.finish(3)
+    samples.finish()
     return sorted(right.items())
 
 

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import importlib.util
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def text(path: Path) -> str:
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON Lines file."""
-    for number, line in enumerate(text(path).splitlines(), 1):
+    for number, line in enumerate(text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -79,7 +80,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def table(path: Path, columns: tuple[str, ...] = ()) -> list[dict[str, str]]:
     """Rows of a CSV file. columns: names of a file without a header line."""
-    rows = list(csv.reader(text(path).splitlines(keepends=True)))
+    rows = list(csv.reader(io.StringIO(text(path), newline="")))
     if not columns and rows:
         columns = tuple(rows.pop(0))
     for number, row in enumerate(rows, 1):

@@ -66,3 +66,7 @@ class Task:
     keep: Literal["start", "end", "ends"] = "start"  # of a document that is too long
     runs_code: bool = False
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def likeliest(self, scores: Sequence[float]) -> str:
+        """Of a choice: the letter whose label scores most, of equal ones the first."""
+        return self.labels[max(range(len(scores)), key=scores.__getitem__)].strip()

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from qwen_jax import load
-from qwen_jax.evaluate import asking, run, scoring
+from qwen_jax.evaluate import asking, report, scoring
 from qwen_jax.evaluate.progress import Bar
 from qwen_jax.evaluate.published import SUITES, suite_of
 from qwen_jax.evaluate.questions import TASKS, check
 from qwen_jax.evaluate.run import evaluate
 from qwen_jax.evaluate.tasks.task import Question
+from qwen_jax.files.lock import only_writer
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.sharding import make_mesh
 
@@ -173,15 +174,32 @@ def test_another_evaluation_is_not_mixed_in(params: Qwen, data: Path, whole: Pat
         evaluate(params, "demo", CHOSEN, data, whole, limit=1)
 
 
+def test_an_adapter_s_answers_are_not_mixed_in(params: Qwen, data: Path, whole: Path) -> None:
+    adapter = whole.parent / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="another evaluation, with another adapter"):
+        evaluate(params, "demo", CHOSEN, data, whole, adapter=adapter)
+
+
+def test_two_at_once_are_told_apart(params: Qwen, data: Path, whole: Path) -> None:
+    with (
+        only_writer(whole, whole / report.LOCK),
+        pytest.raises(BlockingIOError, match="is being written by process"),
+    ):
+        evaluate(params, "demo", CHOSEN, data, whole)
+
+
 def test_a_suite_without_all_its_data(params: Qwen, data: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/gsm8k").symlink_to(data / "gsm8k")
-    report = evaluate(
+    made = evaluate(
         params, "demo", [], tmp_path / "data", tmp_path / "out", suite="qwen-7b-chat", limit=1
     )
-    assert [row["task"] for row in report["results"]] == ["gsm8k_chat"]
-    assert report["results"][0]["published"] == 50.3
-    reasons = {row["task"]: row["reason"] for row in report["skipped"]}
+    assert [row["task"] for row in made["results"]] == ["gsm8k_chat"]
+    assert made["results"][0]["published"] == 50.3
+    assert "only the first question;" in (tmp_path / "out/report.md").read_text()
+    reasons = {row["task"]: row["reason"] for row in made["skipped"]}
     assert "hendrycks" in reasons["mmlu_chat"]
     assert "--run-generated-code" in reasons["interpreter_math"]
     assert reasons.keys() | {"gsm8k_chat"} == SUITES["qwen-7b-chat"].keys()
@@ -202,8 +220,8 @@ def test_what_is_refused_before_any_work(params: Qwen, tmp_path: Path) -> None:
 
 def test_a_score_of_all_together_is_no_mean() -> None:
     task = replace(TASKS["gsm8k"], corpus=lambda found, wanted: (len(found) / 8, len(wanted) / 16))
-    samples = {0: {"completion": "a", "correct": 1.0}, 1: {"completion": "b", "correct": 0.0}}
-    row = run._row(task, [Question("0", "?", "a"), Question("1", "?", "b")], samples, 20.0, "")
+    samples = [{"completion": "a", "correct": 1.0}, {"completion": "b", "correct": 0.0}]
+    row = report.row(task, [Question("0", "?", "a"), Question("1", "?", "b")], samples, 20.0, "")
     assert (row["score"], row["stderr"], row["difference"]) == (25.0, 12.5, 5.0)
     assert row["average"] == "of all questions together"
 

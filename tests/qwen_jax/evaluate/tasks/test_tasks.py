@@ -227,3 +227,18 @@ def test_what_is_missing_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "gsm8k" / "test.jsonl").write_text(json.dumps({"question": 1}) + "\n{")
     with pytest.raises(ValueError, match="'answer' is None"):
         list(TASKS["gsm8k_chat"].read(Data(tmp_path)))
+
+
+def test_only_line_breaks_end_lines(data: Path, tmp_path: Path) -> None:
+    """Other separators of Unicode stand in texts."""
+    odd = "one\u2028two\x85three\x1cfour"
+    (tmp_path / "gsm8k").mkdir()
+    row = json.dumps({"question": odd, "answer": "#### 1"}, ensure_ascii=False)
+    (tmp_path / "gsm8k/test.jsonl").write_text(f"{row}\r\n\n{row}\n", "utf-8")
+    found = list(TASKS["gsm8k_chat"].read(Data(tmp_path)))
+    assert [question.prompt for question in found] == [odd, odd]
+    (tmp_path / "mmlu/test").mkdir(parents=True)
+    file = tmp_path / "mmlu/test/anatomy_test.csv"
+    file.write_bytes(f'{odd},a,b,"c\r\nc",d,A\r\n'.encode())
+    (question,) = TASKS["mmlu_chat"].read(Data(tmp_path))
+    assert f"{odd}\nA. a\nB. b\nC. c\r\nc\nD. d\n" in question.prompt
