@@ -21,6 +21,8 @@ from benchmarks.support import chips, prompt_attention
 from benchmarks.support.chips import HBM, MIB, MODELS, local
 from benchmarks.support.hlo import Module
 from qwen_jax.nn.attention import PAGE
+from qwen_jax.nn.quant import QuantLinear
+from qwen_jax.nn.tree import named_layers
 
 COUNT = 64  # tokens of one call of the step
 # bounds of a decode step: bytes on each device, on TPUs for 8 slots
@@ -164,6 +166,9 @@ def measure(case: Case) -> dict[str, Any]:
     if case.work == "step":
         slots = case.slots if platform == "tpu" else 1
         bound = TEMPORARIES[platform] * max(1, slots // 8)
+        if platform == "tpu" and case.precision == "int4":  # kernels take scales as int16 bits,
+            found = named_layers(params, QuantLinear).values()  # made once for a call's tokens
+            bound += sum(x.bytes for x in local([layer.scales for layer in found]))
         if platform == "tpu" and case.paged:  # a call lays out scales anew, in rows of 128
             bound += sum(2 * x.bytes for x in local(state.cache) if len(x.shape) == 3)
         checks |= {"temporaries": sizes["temp"] <= bound}

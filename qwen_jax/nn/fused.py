@@ -1,4 +1,4 @@
-"""A network where kernels pay: for few rows norms, gate with up in one; for all, int4 layers.
+"""A network where kernels pay: norms, gate with up in one, and layers of integers in groups.
 
 Made inside a program, of the arrays that are there: nothing is held twice, and what lies on a disk,
 trains or takes adapters knows nothing of it. Layers of other kinds stay as they are.
@@ -24,9 +24,9 @@ _PLAIN = ("q_norm", "k_norm")  # of heads: attention's own
 
 def fused(model: Qwen, backend: Backend) -> Qwen:
     """The network with what the kernels of this backend do; as it is where it has none."""
-    mesh = backend.mesh
     if backend.name == "xla":
         return model
+    mesh = backend.mesh
 
     def norm(name: str, x: RMSNorm) -> RMSNorm:
         return x if name.endswith(_PLAIN) else KernelNorm(x.scale, x.eps, backend)
