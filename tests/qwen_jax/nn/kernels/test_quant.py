@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # who counts races
+from jax.experimental.pallas import tpu as pltpu
 
 from qwen_jax.nn.kernels import mosaic_quant, triton_int4
 from qwen_jax.nn.quant_matmul import apart, halved, weight
@@ -75,6 +77,18 @@ def test_a_tpus_product(shape: dict[str, Any]) -> None:
     assert far(alone, np.asarray(y[-1:])) < 1e-6
     short = mosaic_quant.product(x.astype(jnp.bfloat16), *turned, dtype="float32", interpret=True)
     assert far(short, np.asarray(y)) < 2e-6  # nothing but the result is rounded
+
+
+def test_no_race_on_a_tpu() -> None:
+    """With outputs in any order, and memory that is NaN before it is written."""
+    x, codes, scales, zeros, wanted = case(0, 3, 520, 33, 128)
+    how = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", random_seed=1)
+    turned = apart(codes, 33), scales.T, zeros.T, None
+    y = mosaic_quant.product(x, *turned, dtype="float32", interpret=how)
+    assert far(y, wanted) < 2e-6
+    races = interpret_pallas_call.races
+    assert races is not None
+    assert not races.races_found
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
