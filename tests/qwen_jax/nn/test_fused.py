@@ -165,12 +165,13 @@ def test_integers_in_groups_on_a_mesh(name: str, bits: int, mesh: dict[str, int]
 @pytest.mark.parametrize(("name", "change"), [("triton", halves), ("mosaic", None)])
 def test_adapters_get_the_sums_of_a_kernel(name: str, change: Any) -> None:
     """In float32, before they are rounded."""
-    linear = Linear(jax.random.normal(jax.random.key(0), (32, 256)), jnp.arange(32.0))
+    bias = jnp.arange(32.0)
+    linear = Linear(jax.random.normal(jax.random.key(0), (32, 256)), bias)
     layer = quant.arrange(quant.quantize(linear, 4, 128, False), "tpu")
     layer = change(linear) if change else layer
     fields = layer.codes, layer.scales, layer.zeros, None, layer.bias, layer.bits
     made = KernelQuant(*fields, Backend(name, interpret=True), P(None, None))
     x = jax.random.normal(jax.random.key(1), (3, 1, 256)).astype(jnp.bfloat16)
     assert made.float32(x).dtype == jnp.float32
-    assert distance(made.float32(x), x.astype(jnp.float32) @ layer.kernel.T + linear.bias) < 2e-6
+    assert distance(made.float32(x), x.astype(jnp.float32) @ layer.kernel.T + bias) < 2e-6
     np.testing.assert_array_equal(made(x), made.float32(x).astype(jnp.bfloat16))
