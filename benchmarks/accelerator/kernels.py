@@ -13,7 +13,7 @@ from benchmarks.accelerator.kept import Case, SkippedError
 from benchmarks.accelerator.sizes import Size
 from benchmarks.accelerator.weights import seconds
 from qwen_jax.nn import attention, backends, quant
-from qwen_jax.nn.kernels import layers, mosaic_int4, triton_int4
+from qwen_jax.nn.kernels import layers, mosaic_quant, triton_int4
 from qwen_jax.nn.kv_cache import Store, store_and_attend
 from qwen_jax.nn.model import MLP, Linear, RMSNorm
 from tests.qwen_jax.nn.kernels import cases
@@ -110,7 +110,7 @@ def _int4(name: str, size: Size) -> tuple[Call, Call]:
     width, mlp = 512 * size.heads, 1376 * size.heads
     x, linear = _draw(ROWS, width), Linear(_draw(mlp, width) * 0.02, None)
     layer = quant.arrange(quant.quantize(linear, 4, 128, False), {"triton": "gpu"}.get(name, "tpu"))
-    kernel = {"triton": triton_int4, "mosaic": mosaic_int4}[name].product
+    kernel = {"triton": triton_int4, "mosaic": mosaic_quant}[name].product
     how = {"interpret": _platform() == "cpu"}
     run = lambda: kernel(x, layer.codes, layer.scales, layer.zeros, None, **how)
     twin = jax.jit(lambda x: layer(x))

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 _COLLECTIVES = (
     "all-reduce all-gather reduce-scatter all-to-all collective-permute ragged-all-to-all".split()
@@ -64,9 +65,14 @@ class Instruction:
         found = re.match(r"(\d+)\)", self.text)
         return int(found[1]) if found and self.op == "constant" else 0
 
+    @property
+    def source(self) -> str | None:
+        """The operation of the program that it comes from."""
+        found = re.search(r'op_name="([^"]*)"', self.text)
+        return found[1] if found else None
+
     def __str__(self) -> str:
-        source = re.search(r'op_name="([^"]*)"', self.text)
-        return f"{self.op} {self.name} ({source[1] if source else 'from no operation'})"
+        return f"{self.op} {self.name} ({self.source or 'from no operation'})"
 
 
 class Module:
@@ -174,17 +180,18 @@ class Module:
 
     def sent(self, name: str) -> list[tuple[str, tuple[Array, ...], int, Instruction]]:
         """Collectives: their kind, what one device receives or reduces, how often in a pass."""
-        seen = {}
+        seen: dict[Any, Any] = {}
         for instruction, times in self.runs(name, fusions=True):
             kind = instruction.op.removesuffix("-start")
             if kind in _COLLECTIVES:
-                channel = re.search(r"channel_id=(\d+)", instruction.text)
+                channel = re.search(r"channel_id=(\d+)", instruction.text)  # shard_map has one
                 arrays = instruction.outputs
                 if kind != instruction.op and kind != "all-reduce":
                     # a start gives its inputs, as many results, and counters
                     arrays = tuple(array for array in arrays if array.shape)
                     arrays = arrays[len(arrays) // 2 :]
-                seen[channel[1] if channel else instruction.name] = kind, arrays, times, instruction
+                key = (channel[1], instruction.source) if channel else instruction.name
+                seen[key] = kind, arrays, times, instruction
         return list(seen.values())
 
     def collectives(self, name: str) -> dict[str, dict[str, int]]:

@@ -55,22 +55,32 @@ class Backend:
         positions: Array,
         ends: Array,
     ) -> Array:
-        run = functools.partial(attend, interpret=self.interpret)
-        if self.mesh is not None:
-            rows, tokens, stored = self._specs(query, key, table)
-            places = None if table is None else rows
-            ins = (tokens, stored, stored, places, rows, rows)
-            run = jax.shard_map(
-                run, mesh=self.mesh, in_specs=ins, out_specs=tokens, check_vma=False
-            )
+        rows, tokens, stored = self._specs(query, key, table)
+        places = None if table is None else rows
+        ins = tokens, stored, stored, places, rows, rows
+        run = self.split(functools.partial(attend, interpret=self.interpret), ins, tokens)
         pair = lambda store: (store.data, store.scale)
         y: Array = run(query, pair(key), pair(value), table, positions, ends)
         return y
 
+    def split(self, run: Callable[..., Any], ins: Any, outs: Any) -> Callable[..., Any]:
+        """`run` on each device's part of its arguments; on one device as it is."""
+        if self.mesh is None:
+            return run
+        made: Callable[..., Any] = jax.shard_map(
+            run, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False
+        )
+        return made
+
+    def cut(self, axes: tuple[str | None, ...], counts: tuple[int, ...]) -> P:
+        """How devices share an array with these logical axes; see sharding.spec."""
+        if self.mesh is None:
+            return P(*[None] * len(axes))
+        return sharding.spec(self.mesh, axes, counts)
+
     def _specs(self, heads: Array, key: Any, table: Array | None) -> tuple[P, P, Any]:
         """How devices share rows, heads [B T K ...], and what is stored of them."""
-        assert self.mesh is not None
-        rows, kv = sharding.spec(self.mesh, ("slot", "heads"), (len(heads), heads.shape[2]))
+        rows, kv = self.cut(("slot", "heads"), (len(heads), heads.shape[2]))
         data = P(rows if table is None else None, kv)
         return P(rows), P(rows, None, kv), (data, None if key.scale is None else data)
 
@@ -83,22 +93,14 @@ class Backend:
         table: Array | None,
         ends: Array,
     ) -> tuple[Array, Any, Any]:
-        run = functools.partial(decode, interpret=self.interpret)
+        rows, tokens, stored = self._specs(asked.qkv, key, table)
+        each = lambda tree, spec: jax.tree.map(lambda _: spec, tree)
+        norms = each((asked.q_norm, asked.k_norm), P())
+        own = Projected(tokens, each(asked.where, rows), *norms)  # type: ignore[arg-type]
+        ins, outs = (own, stored, stored, each(table, rows), rows), (tokens, stored, stored)
+        run = self.split(functools.partial(decode, interpret=self.interpret), ins, outs)
         pair = lambda store: (store.data, store.scale)
-        arguments = (asked, pair(key), pair(value), table, ends)
-        if self.mesh is not None:
-            rows, tokens, stored = self._specs(asked.qkv, key, table)
-            each = lambda tree, spec: jax.tree.map(lambda _: spec, tree)
-            norms = each((asked.q_norm, asked.k_norm), P())
-            ins = Projected(tokens, each(asked.where, rows), *norms)  # type: ignore[arg-type]
-            run = jax.shard_map(
-                run,
-                mesh=self.mesh,
-                in_specs=(ins, stored, stored, each(table, rows), rows),
-                out_specs=(tokens, stored, stored),
-                check_vma=False,
-            )
-        y, keys, values = run(*arguments)
+        y, keys, values = run(asked, pair(key), pair(value), table, ends)
         put = lambda store, pair: dataclasses.replace(store, data=pair[0], scale=pair[1])
         return y, put(key, keys), put(value, values)
 

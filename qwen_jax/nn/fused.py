@@ -1,11 +1,9 @@
-"""A network where kernels pay: for few rows norms, gate with up in one; for all, int4 layers.
+"""A network where kernels pay: norms, gate with up in one, and layers of integers in groups.
 
 Made inside a program, of the arrays that are there: nothing is held twice, and what lies on a disk,
 trains or takes adapters knows nothing of it. Layers of other kinds stay as they are.
 """
 
-import functools
-import math
 from typing import Any
 
 import jax
@@ -14,10 +12,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from qwen_jax.nn import sharding
 from qwen_jax.nn.backends import Backend
 from qwen_jax.nn.model import MLP, Linear, Qwen, RMSNorm
 from qwen_jax.nn.quant import QuantLinear
+from qwen_jax.nn.quant_matmul import by_rows
+from qwen_jax.nn.sharding import RULES, cuts_inputs, ways
 from qwen_jax.nn.tree import map_layers
 
 _PLAIN = ("q_norm", "k_norm")  # of heads: attention's own
@@ -27,6 +26,7 @@ def fused(model: Qwen, backend: Backend) -> Qwen:
     """The network with what the kernels of this backend do; as it is where it has none."""
     if backend.name == "xla":
         return model
+    mesh = backend.mesh
 
     def norm(name: str, x: RMSNorm) -> RMSNorm:
         return x if name.endswith(_PLAIN) else KernelNorm(x.scale, x.eps, backend)
@@ -36,12 +36,14 @@ def fused(model: Qwen, backend: Backend) -> Qwen:
         fits = len(kinds) == 1 and None not in kinds
         return GatedMLP(x.gate, x.up, x.down, backend) if fits else x
 
-    def integers(_: str, x: QuantLinear) -> QuantLinear:
+    def integers(name: str, x: QuantLinear) -> QuantLinear:
         fields = x.codes, x.scales, x.zeros, x.order, x.bias, x.bits
-        return KernelQuant(*fields, backend) if _int4(backend).fits(x.codes) else x
+        cut = P(*backend.cut(("mlp",), (x.outputs,)), None)
+        if mesh is not None and cuts_inputs(name, x, model.config, mesh):
+            cut = P(None, RULES["mlp"])
+        return KernelQuant(*fields, backend, cut) if _quantised(backend).fits(x.codes) else x
 
-    if backend.mesh is None:  # else XLA shares out products of integers
-        model = map_layers(integers, model, QuantLinear)
+    model = map_layers(integers, model, QuantLinear)
     if backend.name != "triton":  # XLA's TPU does the rest in few operations
         return model
     return map_layers(gate, map_layers(norm, model, RMSNorm), MLP)
@@ -52,10 +54,15 @@ class KernelNorm(RMSNorm):
     backend: Backend = nnx.static()
 
     def __call__(self, x: Array) -> Array:
-        return self._run(x, None)[1] if _few(x, self.backend) else RMSNorm.__call__(self, x)
+        return self._run(x, None)[1] if self._fits(x) else RMSNorm.__call__(self, x)
 
     def after(self, x: Array, y: Array) -> tuple[Array, Array]:
-        return self._run(x, y) if _few(x, self.backend) else RMSNorm.after(self, x, y)
+        return self._run(x, y) if self._fits(x) else RMSNorm.after(self, x, y)
+
+    def _fits(self, x: Array) -> bool:
+        from qwen_jax.nn.kernels import layers
+
+        return _few(x, self.backend, layers.MOST)
 
     def _run(self, x: Array, y: Array | None) -> tuple[Array, Array]:
         from qwen_jax.nn.kernels import layers
@@ -66,9 +73,9 @@ class KernelNorm(RMSNorm):
             found = layers.normed(rows(x), None if y is None else rows(y), scale, **how)
             return found[0].reshape(x.shape), found[1].reshape(x.shape)
 
-        rows = _rows(x, self.backend)
-        ins = rows, None if y is None else rows, P()
-        found: tuple[Array, Array] = _split(run, self.backend, ins, (rows, rows))(x, y, self.scale)
+        rows = self.backend.cut(("slot",), x.shape[:1])
+        run_all = self.backend.split(run, (rows, rows, P()), (rows, rows))
+        found: tuple[Array, Array] = run_all(x, y, self.scale)
         return found
 
 
@@ -79,8 +86,12 @@ class GatedMLP(MLP):
     def hidden(self, x: Array) -> Array:
         from qwen_jax.nn.kernels import layers
 
-        if not (_few(x, self.backend) and layers.fits(x.shape[-1])):
-            return MLP.hidden(self, x)
+        if not (_few(x, self.backend, layers.MOST) and layers.fits(x.shape[-1])):
+            if _gate(self.gate) is Linear:
+                return MLP.hidden(self, x)
+            # or XLA has float32 sums of both in memory at once, to scale them together
+            gate = jax.lax.optimization_barrier(jax.nn.silu(self.gate(x)))
+            return gate * self.up(x)
 
         def run(x: Array, *weights: Any) -> Array:
             rows = x.reshape(-1, x.shape[-1])
@@ -93,28 +104,47 @@ class GatedMLP(MLP):
         else:
             weights = [layer.codes for layer in pair]
             weights.append(tuple(layer.scales for layer in pair))
-        rows, mesh = _rows(x, self.backend), self.backend.mesh
-        parts = P() if mesh is None else sharding.spec(mesh, ("mlp",), weights[0].shape[:1])
-        ins = (rows, *[parts] * len(weights))
-        y: Array = _split(run, self.backend, ins, P(*rows, None, *parts))(x, *weights)
+        rows = self.backend.cut(("slot",), x.shape[:1])
+        own = self.backend.cut(("mlp",), weights[0].shape[:1])
+        ins = rows, *[own] * len(weights)
+        y: Array = self.backend.split(run, ins, P(*rows, None, *own))(x, *weights)
         return y
 
 
 @nnx.dataclass
 class KernelQuant(QuantLinear):
-    """Of int4, on one device."""
+    """Of integers in groups. Where a mesh cuts its inputs, every device multiplies its own."""
 
     backend: Backend = nnx.static()
+    cut: P = nnx.static()  # what `tensor` cuts: outputs, inputs
 
     def __call__(self, x: Array) -> Array:
-        kernel = _int4(self.backend)
-        if x.size // x.shape[-1] > kernel.MOST:
-            return QuantLinear.__call__(self, x)
-        rows = x if self.order is None else jnp.take(x, self.order, axis=-1)
-        rows = rows.reshape(-1, x.shape[-1])
-        how = {"interpret": self.backend.interpret}
-        y: Array = kernel.product(rows, self.codes, self.scales, self.zeros, self.bias, **how)
-        return y.reshape(*x.shape[:-1], -1)
+        return self._product(x, x.dtype)
+
+    def float32(self, x: Array) -> Array:
+        return self._product(x, jnp.float32)
+
+    def _product(self, x: Array, dtype: Any) -> Array:
+        kernel = _quantised(self.backend)
+        if not _few(x, self.backend, kernel.MOST):
+            return QuantLinear.float32(self, x).astype(dtype)
+        if self.order is not None:
+            x = jnp.take(x, self.order, axis=-1)
+        cut = self.cut if by_rows(self.codes) else P(*reversed(self.cut))
+        outputs, inputs = self.cut
+        alone = inputs is None
+        how = {"dtype": dtype if alone else jnp.float32, "interpret": self.backend.interpret}
+
+        def run(x: Array, *weights: Any) -> Array:
+            y = kernel.product(x.reshape(-1, x.shape[-1]), *weights, **how)
+            y = y.reshape(*x.shape[:-1], -1)
+            return y if alone else jax.lax.psum(y, inputs)
+
+        rows = self.backend.cut(("slot", *[None] * (x.ndim - 2)), x.shape[:-1])
+        ins = P(*rows, inputs), cut, cut, cut, P(outputs)
+        weights = self.codes, self.scales, self.zeros, self.bias if alone else None
+        y: Array = self.backend.split(run, ins, P(*rows, outputs))(x, *weights)
+        return (y if alone or self.bias is None else y + self.bias).astype(dtype)
 
 
 def _gate(layer: Any) -> type | None:
@@ -127,37 +157,19 @@ def _gate(layer: Any) -> type | None:
     return QuantLinear if plain and layer.scales.shape[1] == 1 else None
 
 
-def _int4(backend: Backend) -> Any:
-    """The kernels of products with int4."""
+def _quantised(backend: Backend) -> Any:
+    """The kernels of products with integers in groups."""
     if backend.name == "triton":
         from qwen_jax.nn.kernels import triton_int4
 
         return triton_int4
-    from qwen_jax.nn.kernels import mosaic_int4
+    from qwen_jax.nn.kernels import mosaic_quant
 
-    return mosaic_int4
-
-
-def _few(x: Array, backend: Backend) -> bool:
-    """Whether a device has so few rows of x [B T D] that a kernel takes them."""
-    from qwen_jax.nn.kernels.layers import MOST
-
-    parts = [name for names in _rows(x, backend) if names for name in names]
-    ways = math.prod(backend.mesh.shape[name] for name in parts) if backend.mesh else 1
-    return x.shape[0] // ways * x.shape[1] <= MOST
+    return mosaic_quant
 
 
-def _rows(x: Array, backend: Backend) -> P:
-    """How devices share the rows of x [B T D]."""
-    if backend.mesh is None:
-        return P()
-    return sharding.spec(backend.mesh, ("slot",), x.shape[:1])
-
-
-def _split(run: Any, backend: Backend, ins: Any, outs: Any) -> Any:
-    """`run` on each device's part."""
-    if backend.mesh is None:
-        return run
-    return functools.partial(
-        jax.shard_map, mesh=backend.mesh, in_specs=ins, out_specs=outs, check_vma=False
-    )(run)
+def _few(x: Array, backend: Backend, most: int) -> bool:
+    """Whether a device has so few rows of x [B ... D] that a kernel takes them."""
+    (names,) = backend.cut(("slot",), x.shape[:1])
+    parts = 1 if names is None or backend.mesh is None else ways(backend.mesh, "slot")
+    return x.size // x.shape[-1] // parts <= most

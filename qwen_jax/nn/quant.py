@@ -49,9 +49,12 @@ class QuantLinear(LinearLayer):
         return y if self.bias is None else y + self.bias
 
     @property
+    def outputs(self) -> int:
+        return self.codes.shape[0 if by_rows(self.codes) else 1]
+
+    @property
     def inputs(self) -> int:
-        outputs = self.codes.shape[0 if by_rows(self.codes) else 1]
-        return self.codes.size * (1 + (self.codes.dtype == jnp.uint8)) // outputs
+        return self.codes.size * (1 + (self.codes.dtype == jnp.uint8)) // self.outputs
 
     @property
     def kernel(self) -> Array:

@@ -131,9 +131,13 @@ def _on_tpu(x: Array, codes: Array, scales: Array) -> Array:
 
     Both keep the codes' conversion inside the product. Eight rows fill a register.
     """
-    codes, scales = apart(codes, groups(codes, scales)), _by_group(codes, scales)
-    count, rows = len(codes), x.shape[0]
+    rows = x.shape[0]
     x = jnp.pad(x, ((0, max(0, 8 - rows)), (0, 0)))
+    if groups(codes, scales) == 1:
+        y = _dot(x, whole(codes).astype(x.dtype))[:rows]
+        return y * by_output(codes, scales)[:, 0].astype(jnp.float32)
+    codes, scales = apart(codes, groups(codes, scales)), _by_group(codes, scales)
+    count = len(codes)
     grouped = x.reshape(x.shape[0], count, -1)
     if count > 1 and rows > _FEW["tpu"]:
         scaled = codes.astype(x.dtype) * scales[..., None].astype(x.dtype)

@@ -137,10 +137,16 @@ def gathered(blocks: Tree, config: Config, mesh: Mesh | None) -> Tree:
         if word == "qkv":
             even = config.kv_heads % ways(mesh, "heads") == 0
         else:
-            even = word not in INPUTS or _divides(config, mesh, INPUTS[word], pieces(layer))
+            even = word not in INPUTS or cuts_inputs(name, layer, config, mesh)
         return layer if even else Gathered(layer, mesh)
 
     return map_layers(change, blocks, LinearLayer)
+
+
+def cuts_inputs(name: str, layer: Any, config: Config, mesh: Mesh) -> bool:
+    """Whether `tensor` cuts the inputs of a layer, as `shardings` lays it, and not its outputs."""
+    axis = next((INPUTS[word] for word in name.split(".") if word in INPUTS), None)
+    return axis is not None and _divides(config, mesh, axis, pieces(layer))
 
 
 def mesh_of(tree: Any) -> Mesh | None:

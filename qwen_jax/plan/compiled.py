@@ -16,7 +16,10 @@ from qwen_jax.plan.chips import CHIPS, parse
 from qwen_jax.plan.estimate import CHUNK, PRECISIONS, Job
 
 ENVIRONMENT = {
-    "gpu": {"XLA_FLAGS": "--xla_gpu_autotune_level=0"},  # autotuning would need the GPU
+    "gpu": {
+        "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # autotuning would need the GPU
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # so would asking for CUPTI's version
+    },
     "tpu": {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

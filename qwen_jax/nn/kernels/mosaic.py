@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from qwen_jax.nn.attention import MASKED
 from qwen_jax.nn.kernels.integers import div
+from qwen_jax.nn.kernels.stored import Pair, arrays, pairs
 from qwen_jax.nn.kernels.work import Work
 from qwen_jax.nn.projected import Projected
 from qwen_jax.nn.rope import Where
@@ -25,7 +26,6 @@ BLOCK = 64  # positions of a product
 ROWS = 16  # queries of a product
 _BYTES = 2**20  # of keys in a step: four such buffers lie in on-chip memory
 _LANES = 128
-Pair = tuple[Array, Array | None]  # keys or values [P K page H], the scales of int8 [P K page]
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
@@ -46,7 +46,7 @@ def decode(
     groups, page, kind = groups - 2, keys[0].shape[2], keys[0].dtype
     if table is None:
         table = jnp.arange(batch, dtype=jnp.int32)[:, None]
-    stores = [x for pair in zip(keys, values, strict=True) for x in pair if x is not None]
+    stores = arrays(keys, values)
     quantised = len(stores) == 4
     part = _part(page, heads * size * kind.itemsize, quantised)
     work = Work(length, page, part, tile=32 // kind.itemsize, room=table.shape[1] * page)
@@ -97,14 +97,7 @@ def decode(
     )(*steps, asked.qkv, turns, *norms, *stores)  # fmt: skip
     y = y.reshape(batch, heads, length, groups, size)
     y = jnp.where(ends[:, None, None, None, None] > 0, jnp.moveaxis(y, 2, 1), 0)
-    return (
-        y,
-        (stores[0], stores[2] if quantised else None),
-        (
-            stores[1],
-            stores[3] if quantised else None,
-        ),
-    )
+    return y, *pairs(stores)
 
 
 def _part(page: int, token: int, quantised: bool) -> int:

@@ -18,13 +18,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from qwen_jax.nn.attention import MASKED
 from qwen_jax.nn.kernels.integers import div, rem
+from qwen_jax.nn.kernels.stored import Pair, arrays
 
 BLOCK = 512  # keys of a step
 _HEADS = 8  # key/value heads of a program, where there are more: rows of a register of scales
 _BYTES = 4096  # of queries of a program, all heads together, for each number of a head
 _FEWEST, _MOST = 16, 256  # of a head
 _LANES = 128
-Pair = tuple[Array, Array | None]  # keys or values [P K page H], the scales of int8 [P K page]
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
@@ -69,7 +69,7 @@ def attend(
         specs = [pl.BlockSpec(shape, functools.partial(at, n)) for n in range(pieces)]
         return [x] * pieces, specs
 
-    stores = [stored(x) for pair in zip(keys, values, strict=True) for x in pair if x is not None]
+    stores = [stored(x) for x in arrays(keys, values)]
     wide = own * groups * size
     asked = pl.BlockSpec((None, tile, wide), lambda b, h, t, i, *s: (b, t, h))
     rows = own * groups, tile

@@ -19,12 +19,12 @@ from jax.experimental.pallas import triton as plgpu
 
 from qwen_jax.nn.attention import MASKED
 from qwen_jax.nn.kernels.integers import div, rem
+from qwen_jax.nn.kernels.stored import Pair, arrays, pairs
 from qwen_jax.nn.projected import Projected
 
 BLOCK = 64  # positions read at once
 ROWS = 16  # of a product: the fewest that a tensor core takes
 _SLAB = 32  # chunks joined at once
-Pair = tuple[Array, Array | None]  # keys or values [P K page H], the scales of int8 [P K page]
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
@@ -57,7 +57,7 @@ def decode(
     chunks = pl.cdiv(room, chunk)
     most = max(1, ROWS // groups)  # queries of a program
     parts, own = pl.cdiv(length, most), min(most, length) * groups
-    stores = [x for pair in zip(keys, values, strict=True) for x in pair if x is not None]
+    stores = arrays(keys, values)
     count = len(stores)
     starts, ends = where.positions[:, 0], jnp.minimum(ends, room)
     inputs = (table, starts, ends, qkv, turn)
@@ -94,14 +94,7 @@ def decode(
         interpret=interpret,
         name="decode_join",
     )(starts, ends, y, top, total)
-    return (
-        y,
-        (stores[0], stores[2] if count == 4 else None),
-        (
-            stores[1],
-            stores[3] if count == 4 else None,
-        ),
-    )
+    return y, *pairs(stores)
 
 
 def _part(

@@ -29,7 +29,7 @@ def fits(codes: Array) -> bool:
     return codes.dtype == jnp.uint8 and codes.ndim == 3
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
+@functools.partial(jax.jit, static_argnames=("dtype", "interpret"))
 def product(
     x: Array,
     codes: Array,
@@ -37,11 +37,12 @@ def product(
     zeros: Array | None,
     bias: Array | None,
     *,
+    dtype: Any = None,
     interpret: bool = False,
 ) -> Array:
-    """x [M in] -> [M out] in x's type. codes [out groups half]: see quant_matmul.halved.
+    """x [M in] -> [M out] in `dtype`, default x's.
 
-    scales and zeros [out groups], bias [out].
+    codes [out groups half]: see quant_matmul.halved; scales and zeros [out groups], bias [out].
     """
     rows, outputs = x.shape[0], len(codes)
     few = rows <= _FEW
@@ -54,7 +55,7 @@ def product(
         grid=(pl.cdiv(rows, tile), pl.cdiv(outputs, own)),
         in_specs=jax.tree.map(lambda _: pl.no_block_spec, inputs),
         out_specs=pl.no_block_spec,
-        out_shape=jax.ShapeDtypeStruct((rows, outputs), x.dtype),
+        out_shape=jax.ShapeDtypeStruct((rows, outputs), dtype or x.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=4 if few else 8, num_stages=4 if few else 3),
         interpret=interpret,
         name="int4_product",

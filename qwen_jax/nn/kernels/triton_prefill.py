@@ -16,10 +16,10 @@ from jax.experimental.pallas import triton as plgpu
 
 from qwen_jax.nn.attention import MASKED
 from qwen_jax.nn.kernels.integers import div, rem
+from qwen_jax.nn.kernels.stored import Pair
 
 BLOCK = 64  # keys read at once
 _FEWEST, _MOST = 16, 64  # queries of a program
-Pair = tuple[Array, Array | None]  # keys or values [P K page H], the scales of int8 [P K page]
 
 
 @functools.partial(jax.jit, static_argnames="interpret")

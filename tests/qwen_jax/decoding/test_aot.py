@@ -127,7 +127,9 @@ HloModule m
   %s = (f32[8,4]{1,0}) parameter(0)
   %a = f32[8,4]{1,0} get-tuple-element(%s), index=0
   %b = f32[4,8]{1,0} fusion(%a), kind=kLoop, calls=%copying, metadata={op_name="transposed"}
-  %c = f32[1,4]{1,0} all-reduce(%b), channel_id=1, to_apply=%add
+  %c = f32[1,4]{1,0} all-reduce(%b), channel_id=1, metadata={op_name="first"}
+  %c.1 = f32[1,4]{1,0} all-reduce(%b), channel_id=1, metadata={op_name="first"}
+  %e = f32[1,4]{1,0} all-reduce(%b), channel_id=1, metadata={op_name="second"}
   %n = f32[8,4]{1,0:T(8,128)S(1)} copy(%a)
   %d = f32[8,4]{1,0} fusion(%a, %c), kind=kLoop, calls=%writing
   ROOT %r = (f32[8,4]{1,0}) tuple(%d)
@@ -154,8 +156,8 @@ def test_the_reader_tells_copies_from_writes_in_place() -> None:
     assert [(i.name, a.bytes) for i, a in module.large(body, 128)] == [("b", 128)]
     assert "transposed" in str(module.large(body, 128)[0][0])
     assert module.large(body, 129) == []
-    assert module.kernels(body) == 4
-    assert module.collectives(body) == {"all-reduce": {"count": 1, "bytes": 16}}
+    assert module.kernels(body) == 6
+    assert module.collectives(body) == {"all-reduce": {"count": 2, "bytes": 32}}
 
 
 NESTED = """

@@ -1,4 +1,4 @@
-"""Few rows with int4 weights on TPUs: one kernel, exact up to the order of float32 sums.
+"""Few rows with integer weights in groups on TPUs: one kernel, exact up to the order of sums.
 
 A group's products with codes are summed in float32, and what its zeros are worth, before its scale
 reaches them. Steps are tiles of outputs, and for each of them all groups, some at a time.
@@ -20,10 +20,10 @@ _GROUPS = 32  # of a step: rows of a register of zeros
 
 def fits(codes: Array) -> bool:
     """Whether these are groups apart, along whole registers."""
-    return codes.dtype == jnp.int4 and codes.ndim == 3 and codes.shape[2] % 128 == 0
+    return codes.dtype != jnp.uint8 and codes.ndim == 3 and codes.shape[2] % 128 == 0
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
+@functools.partial(jax.jit, static_argnames=("dtype", "interpret"))
 def product(
     x: Array,
     codes: Array,
@@ -31,9 +31,13 @@ def product(
     zeros: Array | None,
     bias: Array | None,
     *,
+    dtype: Any = None,
     interpret: Any = False,
 ) -> Array:
-    """x [M in] -> [M out] in x's type. codes [groups out size], scales and zeros [groups out]."""
+    """x [M in] -> [M out] in `dtype`, default x's. codes [groups out size].
+
+    scales and zeros [groups out], bias [out].
+    """
     groups, outputs, size = codes.shape
     own, tile = min(groups, _GROUPS), min(_OUTPUTS, outputs)
     rows = x.shape[0]
@@ -53,11 +57,11 @@ def product(
             specs,
         ],
         out_specs=pl.BlockSpec((rows, tile), lambda o, g: (0, o)),
-        out_shape=jax.ShapeDtypeStruct((rows, outputs), x.dtype),
+        out_shape=jax.ShapeDtypeStruct((rows, outputs), dtype or x.dtype),
         scratch_shapes=[pltpu.VMEM((rows, tile), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
-        name="int4_product",
+        name="quant_product",
     )(x, codes, jax.lax.bitcast_convert_type(scales, jnp.int16), extra)
     return y
 
