@@ -102,9 +102,9 @@ def step(
 
     allowed: [B W] uint32, a bit for every id that the next token may be, lowest bits first; where
     it is not all of them, count is 1. slots: [B], those that go on, in the order of the Output;
-    numbers past the last slot are padding; default, all. table: [b blocks], the pages of the texts
-    of the first b of them, which are the ones that go on, where slots share pages. width: the most
-    that `count` may be in this program. drafting: False where there may be no more than `count`.
+    numbers past the last slot are padding; default, all. table: [B blocks], the pages of their
+    texts, where slots share pages. width: the most that `count` may be in this program. drafting:
+    False where there may be no more than `count`.
     """
     width = count if width is None else width
     assert count <= width
@@ -202,15 +202,14 @@ def _step(
 ) -> tuple[State, Output]:
     rows, mesh = state.rows.take(slots), weights.structure.mesh
     number = len(rows.active)
-    live = number if table is None else len(table)  # rows that the network computes
     passes = Passes(
-        model=fused(select_adapters(weights.model(), rows.adapters[:live]), state.cache.backend),
+        model=fused(select_adapters(weights.model(), rows.adapters), state.cache.backend),
         mesh=mesh,
         slots=jnp.arange(number) if slots is None else slots,
         table=table,
         allowed=allowed,
         drafting=drafting,
-        live=live,
+        shadowed=table is not None and number == 1 and not weights.hosted,
     )
     output = Output.empty(number, width * (1 + most), rows.active)
     if state.texts is not None:

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from qwen_jax.decoding.flat_params import Weights
 from qwen_jax.decoding.state import Output, Rows, Texts, gather_logits, sample_next
-from qwen_jax.nn.cpu.kinds import available
 from qwen_jax.nn.kv_cache import Cache
 from qwen_jax.nn.model import Qwen
 from qwen_jax.program.limits import MAX_DRAFT_TOKENS
@@ -42,7 +41,7 @@ class Drafts:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Going:
-    """Answers between two passes: B rows, of which the network computes the first b."""
+    """Answers between two passes, of B rows."""
 
     cache: Cache
     rows: Rows
@@ -60,10 +59,10 @@ class Passes:
     model: Qwen
     mesh: Mesh | None
     slots: Array  # [B] whose texts the rows are
-    table: Array | None  # [b blocks]
+    table: Array | None  # [B blocks]
     allowed: Array | None  # [B W]
     drafting: Array  # [] bool: whether drafts may be made
-    live: int  # b
+    shadowed: bool  # one row needs a second beside it, which may as well be a draft
 
     def run(self, going: Going, count: Array, most: int) -> Going:
         """So many passes, or until no row is active; with drafts of `most` tokens at most.
@@ -75,9 +74,7 @@ class Passes:
             nothing = jnp.zeros((len(going.rows.active), 0), jnp.int32)
             one = lambda going: self._pass(going, nothing, jnp.zeros_like(going.filled))[0]
             return jax.lax.while_loop(more, one, going)
-        # XLA's CPU has another path for products of one row, so that a server's only text has a
-        # shadow, which may as well be a draft.
-        least = int(self.table is not None and self.live == 1)
+        least = int(self.shadowed)
         few, many = (functools.partial(self._verify, width) for width in (least, most))
         worth = lambda going: jnp.any(going.drafts.worth > least)
 
@@ -107,13 +104,13 @@ class Passes:
 
     def _pass(self, going: Going, drafts: Array, number: Array) -> tuple[Going, Array]:
         """A pass over rows with drafts [B T-1], of each row so many; and what was said [B T]."""
-        rows, live, width = going.rows, self.live, drafts.shape[1] + 1
+        rows, width = going.rows, drafts.shape[1] + 1
         tokens = jnp.concatenate([rows.tokens[:, None], drafts], axis=1)
         positions = rows.positions[:, None] + jnp.arange(width)
         ends = jnp.where(rows.active, rows.positions + 1 + number, 0)
-        cache = going.cache.select(self.table, ends[:live], apart=True)
-        x, cache = self.model(tokens[:live], positions[:live], rows.prompt_lengths[:live], cache)
-        logits = self._logits(x, len(rows.active))
+        cache = going.cache.select(self.table, ends, apart=True)
+        x, cache = self.model(tokens, positions, rows.prompt_lengths, cache)
+        logits = self._logits(x)
         going = replace(going, cache=cache.select(None, None), done=going.done + 1)
         Carry = tuple[Array, Array, Going, Array]
 
@@ -135,15 +132,13 @@ class Passes:
             going = replace(going, texts=texts)
         return going, said
 
-    def _logits(self, x: Array, rows: int) -> Callable[[Array], Array]:
-        """Of hidden states [b T D], the logits [B V] at a place of T."""
-        missing = ((0, rows - self.live), (0, 0))
+    def _logits(self, x: Array) -> Callable[[Array], Array]:
+        """Of hidden states [B T D], the logits [B V] at a place of T."""
         if x.shape[1] == 1:
-            logits = gather_logits(self.model.logits(jnp.pad(x[:, 0], missing)), self.mesh)
+            logits = gather_logits(self.model.logits(x[:, 0]), self.mesh)
             return lambda at: logits
         logits = gather_logits(self.model.logits(x), self.mesh)
-        part = lambda at: jax.lax.dynamic_index_in_dim(logits, at, axis=1, keepdims=False)
-        return lambda at: jnp.pad(part(at), missing)
+        return lambda at: jax.lax.dynamic_index_in_dim(logits, at, axis=1, keepdims=False)
 
 
 def _take(
@@ -180,7 +175,7 @@ def _learnt(going: Going, slots: Array, said: Array, drafts: Drafts, number: Arr
 def most(weights: Weights, rows: int, wanted: int) -> int:
     """Tokens of a draft that a pass over so many rows verifies at little cost, of those wanted."""
     limit = _ROWS.get(weights.platform, _MANY_ROWS)
-    if _own(weights):
+    if weights.hosted:
         limit = _OWN_ROWS
     elif weights.platform == "cpu" and (
         weights.structure.quantised or weights.dtype != jnp.float32
@@ -197,14 +192,10 @@ def wanted(weights: Weights, rows: int, draft_tokens: int | None) -> int:
     """
     check(draft_tokens)
     if draft_tokens is None:
-        on_cpu = weights.platform == "cpu" and not _own(weights)
+        on_cpu = weights.platform == "cpu" and not weights.hosted
         lone = rows == 1 and weights.dtype == jnp.float32
         return 0 if on_cpu and (lone or weights.structure.quantised) else DRAFT_TOKENS
     return int(draft_tokens)
-
-
-def _own(weights: Weights) -> bool:
-    return weights.structure.one_cpu and available()
 
 
 def check(draft_tokens: int | None) -> None:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwen_jax.config import Config
 from qwen_jax.decoding import executables
 from qwen_jax.nn.cpu.kinds import available
-from qwen_jax.nn.cpu.layers import hosted
+from qwen_jax.nn.cpu.layers import all_hosted, hosted
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
@@ -79,6 +79,14 @@ class Weights:
         """The network, for use in a program."""
         model = gathered(self._bare(), self.structure.config, self.structure.mesh)
         return hosted(model) if self.structure.one_cpu else model
+
+    @functools.cached_property
+    def hosted(self) -> bool:
+        """Whether all products are nn.cpu's: one row has the bits that it has among others.
+
+        XLA's CPU has another path for products of one row, whose sums differ in the last bit.
+        """
+        return self.structure.one_cpu and all_hosted(self._bare())
 
     def _bare(self) -> Qwen:
         return jax.tree.unflatten(self.structure.tree, self.leaves)

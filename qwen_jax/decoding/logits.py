@@ -135,6 +135,17 @@ class History:
         )
 
 
+def log_softmax(logits: Array) -> Array:
+    """Logarithms of probabilities [B V], of logits [B V]."""
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    return shifted - jnp.log(row_sum(jnp.exp(shifted)))[:, None]
+
+
+def _softmax(logits: Array) -> Array:
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    return weights / row_sum(weights)[:, None]
+
+
 def every_id(vocab: int) -> np.ndarray:
     """A mask [1 W] that allows all ids: W words of 32 bits, lowest bits first."""
     return np.full((1, -(-vocab // 32)), 0xFFFFFFFF, np.uint32)
@@ -160,7 +171,7 @@ def sample(
 
     def draw() -> Array:
         keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(settings.key), positions)
-        drawn = pick(jax.nn.softmax(warp(logits, settings)), jax.vmap(jax.random.uniform)(keys))
+        drawn = pick(_softmax(warp(logits, settings)), jax.vmap(jax.random.uniform)(keys))
         return jnp.where(settings.temperature > 0, drawn, best)
 
     return jax.lax.cond(jnp.any(settings.temperature > 0), draw, lambda: best)
@@ -189,7 +200,7 @@ def pick(weights: Array, point: Array) -> Array:
         before = jnp.take_along_axis(ends - parts, index, axis=1)[:, 0]
         return index, jnp.maximum(point - before, 0)
 
-    sums = jnp.sum(runs, axis=-1)
+    sums = row_sum(runs)
     run, rest = search(sums, point * row_sum(sums))
     index, _ = search(jnp.take_along_axis(runs, run[:, :, None], axis=1)[:, 0], rest)
     return (run * width + index)[:, 0].astype(jnp.int32)
@@ -228,7 +239,7 @@ def warp(logits: Array, settings: SamplingArrays) -> Array:
 
     def top_p() -> Array:
         budget = jnp.where(settings.top_p < 1, settings.top_p, jnp.inf)
-        return drop(_within(logits, jax.nn.softmax(logits, axis=-1), budget))
+        return drop(_within(logits, _softmax(logits), budget))
 
     logits = jax.lax.cond(jnp.any(settings.top_p < 1), top_p, lambda: logits)
     best = jnp.max(logits, axis=-1, keepdims=True)
@@ -270,7 +281,7 @@ def _within(logits: Array, weights: Array, budget: Array) -> Array:
 
     def halve(step: Array, lowest: Array) -> Array:  # the least value with less above it
         half = jnp.uint32(1) << (31 - step).astype(jnp.uint32)
-        above = jnp.sum(jnp.where(ordered > (lowest + half - 1)[:, None], weights, 0), axis=-1)
+        above = row_sum(jnp.where(ordered > (lowest + half - 1)[:, None], weights, 0))
         return jnp.where(above < budget, lowest, lowest + half)
 
     lowest = jax.lax.fori_loop(0, 32, halve, jnp.zeros(logits.shape[0], jnp.uint32))

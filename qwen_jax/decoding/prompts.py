@@ -16,7 +16,7 @@ from jax import Array
 
 from qwen_jax.decoding.decode import bucket, power
 from qwen_jax.decoding.flat_params import Structure, Weights, flatten
-from qwen_jax.decoding.logits import History, SamplingArrays, best
+from qwen_jax.decoding.logits import History, SamplingArrays, best, log_softmax
 from qwen_jax.decoding.pieces import Packed, Piece, PieceProgram, newest, pack, rows_of
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import (
@@ -192,7 +192,7 @@ def _score_chunk(
 ) -> tuple[State, Scores]:
     mesh = weights.structure.mesh
     logits = weights.model().logits(x.reshape(-1, x.shape[-1]))
-    logprobs = jax.nn.log_softmax(gather_logits(logits, mesh), axis=-1)  # [T V]
+    logprobs = log_softmax(gather_logits(logits, mesh))  # [T V]
     ids, values = best(logprobs, jnp.bool_(True))
     chosen = jnp.take_along_axis(logprobs, following[:, None], axis=1)[:, 0]
     active = state.rows.active.at[packed.slots].set(False, mode="drop")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qwen_jax.nn.sums import row_sum
+from qwen_jax.nn.sums import alike, row_sum
 
 MASKED = -1e30  # finite, so that a query without any key gives numbers and not NaN
 _QUERY_BLOCK = 512  # queries of a whole text scored at once: bounds its [K G T S] scores
@@ -43,8 +43,7 @@ def attend(
     else:
         whole = functools.partial(_in_blocks, size=_KEY_BLOCK, rows=1)
         padded = functools.partial(_in_blocks, size=_KEY_BLOCK, rows=8)
-    # XLA's CPU sums a product of one row in another order than all others
-    blocks = functools.partial(_in_blocks, size=PAGE, rows=2)
+    blocks = functools.partial(_in_blocks, size=PAGE, rows=alike(_kind(query, key)))
     return form(query, key, value, table, positions, ends, cpu=blocks, tpu=padded, default=whole)
 
 

@@ -1,6 +1,6 @@
 """Products with weights, and sums along a row, in the form that suits each platform.
 
-A row's bits do not depend on how many rows there are, from two on.
+A row's bits do not depend on how many rows there are, where there are some: see `alike`.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 _FEW = 4096  # numbers that XLA's CPU sums in another order
 
@@ -31,6 +32,14 @@ def row_sum(x: Array) -> Array:
     return jax.lax.platform_dependent(x, cpu=filled, default=plain)
 
 
+def alike(dtype: DTypeLike) -> int:
+    """Rows of a product of XLA's CPU from which on a row has the same bits, however many there are.
+
+    One is summed in another order, and on processors that multiply tiles of bf16, two are as well.
+    """
+    return 2 if dtype == jnp.float32 else 3
+
+
 @jax.custom_vjp
 def matmul(x: Array, kernel: Array) -> Array:
     """x [... in] with kernel [out in] -> float32 [... out].
@@ -47,7 +56,7 @@ def _matmul(x: Array, kernel: Array) -> Array:
     if rows.shape[0] >= 8:
         y = _product(rows, kernel)
     else:
-        cpu = _padded(1 if x.dtype == jnp.float32 else 2)
+        cpu = _padded(1 if x.dtype == jnp.float32 else alike(x.dtype))
         y = jax.lax.platform_dependent(rows, kernel, cpu=cpu, tpu=_padded(8), default=_product)
     return y.reshape(*x.shape[:-1], kernel.shape[0])
 

@@ -64,12 +64,9 @@ class ModelRunner:
         self._attention, self._pools = attention, pools
         self.draft_tokens = draft_tokens if pools is None else 0
         self._chunk_rows = [size // self.tile for size in sizes(chunk, self.tile)]
-        alone = self.draft_tokens > 0 and self.weights.platform == "cpu"
-        self._rows = _powers(slots, alone)
+        shadowed = self.draft_tokens > 0 and self.weights.platform == "cpu"
+        self._rows = _powers(slots, 1 if self.weights.hosted or shadowed else 2)
         self._every_id = every_id(self.config.vocab)
-        # XLA's CPU sums few numbers in another order, and an answer's bits must not depend on how
-        # many there are: so many rows are sampled at least.
-        self._least = max(4, -(-4096 // self.config.vocab))
         self.reset()
 
     def reset(self) -> None:
@@ -150,7 +147,7 @@ class ModelRunner:
             self._table,
             tile=self.tile,
             rows=rows,
-            count=max(rows, self._least),
+            count=rows,
         )
         return output
 
@@ -172,7 +169,7 @@ class ModelRunner:
 
     def _step(self, slots: Sequence[int], count: int, masks: Mapping[int, bytes] | None) -> Output:
         rows = next(rows for rows in self._rows if rows >= len(slots))
-        chosen = np.full(max(rows, self._least), self.slots, np.int32)
+        chosen = np.full(rows, self.slots, np.int32)
         chosen[: len(slots)] = slots
         allowed = np.repeat(self._every_id, len(chosen), axis=0)
         for row, slot in enumerate(slots):
@@ -184,7 +181,7 @@ class ModelRunner:
             count,
             allowed,
             slots=chosen,
-            table=self._table[np.minimum(chosen[:rows], self.slots - 1)],
+            table=self._table[np.minimum(chosen, self.slots - 1)],
             width=self._step_tokens,
             drafting=masks is None,
         )
@@ -238,13 +235,9 @@ class ModelRunner:
             yield Step(range(min(rows, self.slots)), 1)
 
 
-def _powers(slots: int, alone: bool) -> list[int]:
-    """2, 4, 8, ... up to as many rows as there are slots, or one slot and its shadow.
-
-    XLA's CPU has another path for products of one row, whose sums differ in the last bit. alone:
-    one row too, whose shadow is a draft of its own.
-    """
-    powers = [1, 2] if alone else [2]
+def _powers(slots: int, least: int) -> list[int]:
+    """`least`, twice that and so on, up to as many rows as there are slots."""
+    powers = [least]
     while powers[-1] < slots:
         powers.append(2 * powers[-1])
     return powers

@@ -14,7 +14,7 @@ from jax import Array
 
 from qwen_jax.nn import quant_matmul
 from qwen_jax.nn.cpu.kinds import OUTPUTS, Kind, available
-from qwen_jax.nn.model import Linear, Qwen, RMSNorm
+from qwen_jax.nn.model import Linear, LinearLayer, Qwen, RMSNorm
 from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.tree import map_layers, named_layers
 
@@ -40,6 +40,12 @@ def hosted(model: Qwen) -> Qwen:
         return layer if kind is None else HostQuant(*fields, _registered(kind))
 
     return map_layers(integers, map_layers(floats, model, Linear), QuantLinear)
+
+
+def all_hosted(model: Qwen) -> bool:
+    """Whether every product with weights has the same bits for one row as for any other number."""
+    layers = named_layers(hosted(model), LinearLayer).values()
+    return all(isinstance(layer, HostLinear | HostQuant) for layer in layers)
 
 
 def floats_kind(kernel: Array) -> Kind | None:

@@ -1,5 +1,6 @@
 """Drafts are what stood there before, and an answer is the same with and without them."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from qwen_jax import Sampling
 from qwen_jax.config import Config
 from qwen_jax.decoding import drafts
 from qwen_jax.decoding.completion import complete
-from qwen_jax.decoding.flat_params import flatten
+from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.state import Texts
 from qwen_jax.nn.model import Qwen, init
 from tests.qwen_jax.memorised_model import with_assets
@@ -141,14 +142,17 @@ def test_a_wrong_number_is_named(wild: Qwen, wrong: Any) -> None:
         complete(wild, [[1]], draft_tokens=wrong)
 
 
-def test_drafts_are_as_long_as_is_cheap(wild: Qwen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_are_as_long_as_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """With products of our own few rows cost a CPU what one does; XLA's differ by their type."""
-    weights = flatten(wild)
-    short = flatten(jax.tree.map(lambda x: x.astype(jnp.bfloat16), wild))
+    config = Config.from_hf(QWEN2 | {"intermediate_size": 64})
+    weights, short = (
+        flatten(init(config, jax.random.key(0), dtype)) for dtype in (jnp.float32, jnp.bfloat16)
+    )
     for kind in (weights, short):
         assert drafts.wanted(kind, 1, None) == drafts.DRAFT_TOKENS
         assert [drafts.most(kind, rows, 4) for rows in (1, 2, 4, 8, 64)] == [4, 3, 1, 0, 0]
-    monkeypatch.setattr(drafts, "available", lambda: False)
+    monkeypatch.setattr(Weights, "hosted", False)
+    weights, short = replace(weights), replace(short)
     assert drafts.wanted(weights, 1, None) == 0
     assert drafts.wanted(weights, 2, None) == drafts.DRAFT_TOKENS
     assert drafts.wanted(weights, 1, 7) == 7
