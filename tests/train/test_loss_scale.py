@@ -119,7 +119,8 @@ def test_steps_are_numpys_without_those_that_overflow() -> None:
     assert pair(state.loss_scale) == (TOO_MUCH / 4, 3)
     for name, x in adamw(wanted, gradients).items():
         off = np.abs(state.trained[name] - x).mean()
-        assert off < 0.02 * np.abs(x - wanted[name]).mean(), name
+        noise = 0.05 if name.endswith("qkv.bias") else 0.005  # keys' biases have no true gradient
+        assert off < noise * np.abs(x - wanted[name]).mean(), name
 
 
 @pytest.mark.parametrize(("method", "sizes"), [("lora", (2, 1, 4)), ("qlora", None)])
