@@ -9,6 +9,7 @@ from qwen_jax import model_folder
 from qwen_jax.cli import run
 from qwen_jax.files import atomic, sizes
 from qwen_jax.program import imports, interruption, limits
+from qwen_jax.storage.native_layout import MANIFEST
 
 GROUPS = {  # of --help
     "Hugging Face to native": "hf source dtype verify",
@@ -142,7 +143,7 @@ def _expect_source(
 
     expect(hf, source, revision)
     made = model_folder.default_out(hf) if out is None else Path(out)
-    if not (verify and (made / model_folder.MANIFEST).is_file()):
+    if not (verify and (made / MANIFEST).is_file()):
         atomic.expect_free(made)
 
 

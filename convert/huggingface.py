@@ -20,7 +20,6 @@ from qwen_jax.files.strict_json import Kind, StrictObject, tabled
 from qwen_jax.nn.quant import FIELDS, Format, abstract_leaves
 from qwen_jax.nn.tree import FLOATS
 from qwen_jax.storage import pooling_config
-from qwen_jax.storage.early import MANIFEST
 from qwen_jax.storage.hf_names import (
     HEAD,
     TensorView,
@@ -30,6 +29,7 @@ from qwen_jax.storage.hf_names import (
     tied_head,
 )
 from qwen_jax.storage.native import mismatches
+from qwen_jax.storage.native_layout import MANIFEST
 from qwen_jax.storage.safetensors_file import Shard, Tensor, read_shard
 from qwen_jax.text import vocabulary
 from qwen_jax.text.tokenizer import Tokenizer

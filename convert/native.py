@@ -21,7 +21,7 @@ from qwen_jax.files.problems import Problems
 from qwen_jax.model_folder import default_out
 from qwen_jax.nn.quant import FIELDS, abstract_leaves
 from qwen_jax.nn.tree import FLOATS, INTEGERS
-from qwen_jax.storage import early, native
+from qwen_jax.storage import native, native_layout
 from qwen_jax.storage.hashed_arrays import digest, digest_file
 from qwen_jax.storage.hf_names import is_harmless
 from qwen_jax.storage.native import Manifest
@@ -61,7 +61,7 @@ def to_native(
     """
     out = default_out(hf) if out is None else Path(out)
     is_there = out.exists()
-    if is_there and not (verify and (out / early.MANIFEST).is_file()):
+    if is_there and not (verify and (out / native_layout.MANIFEST).is_file()):
         raise FileExistsError(
             f"{out} exists; choose another folder with --out or delete it "
             "(--verify compares a native folder with its source)"
@@ -159,7 +159,7 @@ def _write(
             packed = vocabulary_file.pack(checkpoint.vocabulary)
             (partial / vocabulary_file.NAME).write_bytes(packed)
         for piece, leaves in pieces.items():
-            if (there := early.piece_file(partial, piece)).exists():
+            if (there := native_layout.piece_file(partial, piece)).exists():
                 progress.skip(there.stat().st_size)
                 continue
             arrays = {
@@ -170,7 +170,7 @@ def _write(
             native.write_piece(partial, piece, arrays)
             if quantizer is not None:
                 quantizer.done(piece)
-            progress.advance(sizes.on_disk(partial / early.WEIGHTS / piece))
+            progress.advance(sizes.on_disk(partial / native_layout.WEIGHTS / piece))
         if quantizer is not None:
             quantizer.finish(partial)
         manifest.seal(partial)
@@ -194,7 +194,7 @@ def _state(checkpoint: Checkpoint, manifest: Manifest, quantizer: Quantizer | No
 def _keep(partial: Path, state: str) -> int:
     """Leave only the whole pieces of a conversion in this state; their bytes."""
     if (partial / STATE).is_file() and (partial / STATE).read_text("utf-8") == state:
-        for rest in (partial / early.WEIGHTS).glob("*.partial"):
+        for rest in (partial / native_layout.WEIGHTS).glob("*.partial"):
             rest.unlink()
     elif partial.exists():
         shutil.rmtree(partial)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_jax.program import rendezvous
+from qwen_jax.storage.native_layout import MANIFEST
 
-MANIFEST = "manifest.json"  # what makes a folder native; storage.native has the rest
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 

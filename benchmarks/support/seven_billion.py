@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.support.server import ROOT, started
 from qwen_jax.config import Config
-from qwen_jax.storage import early, native
+from qwen_jax.storage import native, native_layout
 from qwen_jax.storage.hashed_arrays import digest_file
 from qwen_jax.storage.native import Manifest
 
@@ -78,7 +78,7 @@ def write(out: Path, tokenizer: Path) -> Path:
 
 def drop(folder: Path) -> None:
     """Have the system forget what it keeps of the weights."""
-    for file in (folder / early.WEIGHTS).iterdir():
+    for file in (folder / native_layout.WEIGHTS).iterdir():
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -97,7 +97,7 @@ def read(folder: Path) -> float:
 
     began = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
-        held = list(pool.map(one, (folder / early.WEIGHTS).iterdir()))
+        held = list(pool.map(one, (folder / native_layout.WEIGHTS).iterdir()))
     seconds = time.monotonic() - began
     held.clear()
     return seconds

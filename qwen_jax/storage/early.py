@@ -13,15 +13,11 @@ import numpy as np
 from qwen_jax.files import strict_json
 from qwen_jax.storage import hashed_arrays
 from qwen_jax.storage.hashed_arrays import Rows
+from qwen_jax.storage.native_layout import MANIFEST, piece_file
 
-MANIFEST, WEIGHTS = "manifest.json", "weights"
 _MOST = 2 << 30  # bytes that are read and not asked for yet: a device's host may have little memory
 Arrays = Mapping[str, np.ndarray]  # a piece's, whole
 _Key = tuple[Path, str]  # a file and its header's hash: it holds what was asked for, or nothing
-
-
-def piece_file(folder: Path, piece: str) -> Path:
-    return folder / WEIGHTS / f"{piece}.safetensors"
 
 
 class _Reader:

@@ -34,8 +34,8 @@ from qwen_jax.files.strict_json import SIZE, TEXT, StrictObject, choice, listed,
 from qwen_jax.nn.quant import abstract_leaves, formats_of
 from qwen_jax.nn.tree import FLOATS, INTEGERS
 from qwen_jax.storage import early, hashed_arrays, int4, pooling_config
-from qwen_jax.storage.early import MANIFEST, WEIGHTS, piece_file
 from qwen_jax.storage.hashed_arrays import Rows, digest, digest_file
+from qwen_jax.storage.native_layout import MANIFEST, WEIGHTS, piece_file
 
 FORMAT, VERSION = "qwen_jax", 2
 AGAIN = "copy the folder again, or convert the checkpoint again"

@@ -64,6 +64,7 @@ class ModelRunner:
         self._attention, self._pools = attention, pools
         self.draft_tokens = draft_tokens if pools is None else 0
         self._chunk_rows = [size // self.tile for size in sizes(chunk, self.tile)]
+        # XLA's products of one row have other bits than those of more
         shadowed = self.draft_tokens > 0 and self.weights.platform == "cpu"
         self._rows = _powers(slots, 1 if self.weights.hosted or shadowed else 2)
         self._every_id = every_id(self.config.vocab)

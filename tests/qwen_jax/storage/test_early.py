@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qwen_jax.storage import early, hashed_arrays
+from qwen_jax.storage.native_layout import MANIFEST, WEIGHTS, piece_file
 
 PIECES = {
     name: {"kernel": np.full((3, 5), n, np.float32)} for n, name in enumerate(("embed", "head"))
@@ -16,21 +17,21 @@ PIECES = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(early, "_reader", None)
-    (tmp_path / early.WEIGHTS).mkdir()
+    (tmp_path / WEIGHTS).mkdir()
     headers = {
-        name: hashed_arrays.write(early.piece_file(tmp_path, name), arrays)
+        name: hashed_arrays.write(piece_file(tmp_path, name), arrays)
         for name, arrays in PIECES.items()
     }
-    (tmp_path / early.MANIFEST).write_text(json.dumps({"pieces": headers}))
+    (tmp_path / MANIFEST).write_text(json.dumps({"pieces": headers}))
     return tmp_path
 
 
 def header(folder: Path, piece: str) -> str:
-    return hashed_arrays.header_digest(early.piece_file(folder, piece))
+    return hashed_arrays.header_digest(piece_file(folder, piece))
 
 
 def take(folder: Path, piece: str) -> early.Arrays | None:
-    return early.take(early.piece_file(folder, piece), header(folder, piece))
+    return early.take(piece_file(folder, piece), header(folder, piece))
 
 
 def wait(folder: Path) -> None:
@@ -54,7 +55,7 @@ def test_what_was_replaced_is_not_given(folder: Path) -> None:
     """A file is known by its header, which has the hashes of all that it holds."""
     early.begin(folder)
     wait(folder)
-    file = early.piece_file(folder, "head")
+    file = piece_file(folder, "head")
     file.unlink()
     hashed_arrays.write(file, {"kernel": np.full((3, 5), 7, np.float32)})
     assert take(folder, "head") is None
@@ -62,7 +63,7 @@ def test_what_was_replaced_is_not_given(folder: Path) -> None:
 
 
 def test_damage_is_left_for_who_asks(folder: Path) -> None:
-    file = early.piece_file(folder, "embed")
+    file = piece_file(folder, "embed")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

@@ -14,7 +14,7 @@ import pytest
 import convert
 from qwen_jax import bundled
 from qwen_jax.checkpoint import load
-from qwen_jax.storage import early, hashed_arrays, native
+from qwen_jax.storage import early, hashed_arrays, native, native_layout
 from qwen_jax.storage.native import Manifest
 from qwen_jax.storage.origin import Origin
 from tests.conftest import Golden
@@ -33,7 +33,7 @@ def broken(folder: Path, tmp_path: Path) -> Path:
 
 
 def edit_manifest(folder: Path, change: Callable[..., Any]) -> None:
-    file = folder / early.MANIFEST
+    file = folder / native_layout.MANIFEST
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(native.sealed(content)))
@@ -66,7 +66,7 @@ def test_manifest(broken: Path, change: Callable[..., Any], message: str) -> Non
 
 
 def test_every_problem_is_named(broken: Path) -> None:
-    early.piece_file(broken, "head").unlink()
+    native_layout.piece_file(broken, "head").unlink()
     (broken / "generation_config.json").unlink()
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 354}))
@@ -84,7 +84,7 @@ def test_every_problem_is_named(broken: Path) -> None:
 
 
 def test_manifest_that_was_edited_by_hand(broken: Path) -> None:
-    file = broken / early.MANIFEST
+    file = broken / native_layout.MANIFEST
     file.write_text(file.read_text().replace("model-00001", "model-00009"))
     with pytest.raises(ValueError, match="is damaged: its hash differs; copy the folder again"):
         load(broken)
@@ -108,7 +108,7 @@ def test_no_flipped_bit_is_loaded(broken: Path) -> None:
 
 
 def test_damaged_weights(broken: Path) -> None:
-    piece = early.piece_file(broken, "blocks.0")
+    piece = native_layout.piece_file(broken, "blocks.0")
     content = bytearray(piece.read_bytes())
     piece.write_bytes(content[:-1])
     with pytest.raises(
@@ -145,7 +145,7 @@ def test_what_was_read_early_is_what_is_loaded(
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other, strict=True)
         assert one.sharding == other.sharding
-    piece = early.piece_file(broken, "blocks.0")
+    piece = native_layout.piece_file(broken, "blocks.0")
     content = bytearray(piece.read_bytes())
     content[-1] ^= 1
     piece.write_bytes(content)
