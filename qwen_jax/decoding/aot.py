@@ -72,8 +72,8 @@ def state(
     first = weights.leaves[0]
     dtype = jnp.dtype(cache_dtype or weights.dtype)
     backend = decode.choose(weights.structure, weights.platform, length, pages, attention)
-    arguments = (weights.structure, slots, length, dtype, pages, backend, draft_tokens)
-    made = jax.eval_shape(lambda: decode._start(*arguments))
+    how = dtype, pages, backend, weights.looped, draft_tokens
+    made = jax.eval_shape(lambda: decode._start(weights.structure, slots, length, *how))
     if weights.structure.mesh is not None:
         return _put(made, state_shardings(made, weights.structure.mesh))
     return made if first.sharding is None else _put(made, first.sharding)
@@ -97,7 +97,7 @@ def step(
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
     """The program of prompts.prefill for `size` tokens at the start of a prompt."""
     arguments = _prefill(flatten(params), state, size, prompts.tile_of("accelerator"))
-    return prompts._prefill.whole.of(arguments[0]).trace(*arguments)
+    return prompts._prefill.of(arguments[0]).trace(*arguments)
 
 
 def prepare(

@@ -70,7 +70,8 @@ def start(
     default = jnp.float32 if weights.platform == "cpu" else weights.dtype
     dtype = jnp.dtype(cache_dtype or default)
     backend = choose(weights.structure, weights.platform, length, pages, attention)
-    state = _start(weights.structure, slots, length, dtype, pages, backend, draft_tokens)
+    how = dtype, pages, backend, weights.looped
+    state = _start(weights.structure, slots, length, *how, draft_tokens)
     # Parameters that were loaded are bound to their devices and bind what is computed from them. A
     # state that is not would be another kind of argument, and compile everything again.
     bind = lambda x: x if x.committed else jax.device_put(x, x.sharding)
@@ -157,7 +158,7 @@ def power(length: int) -> int:
     return 1 << max(0, length - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6, 7))
 def _start(
     structure: Structure,
     slots: int,
@@ -165,13 +166,14 @@ def _start(
     cache_dtype: Any,
     pages: int | None,
     backend: Backend,
+    looped: bool,
     draft_tokens: int,
 ) -> State:
     config = structure.config
     if pages is None:
-        cache = Cache.empty(config, slots, length, cache_dtype, backend)
+        cache = Cache.empty(config, slots, length, cache_dtype, backend, looped)
     else:
-        cache = Cache.paged(config, pages, cache_dtype, backend)
+        cache = Cache.paged(config, pages, cache_dtype, backend, looped)
     zeros = functools.partial(jnp.zeros, slots, jnp.int32)
     rows = Rows(
         tokens=zeros(),

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwen_jax.config import Config
 from qwen_jax.decoding import executables
 from qwen_jax.nn.cpu.kinds import available
-from qwen_jax.nn.cpu.layers import all_hosted, hosted
+from qwen_jax.nn.cpu.layers import all_hosted, can_loop, hosted, looped
 from qwen_jax.nn.model import Qwen
 from qwen_jax.nn.quant import QuantLinear
 from qwen_jax.nn.quant_matmul import COMPILER_OPTIONS
@@ -31,7 +31,6 @@ _TPU_OPTIONS: dict[str, Any] = {
     "xla_tpu_msa_inefficient_use_to_copy_ratio": 0.8,
     "xla_tpu_sliced_prefetch_max_slices": 0,
 }
-PART = 4  # blocks in a call, where a network takes several: fewer leave processors idle between
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +76,8 @@ class Weights:
 
     def model(self) -> Qwen:
         """The network, for use in a program."""
-        model = gathered(self._bare(), self.structure.config, self.structure.mesh)
-        return hosted(model) if self.structure.one_cpu else model
+        made = self._made()
+        return looped(made) if self.looped else made
 
     @functools.cached_property
     def hosted(self) -> bool:
@@ -86,18 +85,20 @@ class Weights:
 
         XLA's CPU has another path for products of one row, whose sums differ in the last bit.
         """
-        return self.structure.one_cpu and all_hosted(self._bare())
+        return self.structure.one_cpu and all_hosted(self._made())
+
+    @functools.cached_property
+    def looped(self) -> bool:
+        """Whether a loop goes through the blocks, and a cache has all layers in one array."""
+        return self.structure.one_cpu and can_loop(self._made())
+
+    def _made(self) -> Qwen:
+        if self.structure.one_cpu:
+            return hosted(self._bare())
+        return gathered(self._bare(), self.structure.config, self.structure.mesh)
 
     def _bare(self) -> Qwen:
         return jax.tree.unflatten(self.structure.tree, self.leaves)
-
-    @functools.cached_property
-    def parts(self) -> "tuple[Weights, tuple[Weights, ...]]":
-        """The network without its blocks, and the blocks, some at a time, without all else."""
-        bare: Any = self._bare()
-        runs = [bare.blocks[at : at + PART] for at in range(0, len(bare.blocks), PART)]
-        alone = lambda run: flatten(replace(bare, embed=None, blocks=run, norm=None, head=None))
-        return flatten(replace(bare, blocks=())), tuple(map(alone, runs))
 
     @property
     def dtype(self) -> Any:
@@ -217,7 +218,7 @@ class Program:
         def run() -> None:
             try:
                 jitted = self.of(weights)
-                weights.model()  # what was kept may call products that this registers
+                weights._made()  # what was kept may call products that this registers
                 what: list[Any] = [
                     weights.structure.config,
                     str(weights.structure.tree),

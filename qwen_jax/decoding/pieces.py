@@ -6,7 +6,6 @@ batch of short prompts is one call, and so is a part of a long one.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qwen_jax.decoding.flat_params import PART, Program, Weights, postponed
+from qwen_jax.decoding.flat_params import Program, Weights
 from qwen_jax.decoding.logits import SamplingArrays, every_id
 from qwen_jax.decoding.state import State
 from qwen_jax.nn.fused import fused
-from qwen_jax.nn.kv_cache import Cache
 from qwen_jax.nn.lora import select_adapters
-from qwen_jax.nn.rope import Where
 
 
 @dataclass(frozen=True)
@@ -136,106 +133,33 @@ def share(
 
 
 # --- what computes them -----------------------------------------------------------------------
-class PieceProgram:
-    """Programs that compute pieces and then do something with their hidden states.
+def piece_program(finish: Callable[..., tuple[State, Any]]) -> Program:
+    """A program of (weights, state, packed, table, ...) that computes pieces, and then finishes.
 
-    finish(weights, state, x, packed, ...) -> the state and what is wanted of x [C T D]; weights are
-    those around the blocks, and the state's memory may be used again. On one CPU every few blocks
-    are a call of their own: equal calls share a program, which is made, or read, in a fraction of
-    the time that all blocks take in one. Elsewhere that would cost launches: all is one program.
+    table [C blocks]: the pages of each row's text, where slots share them. finish(weights, state,
+    x, packed, ...) -> the state and what is wanted of hidden states x [C T D].
     """
 
-    def __init__(self, finish: Callable[..., tuple[State, Any]]):
-        @functools.wraps(finish)
-        def behind(weights: Weights, state: State, x: Array, packed: Packed, *more: Any) -> Any:
-            return finish(weights, state, weights.model().norm(x), packed, *more)
-
-        @functools.wraps(finish)
-        def whole(
-            weights: Weights, state: State, packed: Packed, table: Array | None, *more: Any
-        ) -> Any:
-            x, call = enter(weights, packed, table)
-            x, cache = through(weights, state.cache, x, call)
-            return behind(weights, replace(state, cache=cache), x, packed, *more)
-
-        self.whole = Program(whole, donate_argnums=1)
-        self.behind = Program(behind, donate_argnums=1)
-
-    def __call__(
-        self, weights: Weights, state: State, packed: Packed, table: Any, *more: Any
+    @functools.wraps(finish)
+    def whole(
+        weights: Weights, state: State, packed: Packed, table: Array | None, *more: Any
     ) -> tuple[State, Any]:
-        """table [C blocks]: the pages of each row's text, where slots share them."""
-        if (begun := postponed()) is not None:
-            begun += self.prepare(weights, state, packed, table, *more)
-            return state, None
-        if not weights.structure.one_cpu:
-            made: tuple[State, Any] = self.whole(weights, state, packed, table, *more)
-            return made
-        around, parts = weights.parts
-        x, call = _enter(around, packed, table)
-        caches: list[Cache] = []
-        for part, cache in zip(parts, state.cache.parts(PART), strict=True):
-            x, cache = _through(part, cache, x, call)
-            caches.append(cache)
-        state, wanted = self.behind(around, _without_cache(state), x, packed, *more)
-        keys, values = (sum((getattr(c, kind) for c in caches), ()) for kind in ("keys", "values"))
-        return replace(state, cache=replace(state.cache, keys=keys, values=values)), wanted
+        offsets, owner = packed.offsets(), packed.owner
+        positions = packed.starts[owner][:, None] + offsets
+        tile = packed.tokens.shape[1]
+        count = jnp.clip(packed.lengths[owner] - offsets[:, 0], 0, tile)
+        ends = jnp.where(count > 0, positions[:, 0] + count, 0)
+        if table is None:
+            table = packed.slots[owner][:, None]
+        model = fused(select_adapters(weights.model(), packed.adapters[owner]), state.cache.backend)
+        cache = state.cache.select(table, ends)
+        x, cache = model(packed.tokens, positions, packed.prompt_lengths[owner], cache)
+        return finish(weights, replace(state, cache=cache.select(None, None)), x, packed, *more)
 
-    def prepare(
-        self, weights: Weights, state: State, packed: Packed, table: Any, *more: Any
-    ) -> list[Future[Any]]:
-        """Have it ready when it is called; see Program.prepare."""
-        if not weights.structure.one_cpu:
-            return self.whole.prepare(weights, state, packed, table, *more)
-        around, parts = weights.parts
-        x, call = jax.eval_shape(enter, around, packed, table)
-        futures = _enter.prepare(around, packed, table)
-        for part, cache in zip(parts, state.cache.parts(PART), strict=True):
-            futures += _through.prepare(part, cache, x, call)
-        return futures + self.behind.prepare(around, _without_cache(state), x, packed, *more)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Call:
-    """What every block must know of a call's rows."""
-
-    where: Where
-    adapters: Array  # [C]
-    table: Array  # [C blocks]
-    ends: Array  # [C] tokens of a row's text with those of the row; 0 for a row of nothing
-
-
-def enter(weights: Weights, packed: Packed, table: Array | None) -> tuple[Array, Call]:
-    """What the first block gets [C T D]."""
-    offsets, owner = packed.offsets(), packed.owner
-    positions = packed.starts[owner][:, None] + offsets
-    tile = packed.tokens.shape[1]
-    count = jnp.clip(packed.lengths[owner] - offsets[:, 0], 0, tile)
-    ends = jnp.where(count > 0, positions[:, 0] + count, 0)
-    if table is None:
-        table = packed.slots[owner][:, None]
-    where = Where.of(weights.structure.config, positions, packed.prompt_lengths[owner])
-    call = Call(where, packed.adapters[owner], table, ends)
-    return weights.model().embedded(packed.tokens), call
-
-
-def through(weights: Weights, cache: Cache, x: Array, call: Call) -> tuple[Array, Cache]:
-    """What comes out of the blocks that these weights have."""
-    model = fused(select_adapters(weights.model(), call.adapters), cache.backend)
-    x, cache = model.through(x, call.where, cache.select(call.table, call.ends))
-    return x, cache.select(None, None)
-
-
-_enter = Program(enter)
-_through = Program(through, donate_argnums=(1, 2))
+    return Program(whole, donate_argnums=1)
 
 
 def newest(x: Array, packed: Packed) -> Array:
     """Of hidden states [C T D], those [B D] of the pieces' last tokens."""
     last = packed.first * packed.tokens.shape[1] + packed.lengths - 1
     return x.reshape(-1, x.shape[-1]).at[last].get(mode="clip")
-
-
-def _without_cache(state: State) -> State:
-    return replace(state, cache=replace(state.cache, keys=(), values=()))

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from qwen_jax.decoding.flat_params import Weights, flatten
-from qwen_jax.decoding.pieces import Packed, Piece, PieceProgram, newest
+from qwen_jax.decoding.pieces import Packed, Piece, newest, piece_program
 from qwen_jax.decoding.prompts import own_pages, packed_for
 from qwen_jax.decoding.state import State, constrain, gather_logits, replicated
 from qwen_jax.nn.model import Qwen
@@ -40,7 +40,7 @@ def pool(
     return _pool(weights, state, packed, own_pages(table, packed), wanted)
 
 
-@PieceProgram
+@piece_program
 def _pool(
     weights: Weights, state: State, x: Array, packed: Packed, ids: Array | None
 ) -> tuple[State, Array]:

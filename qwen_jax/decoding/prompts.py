@@ -17,7 +17,7 @@ from jax import Array
 from qwen_jax.decoding.decode import bucket, power
 from qwen_jax.decoding.flat_params import Structure, Weights, flatten
 from qwen_jax.decoding.logits import History, SamplingArrays, best, log_softmax
-from qwen_jax.decoding.pieces import Packed, Piece, PieceProgram, newest, pack, rows_of
+from qwen_jax.decoding.pieces import Packed, Piece, newest, pack, piece_program, rows_of
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import (
     Output,
@@ -147,7 +147,7 @@ def own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:
     return None if table is None else table[np.minimum(packed.slots, len(table) - 1)[packed.owner]]
 
 
-@PieceProgram
+@piece_program
 def _prefill(weights: Weights, state: State, x: Array, packed: Packed) -> tuple[State, Output]:
     ends = packed.starts + packed.lengths
     remaining = packed.budgets - jnp.maximum(0, ends - packed.prompt_lengths)
@@ -186,7 +186,7 @@ def _recall(structure: Structure, state: State, packed: Packed) -> State:
     return constrain(state, structure.mesh)
 
 
-@PieceProgram
+@piece_program
 def _score_chunk(
     weights: Weights, state: State, x: Array, packed: Packed, following: Array
 ) -> tuple[State, Scores]:

@@ -228,25 +228,26 @@ def _score(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Recorder:
-    """Attends over the tokens of this call alone, and keeps their keys and values [B T K H]."""
+    """Attends over the tokens of this call alone, and keeps their keys and values."""
 
     mesh: Mesh | None = field(metadata={"static": True})
-    keys: tuple[Array, ...] = ()
-    values: tuple[Array, ...] = ()
+    keys: Array  # [L B T K H], as `values`
+    values: Array
 
-    def attend(self, layer: int, asked: Projected) -> tuple[Array, "Recorder"]:
+    def attend(self, layer: int | Array, asked: Projected) -> tuple[Array, "Recorder"]:
         q, k, v = asked.split()
         y = attend_alone(q, k, v, asked.where.positions, self.mesh)
-        return y, Recorder(self.mesh, (*self.keys, k), (*self.values, v))
+        keys, values = self.keys.at[layer].set(k), self.values.at[layer].set(v)
+        return y, Recorder(self.mesh, keys, values)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Known:
-    """Keys and values [1 S K H] that all rows of a call begin with, up to position `start`."""
+    """Keys and values that all rows of a call begin with, up to position `start`."""
 
-    keys: tuple[Array, ...]
-    values: tuple[Array, ...]
+    keys: Array  # [L 1 S K H], as `values`
+    values: Array
     start: Array  # [] int32
     mesh: Mesh | None = field(metadata={"static": True})
 
@@ -254,13 +255,12 @@ class Known:
         """The same with space for `length` tokens in all."""
 
         def fit(x: Array) -> Array:
-            missing = max(0, length - x.shape[1])
-            return jnp.pad(x[:, :length], ((0, 0), (0, missing), (0, 0), (0, 0)))
+            missing = max(0, length - x.shape[2])
+            return jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
 
-        keys, values = (tuple(map(fit, arrays)) for arrays in (self.keys, self.values))
-        return replace(self, keys=keys, values=values)
+        return replace(self, keys=fit(self.keys), values=fit(self.values))
 
-    def attend(self, layer: int, asked: Projected) -> tuple[Array, "Known"]:
+    def attend(self, layer: int | Array, asked: Projected) -> tuple[Array, "Known"]:
         """Over what is known and, behind it, the tokens of this call."""
 
         def whole(known: Array, new: Array) -> Array:
@@ -281,9 +281,11 @@ def _record(weights: Weights, head: Sequence[int], text_length: int) -> Known:
 
 
 @Program
-def _keys_and_values(
-    weights: Weights, tokens: Array, lengths: Array
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+def _keys_and_values(weights: Weights, tokens: Array, lengths: Array) -> tuple[Array, Array]:
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    _, seen = weights.model()(tokens, positions, lengths, Recorder(weights.structure.mesh))
+    config = weights.structure.config
+    shape = config.layers, *tokens.shape, config.kv_heads, config.head_dim
+    nothing = jnp.zeros(shape, weights.dtype)
+    before = Recorder(weights.structure.mesh, nothing, nothing)
+    _, seen = weights.model()(tokens, positions, lengths, before)
     return seen.keys, seen.values

@@ -1,8 +1,9 @@
 """Where keys and values live between calls: the seam `attend(layer, asked)`.
 
 A cache is a pytree of one array per layer, carried through the decode loop and donated, so
-XLA updates it in place. It is a pool of pages; a call says which pages its rows' texts lie in.
-Where nobody shares, a page is as long as a text may get, and row b has page b.
+XLA updates it in place; or of one array for all layers, where a loop goes through them. It is a
+pool of pages; a call says which pages its rows' texts lie in. Where nobody shares, a page is as
+long as a text may get, and row b has page b.
 """
 
 import functools
@@ -66,7 +67,7 @@ class NoCache:
 
     mesh: Mesh | None = field(default=None, metadata={"static": True})
 
-    def attend(self, layer: int, asked: Projected) -> tuple[Array, "NoCache"]:
+    def attend(self, layer: int | Array, asked: Projected) -> tuple[Array, "NoCache"]:
         """Positions [B T] are 0, 1, 2 ... -> [B T N H], self."""
         return attend_alone(*asked.split(), asked.where.positions, self.mesh), self
 
@@ -82,7 +83,7 @@ def attend_alone(q: Array, k: Array, v: Array, positions: Array, mesh: Mesh | No
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """A pool of pages, one store of keys and one of values per layer."""
+    """A pool of pages, one store of keys and one of values per layer, or one for all layers."""
 
     keys: tuple[Store, ...]
     values: tuple[Store, ...]
@@ -91,21 +92,33 @@ class Cache:
     shared: bool = field(default=False, metadata={"static": True})  # any row may have any page
     backend: Backend = field(default=XLA, metadata={"static": True})  # what attends
     apart: bool = field(default=False, metadata={"static": True})  # a call's rows are texts apart
+    layers: int = field(default=1, metadata={"static": True})  # of a store, one behind the other
 
     @staticmethod
     def empty(
-        config: Config, slots: int, length: int, dtype: Any, backend: Backend = XLA
+        config: Config,
+        slots: int,
+        length: int,
+        dtype: Any,
+        backend: Backend = XLA,
+        looped: bool = False,
     ) -> "Cache":
-        """A page of `length` tokens for each slot, in a float type or int8."""
+        """A page of `length` tokens for each slot, in a float type or int8.
+
+        looped: all layers in one store, so that their numbers may be traced.
+        """
         heads = Heads.of(config.kv_heads, config.groups, backend.mesh).places
-        layer = lambda: Store.empty(slots, heads, length, config.head_dim, dtype)
-        keys, values = (tuple(layer() for _ in range(config.layers)) for _ in range(2))
-        return Cache(keys, values, backend=backend)
+        stores, layers = (1, config.layers) if looped else (config.layers, 1)
+        store = lambda: Store.empty(layers * slots, heads, length, config.head_dim, dtype)
+        keys, values = (tuple(store() for _ in range(stores)) for _ in range(2))
+        return Cache(keys, values, backend=backend, layers=layers)
 
     @staticmethod
-    def paged(config: Config, pages: int, dtype: Any, backend: Backend = XLA) -> "Cache":
+    def paged(
+        config: Config, pages: int, dtype: Any, backend: Backend = XLA, looped: bool = False
+    ) -> "Cache":
         """A pool of pages of PAGE tokens that slots share."""
-        return replace(Cache.empty(config, pages, PAGE, dtype, backend), shared=True)
+        return replace(Cache.empty(config, pages, PAGE, dtype, backend, looped), shared=True)
 
     def select(self, table: Array | None, ends: Array | None, apart: bool = False) -> "Cache":
         """The same cache for a call on rows whose texts lie there and have so many tokens.
@@ -115,15 +128,7 @@ class Cache:
         """
         return replace(self, table=table, ends=ends, apart=apart)
 
-    def parts(self, size: int) -> "list[Cache]":
-        """The cache of every so many blocks of the network."""
-        starts = range(0, len(self.keys), size)
-        part = lambda stores, at: stores[at : at + size]
-        return [
-            replace(self, keys=part(self.keys, at), values=part(self.values, at)) for at in starts
-        ]
-
-    def attend(self, layer: int, asked: Projected) -> tuple[Array, "Cache"]:
+    def attend(self, layer: int | Array, asked: Projected) -> tuple[Array, "Cache"]:
         """Store keys and values at positions [B T] (consecutive in a row), then attend to the row.
 
         Tokens at a row's end and behind are padding: nothing is stored for them. Where `ends` is
@@ -135,17 +140,25 @@ class Cache:
         form = kernel or functools.partial(store_and_attend, over=self.backend.over(self.table))
         heads = Heads.of(kv_heads, places - 2, self.backend.mesh)
         asked = asked.with_product(heads.spread_product(asked.qkv))
-        stores = self.keys[layer], self.values[layer]
-        y, key, value = form(asked, *stores, self.table, ends)
-        at = lambda stores, new: (*stores[:layer], new, *stores[layer + 1 :])
-        cache = replace(self, keys=at(self.keys, key), values=at(self.values, value))
+        at, table = 0 if len(self.keys) == 1 else int(layer), self.table
+        if self.layers > 1:
+            own = jnp.arange(len(ends))[:, None] if table is None else table
+            table = layer * self._pages() + own
+        y, key, value = form(asked, self.keys[at], self.values[at], table, ends)
+        put = lambda stores, new: (*stores[:at], new, *stores[at + 1 :])
+        cache = replace(self, keys=put(self.keys, key), values=put(self.values, value))
         return heads.collect(y), cache
 
     def copy(self, source: Array, target: Array) -> "Cache":
         """This cache with what is in page `source` also in page `target`."""
-        move = lambda x: x.at[target].set(x[source])
+        first = jnp.arange(self.layers) * self._pages()
+        move = lambda x: x.at[first + target].set(x[first + source])
         keys, values = jax.tree.map(move, (self.keys, self.values))
         return replace(self, keys=keys, values=values)
+
+    def _pages(self) -> int:
+        """Of a layer."""
+        return len(self.keys[0].data) // self.layers
 
 
 def store_and_attend(

@@ -136,10 +136,16 @@ def select_adapters(params: Qwen, chosen: Array) -> Qwen:
     def change(_: str, layer: LoraLinear) -> LoraLinear:
         if not any(isinstance(deltas, Deltas) for deltas in layer.deltas):
             return layer
-        told = tuple(dataclasses.replace(deltas, chosen=chosen) for deltas in layer.deltas)
+        told = tuple(dataclasses.replace(x, chosen=_for_each(x, chosen)) for x in layer.deltas)
         return dataclasses.replace(layer, deltas=told)
 
     return map_layers(change, params, LoraLinear)
+
+
+def _for_each(deltas: Deltas, chosen: Array) -> Array:
+    """The same for every layer, where these are of several: a [L R in]."""
+    stacked = deltas.a.shape[:-2]
+    return jnp.broadcast_to(chosen, (*stacked, *chosen.shape))
 
 
 def with_dropout(params: Qwen, keys: Array) -> Qwen:

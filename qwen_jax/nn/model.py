@@ -29,7 +29,7 @@ Attended = tuple[Array, Any]  # what comes out, and the cache it leaves
 class AttentionCache(Protocol):
     """What attention needs of a cache; see qwen_jax.nn.kv_cache."""
 
-    def attend(self, layer: int, asked: Projected) -> Attended: ...
+    def attend(self, layer: int | Array, asked: Projected) -> Attended: ...
 
 
 class LinearLayer(nnx.Module):
@@ -100,13 +100,13 @@ class Attention(nnx.Module):
 
     @jax.named_scope("attention")
     def __call__(
-        self, x: Array, where: Where, cache: AttentionCache, layer: int, config: Config
+        self, x: Array, where: Where, cache: AttentionCache, layer: int | Array, config: Config
     ) -> Attended:
         y, cache = self.mix(self.qkv(x), where, cache, layer, config)
         return self.out(y), cache
 
     def mix(
-        self, qkv: Array, where: Where, cache: AttentionCache, layer: int, config: Config
+        self, qkv: Array, where: Where, cache: AttentionCache, layer: int | Array, config: Config
     ) -> Attended:
         """What `out` gets, from what `qkv` gives."""
         batch, length, _ = qkv.shape
@@ -138,7 +138,7 @@ class Block(nnx.Module):
     mlp: MLP
 
     def __call__(
-        self, x: Array, where: Where, cache: AttentionCache, layer: int, config: Config
+        self, x: Array, where: Where, cache: AttentionCache, layer: int | Array, config: Config
     ) -> Attended:
         y, cache = self.attn(self.attn_norm(x), where, cache, layer, config)
         x, y = self.mlp_norm.after(x, y)

@@ -12,10 +12,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from qwen_jax.config import Config
-from qwen_jax.decoding import decode, pieces, prompts
-from qwen_jax.decoding.flat_params import Program
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding.logits import SamplingArrays
-from qwen_jax.decoding.pieces import Piece, PieceProgram
+from qwen_jax.decoding.pieces import Piece
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import Output, State
 from qwen_jax.nn.model import Qwen, build
@@ -93,17 +92,9 @@ def distance(got: Any, wanted: Any) -> float:
 
 
 def cache_sizes(*functions: Any) -> list[int]:
-    """How many programs each jitted function, or all that a PieceProgram calls, has become."""
-    sizes = []
-    for function in functions:
-        parts = piece_programs(function) if isinstance(function, PieceProgram) else [function]
-        jitted: list[Any] = [getattr(part, "plain", part) for part in parts]
-        sizes += [part._cache_size() for part in jitted]
-    return sizes
-
-
-def piece_programs(function: PieceProgram) -> list[Program]:
-    return [function.whole, pieces._enter, pieces._through, function.behind]
+    """How many programs each jitted function has become."""
+    jitted: list[Any] = [getattr(function, "plain", function) for function in functions]
+    return [function._cache_size() for function in jitted]
 
 
 def temporary_bytes(program: Any) -> int:

@@ -1,10 +1,11 @@
 """A network whose products run on a CPU as `registered` makes them, where there are such ones.
 
 Made inside a program, of the arrays that are there, as nn.fused's. A layer of another shape or type
-keeps XLA's product, for any number of rows, so that a row's bits stay the same.
+keeps XLA's product, for any number of rows, so that a row's bits stay the same. Blocks that are all
+alike become one that a loop goes through: a program is as long as one block, not as all of them.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -14,38 +15,64 @@ from jax import Array
 
 from qwen_jax.nn import quant_matmul
 from qwen_jax.nn.cpu.kinds import OUTPUTS, Kind, available
-from qwen_jax.nn.model import Linear, LinearLayer, Qwen, RMSNorm
+from qwen_jax.nn.model import Attended, AttentionCache, Linear, LinearLayer, Qwen, RMSNorm
 from qwen_jax.nn.quant import QuantLinear
+from qwen_jax.nn.rope import Where
 from qwen_jax.nn.tree import map_layers, named_layers
 
 _FLOATS = ("float32", "bfloat16")
 
 
 def hosted(model: Qwen) -> Qwen:
-    """The network, or a part of one, for a CPU that has it alone; what it calls is registered."""
+    """The network for a CPU that has it alone; what it calls is registered."""
     if not available():
         return model
-    if model.head is None and model.embed is not None:
+    if model.head is None:
         model = replace(model, head=Linear(model.embed, None))
     norms: Any = named_layers(model, RMSNorm).values()
     x = str(next(iter(norms)).scale.dtype)
 
-    def floats(_: str, layer: Linear) -> Linear:
-        kind = floats_kind(layer.kernel) if type(layer) is Linear else None
-        return layer if kind is None else HostLinear(layer.kernel, layer.bias, _registered(kind))
+    def floats(_: str, layer: Linear) -> LinearLayer:
+        kind = floats_kind(layer.kernel)
+        return layer if kind is None else _hosted(kind, (layer.kernel,), None, layer.bias)
 
-    def integers(_: str, layer: QuantLinear) -> QuantLinear:
+    def integers(_: str, layer: QuantLinear) -> LinearLayer:
         kind = integers_kind(x, layer.codes, layer.scales, layer.zeros)
-        fields = layer.codes, layer.scales, layer.zeros, layer.order, layer.bias, layer.bits
-        return layer if kind is None else HostQuant(*fields, _registered(kind))
+        zeros = () if layer.zeros is None else (layer.zeros,)
+        arrays = layer.codes, layer.scales, *zeros
+        return layer if kind is None else _hosted(kind, arrays, layer.order, layer.bias)
 
     return map_layers(integers, map_layers(floats, model, Linear), QuantLinear)
 
 
-def all_hosted(model: Qwen) -> bool:
-    """Whether every product with weights has the same bits for one row as for any other number."""
-    layers = named_layers(hosted(model), LinearLayer).values()
-    return all(isinstance(layer, HostLinear | HostQuant) for layer in layers)
+def all_hosted(made: Qwen) -> bool:
+    """Whether every product with weights has the same bits for one row as for any other number.
+
+    made: a network as `hosted` gives it.
+    """
+    return all(isinstance(layer, HostLinear) for layer in named_layers(made, LinearLayer).values())
+
+
+def can_loop(made: Qwen) -> bool:
+    """Whether a network as `hosted` gives it has blocks that are all alike, adapters included."""
+    kinds = {
+        (jax.tree.structure(block), *map(_kind, jax.tree.leaves(block))) for block in made.blocks
+    }
+    xlas = [named_layers(made.blocks, kind) for kind in (Linear, QuantLinear)]
+    return len(kinds) == 1 and not any(xlas)
+
+
+def looped(made: Qwen) -> "Looped":
+    """The same network with one block for all, where it can."""
+
+    def together(*leaves: Any) -> Any:
+        if isinstance(leaves[0], Operand):
+            return Operand(tuple(leaf.arrays[0] for leaf in leaves))
+        return jnp.stack(leaves)
+
+    block = jax.tree.map(together, *made.blocks, is_leaf=_is_operand)
+    own = {field.name: getattr(made, field.name) for field in fields(made)}
+    return Looped(**own | {"blocks": (block,)})
 
 
 def floats_kind(kernel: Array) -> Kind | None:
@@ -82,42 +109,91 @@ def _width(x: str) -> int:
     return arithmetic(x, processor()).width
 
 
-def _registered(kind: Kind) -> Kind:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Operand:
+    """What products read: one of arrays that are alike, by a number that a loop counts.
+
+    A product finds it among them. XLA would copy it out of one array that has all.
+    """
+
+    arrays: tuple[Array, ...]
+    number: Array | None = None  # [] int32; None: the first
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.arrays[0].shape
+
+    def array(self) -> Array:
+        if self.number is None:
+            return self.arrays[0]
+        return jax.lax.switch(self.number, [lambda x=x: x for x in self.arrays])
+
+
+@nnx.dataclass
+class HostLinear(LinearLayer):
+    """In the place of a Linear or a QuantLinear."""
+
+    operands: tuple[Operand, ...] = nnx.data()  # the kernel; or codes, scales and perhaps zeros
+    order: Array | None = nnx.data()  # see QuantLinear
+    bias: Array | None = nnx.data()
+    kind: Kind = nnx.static()
+
+    def float32(self, x: Array) -> Array:
+        if x.dtype != self.kind.x:
+            return self._plain().float32(x)
+        if self.order is not None:
+            x = jnp.take(x, self.order, axis=-1)
+        y = self._product(x.reshape(-1, x.shape[-1]))
+        y = y.reshape(*x.shape[:-1], y.shape[-1])
+        return y if self.bias is None else y + self.bias
+
+    def _product(self, x: Array) -> Array:
+        """x [R in] -> [R out]."""
+        weights = self.operands[0]
+        made = jax.ShapeDtypeStruct((len(x), weights.shape[0]), jnp.float32)
+        number = jnp.int32(0) if weights.number is None else weights.number
+        arrays = [array for operand in self.operands for array in operand.arrays]
+        y: Array = jax.ffi.ffi_call(self.kind.name, made)(x, number, *arrays)
+        return y
+
+    def _plain(self) -> LinearLayer:
+        if not self.kind.integers:
+            return Linear(self.operands[0].array(), self.bias)
+        codes, scales, *rest = (operand.array() for operand in self.operands)
+        zeros = rest[0] if rest else None
+        bits = int(self.kind.weights.removeprefix("int"))
+        return QuantLinear(codes, scales, zeros, self.order, self.bias, bits)
+
+
+@nnx.dataclass
+class Looped(Qwen):
+    """blocks: one, whose arrays are those of all blocks, stacked, but for products' operands."""
+
+    def through(self, x: Array, where: Where, cache: AttentionCache) -> Attended:
+        def layer(number: Array, carry: Attended) -> Attended:
+            own = lambda x: replace(x, number=number) if _is_operand(x) else x[number]
+            block = jax.tree.map(own, self.blocks[0], is_leaf=_is_operand)
+            x, cache = carry
+            made: Attended = block(x, where, cache, number, self.config)
+            return made
+
+        went: Attended = jax.lax.fori_loop(0, self.config.layers, layer, (x, cache))
+        return went
+
+
+def _hosted(
+    kind: Kind, arrays: tuple[Array, ...], order: Array | None, bias: Array | None
+) -> HostLinear:
     from qwen_jax.nn.cpu.registered import register
 
     register(kind)
-    return kind
+    return HostLinear(tuple(Operand((array,)) for array in arrays), order, bias, kind)
 
 
-@nnx.dataclass
-class HostLinear(Linear):
-    kind: Kind = nnx.static()
-
-    def float32(self, x: Array) -> Array:
-        if x.dtype != self.kind.x:
-            return Linear.float32(self, x)
-        y = _product(self.kind, x, self.kernel)
-        return y if self.bias is None else y + self.bias
+def _is_operand(leaf: Any) -> bool:
+    return isinstance(leaf, Operand)
 
 
-@nnx.dataclass
-class HostQuant(QuantLinear):
-    kind: Kind = nnx.static()
-
-    def float32(self, x: Array) -> Array:
-        if x.dtype != self.kind.x:
-            return QuantLinear.float32(self, x)
-        if self.order is not None:
-            x = jnp.take(x, self.order, axis=-1)
-        zeros = () if self.zeros is None else (self.zeros,)
-        y = _product(self.kind, x, self.codes, self.scales, *zeros)
-        return y if self.bias is None else y + self.bias
-
-
-def _product(kind: Kind, x: Array, weights: Array, *more: Array) -> Array:
-    """x [... in] -> float32 [... out]."""
-    rows = x.reshape(-1, x.shape[-1])
-    assert weights.size * (1 + (kind.weights == "int4")) == len(weights) * rows.shape[1]
-    made = jax.ShapeDtypeStruct((rows.shape[0], weights.shape[0]), jnp.float32)
-    y = jax.ffi.ffi_call(kind.name, made)(rows, weights, *more)
-    return y.reshape(*x.shape[:-1], len(weights))
+def _kind(leaf: Any) -> tuple[Any, ...]:
+    return leaf.shape, leaf.dtype

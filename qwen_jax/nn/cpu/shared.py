@@ -16,7 +16,7 @@ HANDLER = "product"
 _RUN = 128 * 1024  # bytes of weights that a thread takes at a time: they stay in its cache
 _VERSION = (0, 3)
 # bytes before a field
-_FRAME = {"extension": 8, "api": 16, "context": 24, "arguments": 72, "results": 112}
+_FRAME = {"extension": 8, "api": 16, "context": 24, "count": 56, "arguments": 72, "results": 112}
 _EXTENSION = {"type": 8, "metadata": 24}
 _METADATA = {"major": 24, "minor": 28}
 _BUFFER = {"data": 24, "dimensions": 40}
@@ -59,11 +59,7 @@ def write(module: ir.Module, kind: Kind, processor: Processor) -> None:
 
 def _tell(code: Code, kind: Kind, processor: Processor, frame: Value, task: Value) -> Value:
     """Fill in a task; how many runs it has."""
-    arguments = code.read(frame, POINTER, _FRAME["arguments"])
-    results = code.read(frame, POINTER, _FRAME["results"])
-    names = ["x", "weights", *["scales"] * kind.integers, *["zeros"] * kind.zeros]
-    buffers = {name: code.read(arguments, POINTER, 8 * n) for n, name in enumerate(names)}
-    buffers["y"] = code.read(results, POINTER, 0)
+    buffers = _buffers(code, kind, frame)
     dimension = lambda name, axis: code.read(
         code.read(buffers[name], POINTER, _BUFFER["dimensions"]), INT64, 8 * axis
     )
@@ -87,6 +83,22 @@ def _tell(code: Code, kind: Kind, processor: Processor, frame: Value, task: Valu
     for name, count in counts.items():
         code.write(count, task, _AT[name])
     return runs
+
+
+def _buffers(code: Code, kind: Kind, frame: Value) -> dict[str, Value]:
+    """What XLA gives: x, the number of a layer, the weights of all layers, their scales, zeros."""
+    arguments = code.read(frame, POINTER, _FRAME["arguments"])
+    argument = lambda n: code.read(arguments, POINTER, code.product(n, 8))
+    names = ["weights", *["scales"] * kind.integers, *["zeros"] * kind.zeros]
+    others = code.sub(code.read(frame, INT64, _FRAME["count"]), number(2))
+    layers = code.sdiv(others, number(len(names)))
+    layer = code.read(code.read(argument(1), POINTER, _BUFFER["data"]), INT32)
+    first = code.add(code.sext(layer, INT64), number(2))
+    buffers = {
+        name: argument(code.add(first, code.product(layers, n))) for n, name in enumerate(names)
+    }
+    y = code.read(code.read(frame, POINTER, _FRAME["results"]), POINTER)
+    return buffers | {"x": argument(0), "y": y}
 
 
 def _work(module: ir.Module, kind: Kind, processor: Processor) -> ir.Function:

@@ -109,7 +109,7 @@ def test_the_lowered_state_is_what_start_gives(mesh: Any) -> None:
     abstract = aot.state(params, 2, LENGTH, jnp.int8)
     network = flatten(params).structure
     backend = decode.choose(network, "cpu", LENGTH, None, None)
-    real = decode._start(network, 2, LENGTH, jnp.dtype(jnp.int8), None, backend, 0)
+    real = decode._start(network, 2, LENGTH, jnp.dtype(jnp.int8), None, backend, False, 0)
     assert structure(abstract) == structure(real)
     for want, got in zip(jax.tree.leaves(abstract), jax.tree.leaves(real), strict=True):
         assert (want.shape, want.dtype) == (got.shape, got.dtype)

@@ -21,7 +21,6 @@ from qwen_jax.decoding.state import Output
 from qwen_jax.nn.cpu import layers
 from qwen_jax.nn.sharding import make_mesh, shardings
 from tests.convert.small import QWEN2, random_params
-from tests.qwen_jax.networks import piece_programs
 
 EIGHT_HEADS = QWEN2 | {"num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 64}
 DEVICES = jax.devices()
@@ -204,7 +203,7 @@ def compiled() -> Any:
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were another process."""
-    for program in (*piece_programs(prompts._prefill), decode._step):
+    for program in (prompts._prefill, decode._step):
         monkeypatch.setattr(program, "_made", {})
 
 
@@ -223,7 +222,7 @@ def test_the_next_process_compiles_no_program(
     forget(monkeypatch)
     assert ask() == wanted
     names = {file.name.split("-")[0] for file in place.iterdir()}
-    assert names == {"step", *(["enter", "through", "prefill"] if sizes is None else ["prefill"])}
+    assert names == {"step", "prefill"}
     forget(monkeypatch)
     compiled.clear()
     assert ask() == wanted
@@ -239,7 +238,7 @@ def test_a_program_is_prepared_from_shapes(place: Path, monkeypatch: pytest.Monk
     params = jax.device_put(random_params(EIGHT_HEADS), jax.devices()[0])
     (answer,) = complete(params, [[1, 2, 3]], max_new_tokens=5, seed=1, draft_tokens=0)
     assert answer.tokens
-    assert len([*place.iterdir()]) == 4
+    assert len([*place.iterdir()]) == 2
 
 
 def test_whose_products_it_calls_is_a_key(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Keys and values come back as they went in, wherever they lie."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -123,6 +124,13 @@ def test_copy() -> None:
         np.testing.assert_array_equal(new, np.asarray(old)[[2, 1, 2]])
 
 
+def test_copy_where_layers_share_a_store() -> None:
+    cache = Cache((filled(0, jnp.int8, 6),), (filled(1, jnp.float32, 6),), layers=2)
+    copied = jax.jit(Cache.copy)(cache, 2, 0)
+    for old, new in zip(jax.tree.leaves(cache), jax.tree.leaves(copied), strict=True):
+        np.testing.assert_array_equal(new, np.asarray(old)[[2, 1, 2, 5, 4, 5]])
+
+
 # --- attention --------------------------------------------------------------------------------
 def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """q [T N H] over k and v [S K H], S >= T: the last query sees every key. In float64."""
@@ -168,6 +176,26 @@ def test_attention_sees_what_lies_before_it_and_no_more(dtype: Any, length: int)
         error = distance(alone[0], naive(q[row], keys, values))
         assert error < (2e-6 if dtype == jnp.float32 else 0.02)
         np.testing.assert_array_equal(together[row], alone[0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+@pytest.mark.parametrize("table", [None, [[2, 0], [3, 3]]])
+def test_layers_of_one_store_are_apart(dtype: Any, table: Any) -> None:
+    """By number, traced: each stores and sees what a store of its own would."""
+    config = replace(CONFIG, layers=3)
+    slots, number = (2, 5) if table is None else (4, LENGTH + 5)
+    ends = jnp.full(2, number + 1)
+    apart = Cache.empty(config, slots, LENGTH, dtype).select(table and jnp.array(table), ends)
+    one = Cache.empty(config, slots, LENGTH, dtype, looped=True).select(apart.table, ends)
+    positions = np.full((2, 1), number)
+    for layer in (2, 0, 1):
+        q, k, v = numbers(layer, 3, 2, 1, CONFIG.heads, CONFIG.head_dim)
+        wanted, apart = attend(apart, layer, projected(q, k, v, positions))
+        got, one = jax.jit(Cache.attend)(one, layer, projected(q, k, v, positions))
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    for kind in ("keys", "values"):
+        stacked = jax.tree.map(lambda *x: np.concatenate(x), *getattr(apart, kind))
+        jax.tree.map(np.testing.assert_array_equal, getattr(one, kind)[0], stacked)
 
 
 def test_padding_and_a_full_page_are_not_written() -> None:

@@ -1,5 +1,6 @@
 """A network with products of our own says what it says with XLA's."""
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,9 @@ from qwen_jax.config import Config
 from qwen_jax.decoding.flat_params import flatten
 from qwen_jax.nn import quant
 from qwen_jax.nn.cpu import kinds
-from qwen_jax.nn.cpu.layers import HostLinear, HostQuant, hosted
+from qwen_jax.nn.cpu.layers import HostLinear, can_loop, hosted, looped
 from qwen_jax.nn.kv_cache import NoCache
-from qwen_jax.nn.lora import Delta, LoraLinear
+from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, select_adapters
 from qwen_jax.nn.model import Linear, LinearLayer, Qwen, init
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import map_linears, named_layers
@@ -54,6 +55,24 @@ def scores(params: Qwen) -> np.ndarray:
     return np.asarray(jax.jit(run)(params))
 
 
+def lowered(params: Qwen) -> str:
+    tokens = jnp.zeros((4, 3), jnp.int32)
+    call = jax.jit(lambda params: params(tokens, tokens, tokens[:, 0], NoCache())[0])
+    return str(call.lower(params).as_text())
+
+
+def two_adapters(params: Qwen) -> Qwen:
+    def adapted(name: str, x: Linear) -> Any:
+        draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape) / 8
+        out, inputs = x.kernel.shape
+        scales = jnp.array([[0, 0], [1, 0], [0, 2]], jnp.float32)
+        seed = zlib.crc32(name.encode())
+        deltas = Deltas(draw(seed, 2, inputs), draw(seed + 1, out, 2), scales, None, None)
+        return LoraLinear(x, (deltas,))
+
+    return map_linears(adapted, params)
+
+
 def layers(params: Qwen) -> dict[str, type]:
     return {name: type(x) for name, x in named_layers(params, LinearLayer).items()}
 
@@ -61,7 +80,7 @@ def layers(params: Qwen) -> dict[str, type]:
 @pytest.mark.parametrize("config", [TIED, APART], ids=["tied", "apart"])
 def test_every_product_is_ours(config: Config) -> None:
     params = init(config, jax.random.key(0))
-    made = hosted(params)
+    made: Any = hosted(params)
     assert set(layers(made).values()) == {HostLinear}
     assert type(made.head) is HostLinear  # of a tied network too
     assert distance(scores(made), scores(params)) < 2e-6
@@ -73,7 +92,7 @@ def test_integers(params: Qwen, bits: int) -> None:
     placed = quant.arrange_all(low, "cpu")
     made = hosted(placed)
     inside = {kind for name, kind in layers(made).items() if name.startswith("blocks")}
-    assert inside == {HostQuant}
+    assert inside == {HostLinear}
     assert distance(scores(made), scores(low)) < 5e-6
 
 
@@ -102,6 +121,33 @@ def test_adapters_stay_beside_it(params: Qwen) -> None:
     assert distance(scores(made), scores(changed)) < 5e-6
 
 
+@pytest.mark.parametrize("what", ["plain", "int8", "adapters"])
+def test_one_block_for_all(what: str) -> None:
+    """What it computes, and that a program does not grow with the layers."""
+    deep = [init(replace(APART, layers=count), jax.random.key(0)) for count in (3, 6)]
+    if what == "int8":
+        deep = [map_linears(lambda _, x: quant.quantize(x, 8, 32, False), one) for one in deep]
+        deep = [quant.arrange_all(one, "cpu") for one in deep]
+    if what == "adapters":
+        deep = [two_adapters(one) for one in deep]
+    made = [hosted(one) for one in deep]
+    assert all(map(can_loop, made))
+    apart, *together = (
+        select_adapters(one, jnp.array([1, 0, 2, 1])) for one in (made[0], *map(looped, made))
+    )
+    assert distance(scores(together[0]), scores(apart)) < 2e-6
+    short, long, unrolled = (len(lowered(one).splitlines()) for one in (*together, apart))
+    assert long < 1.1 * short < 1.1 * unrolled
+
+
+def test_blocks_that_differ_stay_apart(params: Qwen) -> None:
+    first, *others = init(replace(TIED, layers=2), jax.random.key(0)).blocks
+    first.attn.qkv.bias = None
+    assert not can_loop(hosted(replace(params, blocks=(first, *others))))
+    odd = init(replace(TIED, mlp=90, layers=2), jax.random.key(0))
+    assert not can_loop(hosted(odd))  # XLA would copy each layer's kernel out of all layers'
+
+
 def test_what_no_product_takes_is_xlas() -> None:
     odd = init(replace(TIED, mlp=90), jax.random.key(0))
     made = layers(hosted(odd))
@@ -112,7 +158,7 @@ def test_what_no_product_takes_is_xlas() -> None:
     layer: Any = hosted(init(TIED, jax.random.key(0))).blocks[0].mlp.up
     assert layer.float32(jnp.ones((2, 0, 64))).shape == (2, 0, 96)
     x = jnp.ones((2, 64), jnp.bfloat16)  # of another type than the weights
-    assert (layer.float32(x) == Linear(layer.kernel, layer.bias).float32(x)).all()
+    assert (layer.float32(x) == layer._plain().float32(x)).all()
 
 
 def test_one_cpu_alone_has_them(params: Qwen) -> None:

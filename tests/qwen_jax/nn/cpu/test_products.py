@@ -35,7 +35,7 @@ def made(kind: Kind, on: str) -> Any:
 
     def call(x: Any, weights: Any, *more: Any) -> Any:
         shape = jax.ShapeDtypeStruct((x.shape[0], weights.shape[0]), jnp.float32)
-        return jax.ffi.ffi_call(name, shape)(x, weights, *more)
+        return jax.ffi.ffi_call(name, shape)(x, jnp.int32(0), weights, *more)
 
     return jax.jit(call)
 
