@@ -1,7 +1,8 @@
 """Pieces of a checkpoint that are read before anybody asks, while a program imports JAX.
 
-Imports take one processor a second; `begin` reads meanwhile on the others, in the order in which
-`native` will want it. What is wrong with a file is left for that to find.
+Imports take one processor a second; `begin` reads meanwhile on another, in the order in which
+`native` will want it. Who takes a piece checks it; what is wrong with it is left for `native` to
+say.
 """
 
 import threading
@@ -12,8 +13,8 @@ import numpy as np
 
 from qwen_jax.files import strict_json
 from qwen_jax.storage import hashed_arrays
-from qwen_jax.storage.hashed_arrays import Rows
 from qwen_jax.storage.native_layout import MANIFEST, piece_file
+from qwen_jax.storage.safetensors_file import Shard
 
 _MOST = 2 << 30  # bytes that are read and not asked for yet: a device's host may have little memory
 Arrays = Mapping[str, np.ndarray]  # a piece's, whole
@@ -25,7 +26,7 @@ class _Reader:
 
     def __init__(self, folder: Path):
         self._changed = threading.Condition()
-        self._read: dict[_Key, Arrays] = {}
+        self._read: dict[_Key, tuple[Shard, Arrays]] = {}
         self._now: _Key | None = None
         self._taken: set[_Key] = set()
         self.thread = threading.Thread(target=self._run, args=(folder,), daemon=True)
@@ -50,22 +51,23 @@ class _Reader:
                 return
             self._now = key
         shard = hashed_arrays.examine(*key)
-        rows = [Rows(name, 0, tensor.shape[0]) for name, tensor in shard.tensors.items()]
-        arrays = hashed_arrays.read(shard, rows)
+        arrays = hashed_arrays.bring(shard)
         with self._changed:
-            self._read[key] = dict(zip(shard.tensors, arrays, strict=True))
+            if arrays is not None:
+                self._read[key] = shard, arrays
             self._now = None
             self._changed.notify_all()
 
     def _size(self) -> int:
-        return sum(array.nbytes for arrays in self._read.values() for array in arrays.values())
+        return sum(shard.size for shard, _ in self._read.values())
 
     def take(self, key: _Key) -> Arrays | None:
         with self._changed:
             self._taken.add(key)
             self._changed.wait_for(lambda: self._now != key)
             self._changed.notify_all()
-            return self._read.pop(key, None)
+            found = self._read.pop(key, None)
+        return found[1] if found and hashed_arrays.are_whole(*found) else None
 
 
 _reader: _Reader | None = None
@@ -78,8 +80,5 @@ def begin(folder: Path) -> None:
 
 
 def take(file: Path, header: str) -> Arrays | None:
-    """All arrays of a piece with such a header, once; None: they were not read.
-
-    They were checked against the hashes that the header holds.
-    """
+    """All arrays of a piece with such a header, once; None: they were not read, or are damaged."""
     return None if _reader is None else _reader.take((file.resolve(), header))

@@ -5,6 +5,8 @@ was not checked, and who wants a part of an array reads no more than the stretch
 """
 
 import ctypes
+import io
+import itertools
 import mmap
 import os
 import sys
@@ -60,16 +62,18 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
         hashes = {}
         for name, array in arrays.items():
             safetensors_file.write(shard, name, array)
-            hashes[name] = _hashes(array)
+            (hashes[name],) = _hashes(array)
         write_header(partial, tensors, hashes)
         return _header_digest(shard)
 
 
-def _hashes(array: np.ndarray) -> str:
-    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    parts = [raw[at : at + STRETCH].data for at in range(0, len(raw), STRETCH)]
+def _hashes(*arrays: np.ndarray) -> list[str]:
+    """Of each, one behind the other, those of its stretches."""
+    raws = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
+    parts = [raw[at : at + STRETCH].data for raw in raws for at in range(0, len(raw), STRETCH)]
     with ThreadPoolExecutor(_threads()) as pool:
-        return "".join(pool.map(digest, parts))
+        found = pool.map(digest, parts)
+        return ["".join(itertools.islice(found, _stretches(len(raw)))) for raw in raws]
 
 
 def _stretches(size: int) -> int:
@@ -130,6 +134,25 @@ def read(shard: Shard, parts: Sequence[Rows]) -> list[np.ndarray]:
     return arrays
 
 
+def bring(shard: Shard) -> dict[str, np.ndarray] | None:
+    """All arrays, for `are_whole` to check; None where the file ends too soon.
+
+    In two calls that leave the interpreter to who needs it: one for each stretch would come back
+    to it a thousand times, and wait each time.
+    """
+    memory = _memory(shard.size)
+    _populate(memory)
+    with shard.path.open("rb", buffering=0) as file:
+        file.seek(shard.data)
+        return shard.divided(memory) if _filled(file, memory) else None
+
+
+def are_whole(shard: Shard, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether all of a file's arrays are what was written."""
+    hashes = shard.metadata or {}
+    return _hashes(*arrays.values()) == [hashes[name] for name in arrays]
+
+
 def _plan(shard: Shard, part: Rows) -> tuple[np.ndarray, Iterable[_Task]]:
     """Where the rows will be, and the tasks that bring them there."""
     tensor, hashes = shard.tensors[part.name], (shard.metadata or {})[part.name]
@@ -171,14 +194,22 @@ def _fetch(path: Path, task: _Task) -> bool:
     with path.open("rb", buffering=0) as file:
         file.seek(task.offset)
         for number, at in enumerate(range(0, len(task.target), STRETCH)):
-            part, got = task.target[at : at + STRETCH].data, 0
-            while got < len(part):
-                more = file.readinto(part[got:])
-                if not more:
-                    return False
-                got += more
-            if digest(part) != task.hashes[number * _DIGITS :][:_DIGITS]:
+            part = task.target[at : at + STRETCH]
+            if not _filled(file, part):
                 return False
+            if digest(part.data) != task.hashes[number * _DIGITS :][:_DIGITS]:
+                return False
+    return True
+
+
+def _filled(file: io.FileIO, target: np.ndarray) -> bool:
+    """Whether the file had so much."""
+    part, got = target.data, 0
+    while got < len(part):
+        more = file.readinto(part[got:])
+        if not more:
+            return False
+        got += more
     return True
 
 

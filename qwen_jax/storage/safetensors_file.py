@@ -83,7 +83,7 @@ class Shard:
 
     def view_all(self) -> dict[str, np.ndarray]:
         """Views of all tensors; the file is opened once, however many it has."""
-        return self._divided(np.asarray(np.memmap(self.path, np.uint8, "r"))[self.data :])
+        return self.divided(np.asarray(np.memmap(self.path, np.uint8, "r"))[self.data :])
 
     def read_all(self) -> dict[str, np.ndarray]:
         """All tensors, in our memory; raises ValueError where the file is cut off meanwhile.
@@ -95,9 +95,10 @@ class Shard:
             raw = np.fromfile(file, np.uint8, self.size)
         if len(raw) < self.size:
             raise ValueError(f"{self.path.name} is cut off, by somebody who writes to it just now")
-        return self._divided(raw)
+        return self.divided(raw)
 
-    def _divided(self, raw: np.ndarray) -> dict[str, np.ndarray]:
+    def divided(self, raw: np.ndarray) -> dict[str, np.ndarray]:
+        """The tensors in a file's bytes behind its header."""
         return {
             name: raw[tensor.start : tensor.stop].view(tensor.dtype).reshape(tensor.shape)
             for name, tensor in self.tensors.items()
