@@ -25,6 +25,7 @@ from qwen_jax.files.strict_json import (
     whole,
 )
 
+_ALIGNED = 64  # bytes: what lies at a multiple of these JAX takes on a CPU as it is
 LONGEST_HEADER = 4 << 20  # bytes; that of Qwen-72B takes a tenth of a megabyte
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -82,8 +83,11 @@ class Shard:
         return max((tensor.stop for tensor in self.tensors.values()), default=0)
 
     def view_all(self) -> dict[str, np.ndarray]:
-        """Views of all tensors; the file is opened once, however many it has."""
-        return self.divided(np.asarray(np.memmap(self.path, np.uint8, "r"))[self.data :])
+        """Views of all tensors; the file is opened once, however many it has.
+
+        What is written to them does not reach it. Raises ValueError where it is cut off by now.
+        """
+        return self._divided(np.asarray(np.memmap(self.path, np.uint8, "c"))[self.data :])
 
     def read_all(self) -> dict[str, np.ndarray]:
         """All tensors, in our memory; raises ValueError where the file is cut off meanwhile.
@@ -92,13 +96,11 @@ class Shard:
         """
         with self.path.open("rb") as file:
             file.seek(self.data)
-            raw = np.fromfile(file, np.uint8, self.size)
+            return self._divided(np.fromfile(file, np.uint8, self.size))
+
+    def _divided(self, raw: np.ndarray) -> dict[str, np.ndarray]:
         if len(raw) < self.size:
             raise ValueError(f"{self.path.name} is cut off, by somebody who writes to it just now")
-        return self.divided(raw)
-
-    def divided(self, raw: np.ndarray) -> dict[str, np.ndarray]:
-        """The tensors in a file's bytes behind its header."""
         return {
             name: raw[tensor.start : tensor.stop].view(tensor.dtype).reshape(tensor.shape)
             for name, tensor in self.tensors.items()
@@ -183,7 +185,7 @@ def write_header(
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
         start = tensor.stop
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % _ALIGNED)
     path.touch()
     with path.open("r+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)
