@@ -20,6 +20,7 @@ from qwen_jax.storage.safetensors_file import Shard, read_shard, write_header
 
 STRETCH = 1 << 20  # bytes of an array that share a hash
 _DIGITS = 32  # of a hash
+_LINE = 64  # bytes: what lies at a multiple of these JAX takes on a CPU as it is
 
 
 def digest(content: bytes | memoryview) -> str:
@@ -50,12 +51,12 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     tensors = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     blank = {name: "0" * _DIGITS * _stretches(array.nbytes) for name, array in arrays.items()}
     with atomic.new_file(path, sum(array.nbytes for array in arrays.values())) as partial:
-        shard = write_header(partial, tensors, blank)
+        shard = write_header(partial, tensors, blank, _LINE)
         hashes = {}
         for name, array in arrays.items():
             safetensors_file.write(shard, name, array)
             hashes[name] = _hashes(array)
-        write_header(partial, tensors, hashes)
+        write_header(partial, tensors, hashes, _LINE)
         return _header_digest(shard)
 
 

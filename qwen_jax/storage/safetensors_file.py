@@ -25,7 +25,6 @@ from qwen_jax.files.strict_json import (
     whole,
 )
 
-_ALIGNED = 64  # bytes: what lies at a multiple of these JAX takes on a CPU as it is
 LONGEST_HEADER = 4 << 20  # bytes; that of Qwen-72B takes a tenth of a megabyte
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -171,11 +170,15 @@ _OFFSETS = Kind[list[int]](
 
 
 def write_header(
-    path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Any
+    path: Path,
+    tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    metadata: Any,
+    aligned: int = 8,
 ) -> Shard:
     """Start a file with room for these tensors in this order; `write` fills it.
 
-    In a file that has room for them already, what they hold stays.
+    aligned: bytes, of which the tensors begin at a multiple. In a file that has room for them
+    already, what they hold stays.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     entries, start = {}, 0
@@ -185,7 +188,7 @@ def write_header(
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
         start = tensor.stop
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNED)
+    text += b" " * (-(8 + len(text)) % aligned)
     path.touch()
     with path.open("r+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)
