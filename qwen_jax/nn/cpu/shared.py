@@ -1,8 +1,9 @@
 """How XLA calls a product, and how threads share it: a handler of XLA's foreign functions.
 
 Layouts are those of XLA's c_api.h (jax.ffi.include_dir()), version 0.3, whose structs only grow at
-their ends. A product is cut into runs of outputs; whoever is free takes the next, so a thread that
-comes late keeps nobody waiting. The last to leave frees what they shared.
+their ends. A product is cut into turns: some prepare it, the others each compute a run of outputs.
+Whoever is free takes the next, so a thread that comes late keeps nobody waiting. The last to leave
+frees what they shared.
 """
 
 from typing import Protocol
@@ -24,18 +25,11 @@ _EXTENSION = {"type": 8, "metadata": 24}
 _METADATA = {"major": 24, "minor": 28}
 _BUFFER = {"data": 24, "dimensions": 40}
 _API = {"schedule": 48 + 11 * 8, "threads": 48 + 12 * 8}
-_ASKED = (
-    *TOLD,
-    "run",
-    "preparations",
-    "turns",
-    "next",
-    "done",
-    "users",
-)  # of a task, all eight bytes
+_OWN = ("run", "preparations", "turns", "next", "done", "users")
+_ASKED = (*TOLD, *_OWN)  # of a task, all eight bytes
 _AT = {name: 8 * n for n, name in enumerate(_ASKED)}
 _ALIGNED = 64  # bytes: a line of a cache
-_OWN = -(-8 * len(_ASKED) // _ALIGNED) * _ALIGNED  # bytes of a task before what lies beside it
+_TASK = -(-8 * len(_ASKED) // _ALIGNED) * _ALIGNED  # bytes; behind it lies what is prepared
 
 
 class Way(Protocol):
@@ -108,12 +102,12 @@ def _tell(code: Code, kind: Kind, way: Way, frame: Value) -> tuple[Value, Value]
         code.read(buffers[name], POINTER, _BUFFER["dimensions"]), INT64, 8 * axis
     )
     rows, out, inputs = dimension("x", 0), dimension("weights", 0), dimension("x", 1)
-    size = code.add(number(_OWN + _ALIGNED - 1), way.beside(code, rows, inputs))
+    size = code.add(number(_TASK + _ALIGNED - 1), way.beside(code, rows, inputs))
     size = code.and_(size, number(-_ALIGNED))
     task = code.ask("aligned_alloc", POINTER, number(_ALIGNED), size)
     for name, buffer in buffers.items():
         code.write(code.read(buffer, POINTER, _BUFFER["data"]), task, _AT[name])
-    code.write(code.past(task, _OWN), task, _AT["beside"])
+    code.write(code.past(task, _TASK), task, _AT["beside"])
     run = code.sdiv(number(_RUN), code.product(way.an_output(code, inputs), way.outputs))
     run = code.product(code.most(run, number(1)), way.outputs)
     preparations = way.preparations(code, rows)

@@ -41,7 +41,7 @@ _GROUPS = 4  # tiles one below the other that share weights while those are in a
 
 
 def told(code: Code, task: Value) -> dict[str, Value]:
-    """All of it, by name."""
+    """A task's, by name."""
     return {
         name: code.read(task, POINTER if n < _COUNTS else INT64, 8 * n)
         for n, name in enumerate(TOLD)
@@ -84,8 +84,7 @@ class Vectors:
         tiles = [_tile(module, self.kind, self.processor, rows) for rows in range(1, most + 1)]
         code, made = function(module, "part", [POINTER, INT64, INT64])
         task, first, last = made.args
-        rows = code.read(task, INT64, 8 * TOLD.index("rows"))
-
+        rows = told(code, task)["rows"]
         block = _GROUPS * most
         whole = code.sub(rows, code.srem(rows, number(most)))
         rest = code.sub(rows, whole)
