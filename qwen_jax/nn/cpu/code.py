@@ -65,11 +65,9 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
     def write(self, value: Value, address: Value, offset: Value | int = 0) -> None:
         self.store(value, self.past(address, offset), align=_aligned(value.type))
 
-    def fetch(self, address: Value) -> None:
-        """Have what lies there come nearer; nothing happens if nothing does."""
-        flags = (
-            ir.Constant(INT32, n) for n in (0, 2, 1)
-        )  # to be read, into the second cache, data
+    def fetch(self, address: Value, cache: int) -> None:
+        """Have what lies there come into the first or second cache, if anything does."""
+        flags = (ir.Constant(INT32, n) for n in (0, 4 - cache, 1))  # to be read, how near, data
         self.ask("llvm.prefetch.p0", VOID, address, *flags)
 
     def product(self, *factors: Value | int) -> Value:
@@ -80,6 +78,9 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
 
     def least(self, a: Value, b: Value) -> Value:
         return self.select(self.icmp_signed("<", a, b), a, b)
+
+    def most(self, a: Value, b: Value) -> Value:
+        return self.select(self.icmp_signed(">", a, b), a, b)
 
     def filled(self, value: Value, size: int) -> Value:
         """A vector of `size` times the same."""

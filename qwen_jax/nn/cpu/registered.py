@@ -1,9 +1,12 @@
 """Products that LLVM made for this processor, and that XLA knows by name."""
 
+import ctypes
 import functools
 import os
 import re
+import sys
 import threading
+from itertools import takewhile
 
 import jax
 from llvmlite import binding as llvm
@@ -15,6 +18,8 @@ from qwen_jax.nn.cpu.weights import Processor
 
 _LOCK = threading.Lock()
 _MADE: dict[str, llvm.ExecutionEngine] = {}  # kept: XLA calls into them
+_ARCH_PRCTL, _ASK_FOR_STATE, _TILES = 158, 0x1023, 18  # of Linux on x86: asm/prctl.h
+_NEWEST = ("amx", "avx10", "avx512")  # families of features, from the newest on
 _FLAG = re.compile(r"--xla_cpu_max_isa=(\w+)")
 
 
@@ -51,12 +56,21 @@ def processor() -> Processor:
     has = _flags().get
     arm = llvm.get_process_triple().startswith(("aarch64", "arm64"))
     wide = has("avx512bw", False)
+    tiles = wide and has("amx-tile", False) and has("amx-bf16", False)
     return Processor(
         lanes=4 if arm else 16 if wide else 8,
         registers=32 if wide or arm else 16,
         pairs=wide and has("avx512bf16", False),
         tables=wide,
+        tiles=tiles and _granted(),
     )
+
+
+def _granted() -> bool:
+    """Whether this process may use AMX's tiles: Linux has them be asked for, once."""
+    if sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK_FOR_STATE, _TILES) == 0
 
 
 @functools.cache
@@ -66,11 +80,9 @@ def _flags() -> dict[str, bool]:
     llvm.initialize_native_asmprinter()
     found = dict(llvm.get_host_cpu_features())
     most = _FLAG.findall(os.environ.get("XLA_FLAGS", ""))  # of which XLA follows the last
-    if most and not most[-1].upper().startswith(("AVX512", "AMX", "AVX10")):
-        found = {
-            name: on and not name.startswith(("avx512", "avx10")) for name, on in found.items()
-        }
-    return found
+    newest = most[-1].lower() if most else _NEWEST[0]
+    without = tuple(takewhile(lambda family: not newest.startswith(family), _NEWEST))
+    return {name: on and not name.startswith(without) for name, on in found.items()}
 
 
 def _features() -> str:

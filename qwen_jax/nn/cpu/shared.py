@@ -1,15 +1,19 @@
 """How XLA calls a product, and how threads share it: a handler of XLA's foreign functions.
 
 Layouts are those of XLA's c_api.h (jax.ffi.include_dir()), version 0.3, whose structs only grow at
-their ends. A product is cut into runs of outputs; whoever is free takes the next, so a thread that
-comes late keeps nobody waiting. The last to leave frees what they shared.
+their ends. A product is cut into turns: some prepare it, the others each compute a run of outputs.
+Whoever is free takes the next, so a thread that comes late keeps nobody waiting. The last to leave
+frees what they shared.
 """
+
+from typing import Protocol
 
 from llvmlite import ir
 
+from qwen_jax.nn.cpu.amx import Amx, suits
 from qwen_jax.nn.cpu.code import INT32, INT64, POINTER, VOID, Code, Value, function, number
-from qwen_jax.nn.cpu.kinds import OUTPUTS, Kind
-from qwen_jax.nn.cpu.tiles import TOLD, part, reader_of
+from qwen_jax.nn.cpu.kinds import Kind
+from qwen_jax.nn.cpu.tiles import TOLD, Vectors
 from qwen_jax.nn.cpu.weights import Processor
 
 HANDLER = "product"
@@ -21,13 +25,44 @@ _EXTENSION = {"type": 8, "metadata": 24}
 _METADATA = {"major": 24, "minor": 28}
 _BUFFER = {"data": 24, "dimensions": 40}
 _API = {"schedule": 48 + 11 * 8, "threads": 48 + 12 * 8}
-_ASKED = (*TOLD, "run", "runs", "next", "done", "users")  # of a task, all eight bytes
+_OWN = ("run", "preparations", "turns", "next", "done", "users")
+_ASKED = (*TOLD, *_OWN)  # of a task, all eight bytes
 _AT = {name: 8 * n for n, name in enumerate(_ASKED)}
+_ALIGNED = 64  # bytes: a line of a cache
+_TASK = -(-8 * len(_ASKED) // _ALIGNED) * _ALIGNED  # bytes; behind it lies what is prepared
+
+
+class Way(Protocol):
+    """How a product is computed: first what is prepared of it, in turns, then its outputs."""
+
+    @property
+    def outputs(self) -> int: ...  # that are computed together
+
+    def an_output(self, code: Code, inputs: Value) -> Value:
+        """Bytes of its weights."""
+        ...
+
+    def beside(self, code: Code, rows: Value, inputs: Value) -> Value:
+        """Bytes of memory for what is prepared."""
+        ...
+
+    def preparations(self, code: Code, rows: Value) -> Value:
+        """How many turns they take."""
+        ...
+
+    def prepare(self, module: ir.Module) -> ir.Function:
+        """prepare(task, turn)."""
+        ...
+
+    def part(self, module: ir.Module) -> ir.Function:
+        """part(task, first, last): every row with outputs from first to last."""
+        ...
 
 
 def write(module: ir.Module, kind: Kind, processor: Processor) -> None:
     """Put the function HANDLER into a module: what XLA is to call for such a product."""
-    work, leave = _work(module, kind, processor), _leave(module)
+    way = _way(kind, processor)
+    work, leave = _work(module, way), _leave(module)
     helper = _helper(module, work, leave)
     code, made = function(module, HANDLER, [POINTER], POINTER)
     (frame,) = made.args
@@ -42,9 +77,8 @@ def write(module: ir.Module, kind: Kind, processor: Processor) -> None:
             code.ret(nothing)
             code.position_at_end(code.append_basic_block("never"))
     context, api = (code.read(frame, POINTER, _FRAME[name]) for name in ("context", "api"))
-    task = code.ask("malloc", POINTER, number(8 * len(_ASKED)))
-    runs = _tell(code, kind, processor, frame, task)
-    threads = code.least(_threads(code, api, context), runs)
+    task, turns = _tell(code, kind, way, frame)
+    threads = code.least(_threads(code, api, context), turns)
     helpers = code.select(
         code.icmp_signed(">", threads, number(1)), code.sub(threads, number(1)), number(0)
     )
@@ -52,37 +86,46 @@ def write(module: ir.Module, kind: Kind, processor: Processor) -> None:
     with code.steps(helpers, 1):
         _call(code, api, "schedule", context, helper, task)
     code.call(work, [task])
-    _wait(code, task, runs)
+    _wait(code, task, turns)
     code.call(leave, [task])
     code.ret(nothing)
 
 
-def _tell(code: Code, kind: Kind, processor: Processor, frame: Value, task: Value) -> Value:
-    """Fill in a task; how many runs it has."""
+def _way(kind: Kind, processor: Processor) -> Way:
+    return Amx() if processor.tiles and suits(kind) else Vectors(kind, processor)
+
+
+def _tell(code: Code, kind: Kind, way: Way, frame: Value) -> tuple[Value, Value]:
+    """A task, and how many turns it takes."""
     buffers = _buffers(code, kind, frame)
     dimension = lambda name, axis: code.read(
         code.read(buffers[name], POINTER, _BUFFER["dimensions"]), INT64, 8 * axis
     )
+    rows, out, inputs = dimension("x", 0), dimension("weights", 0), dimension("x", 1)
+    size = code.add(number(_TASK + _ALIGNED - 1), way.beside(code, rows, inputs))
+    size = code.and_(size, number(-_ALIGNED))
+    task = code.ask("aligned_alloc", POINTER, number(_ALIGNED), size)
     for name, buffer in buffers.items():
         code.write(code.read(buffer, POINTER, _BUFFER["data"]), task, _AT[name])
-    out, inputs = dimension("weights", 0), dimension("x", 1)
-    an_output = reader_of(kind, processor).bytes_of(code, inputs)
-    run = code.product(code.sdiv(number(_RUN), code.product(an_output, OUTPUTS)), OUTPUTS)
-    run = code.select(code.icmp_signed("<", run, number(OUTPUTS)), number(OUTPUTS), run)
-    runs = code.sdiv(code.add(out, code.sub(run, number(1))), run)
+    code.write(code.past(task, _TASK), task, _AT["beside"])
+    run = code.sdiv(number(_RUN), code.product(way.an_output(code, inputs), way.outputs))
+    run = code.product(code.most(run, number(1)), way.outputs)
+    preparations = way.preparations(code, rows)
+    turns = code.add(preparations, code.sdiv(code.add(out, code.sub(run, number(1))), run))
     counts = {
-        "rows": dimension("x", 0),
+        "rows": rows,
         "out": out,
         "inputs": inputs,
         "groups": dimension("scales", 1) if kind.integers else number(1),
         "run": run,
-        "runs": runs,
+        "preparations": preparations,
+        "turns": turns,
         "next": number(0),
         "done": number(0),
     }
     for name, count in counts.items():
         code.write(count, task, _AT[name])
-    return runs
+    return task, turns
 
 
 def _buffers(code: Code, kind: Kind, frame: Value) -> dict[str, Value]:
@@ -101,20 +144,26 @@ def _buffers(code: Code, kind: Kind, frame: Value) -> dict[str, Value]:
     return buffers | {"x": argument(0), "y": y}
 
 
-def _work(module: ir.Module, kind: Kind, processor: Processor) -> ir.Function:
-    """Take runs until there are none."""
-    whole = part(module, kind, processor)
+def _work(module: ir.Module, way: Way) -> ir.Function:
+    """Take turns until there are none."""
+    prepare, part = way.prepare(module), way.part(module)
     code, made = function(module, "work", [POINTER])
     (task,) = made.args
-    asked = {name: code.read(task, INT64, _AT[name]) for name in ("out", "run", "runs")}
+    names = ("out", "run", "preparations", "turns")
+    out, run, preparations, turns = (code.read(task, INT64, _AT[name]) for name in names)
     again, take, end = (code.append_basic_block(name) for name in ("again", "take", "end"))
     code.branch(again)
     code.position_at_end(again)
     turn = _counted(code, task, "next", "add")
-    code.cbranch(code.icmp_signed("<", turn, asked["runs"]), take, end)
+    code.cbranch(code.icmp_signed("<", turn, turns), take, end)
     code.position_at_end(take)
-    first = code.product(turn, asked["run"])
-    code.call(whole, [task, first, code.least(code.add(first, asked["run"]), asked["out"])])
+    with code.if_else(code.icmp_signed("<", turn, preparations)) as (first, then):
+        with first:
+            code.call(prepare, [task, turn])
+        with then:
+            _wait(code, task, preparations)
+            start = code.product(code.sub(turn, preparations), run)
+            code.call(part, [task, start, code.least(code.add(start, run), out)])
     _counted(code, task, "done", "add")
     code.branch(again)
     code.position_at_end(end)
@@ -141,13 +190,13 @@ def _helper(module: ir.Module, *calls: ir.Function) -> ir.Function:
     return made
 
 
-def _wait(code: Code, task: Value, runs: Value) -> None:
-    """Until the runs that others took are done."""
+def _wait(code: Code, task: Value, turns: Value) -> None:
+    """Until so many turns are done, the first ones, which others took."""
     look, rest, end = (code.append_basic_block(name) for name in ("look", "rest", "end"))
     code.branch(look)
     code.position_at_end(look)
     done = code.load_atomic(code.past(task, _AT["done"]), "acquire", 8, typ=INT64)
-    code.cbranch(code.icmp_signed("<", done, runs), rest, end)
+    code.cbranch(code.icmp_signed("<", done, turns), rest, end)
     code.position_at_end(rest)
     code.ask("sched_yield", INT32)
     code.branch(look)

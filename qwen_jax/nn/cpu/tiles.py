@@ -5,6 +5,7 @@ The order is that of the inputs alone, so a row's bits do not depend on the rows
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -34,9 +35,17 @@ from qwen_jax.nn.cpu.weights import (
 )
 
 # What a product is told, as pointers and counts one behind the other, eight bytes each.
-TOLD = ("y", "x", "weights", "scales", "zeros", "rows", "out", "inputs", "groups")
+TOLD = ("y", "x", "weights", "scales", "zeros", "beside", "rows", "out", "inputs", "groups")
 _COUNTS = TOLD.index("rows")
 _GROUPS = 4  # tiles one below the other that share weights while those are in a near cache
+
+
+def told(code: Code, task: Value) -> dict[str, Value]:
+    """A task's, by name."""
+    return {
+        name: code.read(task, POINTER if n < _COUNTS else INT64, 8 * n)
+        for n, name in enumerate(TOLD)
+    }
 
 
 def reader_of(kind: Kind, processor: Processor) -> Reader:
@@ -46,35 +55,57 @@ def reader_of(kind: Kind, processor: Processor) -> Reader:
     return Bytes(how) if kind.weights == "int8" else Floats(how)
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """A `shared.Way`, in registers of some numbers. Nothing is prepared."""
+
+    kind: Kind
+    processor: Processor
+
+    outputs = OUTPUTS
+
+    def an_output(self, code: Code, inputs: Value) -> Value:
+        return reader_of(self.kind, self.processor).bytes_of(code, inputs)
+
+    def beside(self, code: Code, rows: Value, inputs: Value) -> Value:
+        return number(0)
+
+    def preparations(self, code: Code, rows: Value) -> Value:
+        return number(0)
+
+    def prepare(self, module: ir.Module) -> ir.Function:
+        code, made = function(module, "prepare", [POINTER, INT64])
+        code.ret_void()
+        return made
+
+    def part(self, module: ir.Module) -> ir.Function:
+        """part(task, first, last): every row with outputs from first to last."""
+        most = _rows(self.kind, self.processor)
+        tiles = [_tile(module, self.kind, self.processor, rows) for rows in range(1, most + 1)]
+        code, made = function(module, "part", [POINTER, INT64, INT64])
+        task, first, last = made.args
+        rows = told(code, task)["rows"]
+        block = _GROUPS * most
+        whole = code.sub(rows, code.srem(rows, number(most)))
+        rest = code.sub(rows, whole)
+        with code.steps(rows, block) as (start, _):
+            stop = code.add(start, number(block))
+            ends = code.icmp_signed(">=", stop, rows)
+            with code.steps(last, OUTPUTS, start=first) as (output, _):
+                with code.steps(code.least(stop, whole), most, start=start) as (row, _):
+                    code.call(tiles[-1], [task, row, output])
+                for count, tile in enumerate(tiles[:-1], 1):
+                    wanted = code.and_(ends, code.icmp_signed("==", rest, number(count)))
+                    with code.if_then(wanted):
+                        code.call(tile, [task, whole, output])
+        code.ret_void()
+        return made
+
+
 def _rows(kind: Kind, processor: Processor) -> int:
     """Of a tile: as many as leave its sums in registers, of groups twice."""
     few, many = (2, 3) if kind.groups else (3, 6)
     return many if processor.registers >= 32 else few
-
-
-def part(module: ir.Module, kind: Kind, processor: Processor) -> ir.Function:
-    """part(task, first, last): every row with outputs from first to last."""
-    most = _rows(kind, processor)
-    tiles = [_tile(module, kind, processor, rows) for rows in range(1, most + 1)]
-    code, made = function(module, "part", [POINTER, INT64, INT64])
-    task, first, last = made.args
-    rows = code.read(task, INT64, 8 * TOLD.index("rows"))
-
-    block = _GROUPS * most
-    whole = code.sub(rows, code.srem(rows, number(most)))
-    rest = code.sub(rows, whole)
-    with code.steps(rows, block) as (start, _):
-        stop = code.add(start, number(block))
-        ends = code.icmp_signed(">=", stop, rows)
-        with code.steps(last, OUTPUTS, start=first) as (output, _):
-            with code.steps(code.least(stop, whole), most, start=start) as (row, _):
-                code.call(tiles[-1], [task, row, output])
-            for count, tile in enumerate(tiles[:-1], 1):
-                wanted = code.and_(ends, code.icmp_signed("==", rest, number(count)))
-                with code.if_then(wanted):
-                    code.call(tile, [task, whole, output])
-    code.ret_void()
-    return made
 
 
 def _tile(module: ir.Module, kind: Kind, processor: Processor, rows: int) -> ir.Function:
@@ -106,10 +137,7 @@ class _Tile:
     ):
         self.code, self.kind, self.output = code, kind, output
         self.how, self.reader = arithmetic(kind.x, processor), reader_of(kind, processor)
-        self.told = {
-            name: code.read(task, POINTER if n < _COUNTS else INT64, 8 * n)
-            for n, name in enumerate(TOLD)
-        }
+        self.told = told(code, task)
         a_row = code.product(self.told["inputs"], self.how.size)
         an_output = self.reader.bytes_of(code, self.told["inputs"])
         self.xs = self._each(rows, self.told["x"], row, a_row)
@@ -168,7 +196,7 @@ class _Tile:
                 for kernel, of_group in zip(kernels, prepared, strict=True)
             ]
             for kernel in kernels:  # while this tile is computed, the next one's come from memory
-                code.fetch(code.past(kernel, at, ahead))
+                code.fetch(code.past(kernel, at, ahead), 2)
             place = self.reader.x_at(code, at)
             for row, x in enumerate(xs):
                 for run in range(len(runs[0])):

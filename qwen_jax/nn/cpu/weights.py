@@ -26,6 +26,7 @@ class Processor:
     registers: int
     pairs: bool  # it multiplies pairs of bf16 and adds them (AVX512-BF16)
     tables: bool  # it looks numbers up by the registerful (AVX-512)
+    tiles: bool  # it multiplies tiles of bf16 (AMX)
 
 
 class Arithmetic(Protocol):

@@ -19,17 +19,22 @@ from qwen_jax.nn.model import Linear
 from qwen_jax.nn.quant import QuantLinear, quantize
 
 LESSER = {
-    "avx512": Processor(16, 32, False, True),
-    "avx2": Processor(8, 16, False, False),
-    "neon": Processor(4, 32, False, False),
+    "bf16": Processor(16, 32, pairs=True, tables=True, tiles=False),
+    "avx512": Processor(16, 32, pairs=False, tables=True, tiles=False),
+    "avx2": Processor(8, 16, pairs=False, tables=False, tiles=False),
+    "neon": Processor(4, 32, pairs=False, tables=False, tiles=False),
 }
 EACH = [(on, dtype) for on in ("here", *LESSER) for dtype in ("float32", "bfloat16")]
-EACH.remove(("avx512", "float32"))  # as it is here
+for same in ("bf16", "avx512"):
+    EACH.remove((same, "float32"))  # as it is here
+BOTH = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 CLOSE = 2e-6  # of the largest; float32 in any order
 
 
 def made(kind: Kind, on: str) -> Any:
     """The product as JAX calls it, made for a processor."""
+    if on == "bf16" and not registered.processor().pairs:
+        pytest.skip("needs a processor that multiplies pairs of bf16")
     name = kind.name if on == "here" else f"{kind.name}_{on}"
     registered.register(kind, name, LESSER.get(on))
 
@@ -112,25 +117,19 @@ def test_which_kinds_there_are() -> None:
     assert integers_kind("float32", codes_of(layer)[:6], known[1][:6], None) is None
 
 
-def test_xlas_flag_keeps_features_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX512 --xla_cpu_max_isa=AVX2")
-    registered._flags.cache_clear()
-    registered.processor.cache_clear()
-    try:
-        assert not registered.processor().tables
-        assert registered.processor().lanes < 16
-        assert "+avx512f" not in registered._features()
-    finally:
-        monkeypatch.undo()
-        registered._flags.cache_clear()
-        registered.processor.cache_clear()
+def test_xlas_flag_keeps_features_out(anew: pytest.MonkeyPatch) -> None:
+    anew.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX512 --xla_cpu_max_isa=AVX2")
+    assert not registered.processor().tables
+    assert registered.processor().lanes < 16
+    assert "+avx512f" not in registered._features()
 
 
-def test_many_threads_at_once() -> None:
-    """Each takes runs of its own products, and helps with others'; none waits for ever."""
-    call = made(Kind("float32", "float32"), "here")
-    kernel = jnp.asarray(numbers(5, 2048, 256))
-    xs = [jnp.asarray(numbers(6 + n, 1 + n, 256)) for n in range(6)]
+@BOTH
+def test_many_threads_at_once(dtype: str) -> None:
+    """Each takes turns of its own products, and helps with others'; none waits for ever."""
+    call = made(Kind(dtype, dtype), "here")
+    kernel = jnp.asarray(numbers(5, 2048, 256), dtype)
+    xs = [jnp.asarray(numbers(6 + n, 1 + 9 * n, 256), dtype) for n in range(6)]
     wanted = [np.asarray(call(x, kernel)) for x in xs]
     wrong: list[int] = []
 
@@ -148,7 +147,8 @@ def test_many_threads_at_once() -> None:
     assert not wrong
 
 
-def test_what_threads_share_is_freed() -> None:
+@BOTH
+def test_what_threads_share_is_freed(dtype: str) -> None:
     """By whoever leaves last: of thousands of calls nothing is left."""
     held = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if held is None:
@@ -158,11 +158,10 @@ def test_what_threads_share_is_freed() -> None:
         _fields_ = tuple((f"field_{n}", ctypes.c_size_t) for n in range(10))
 
     held.restype = Info
-    call = made(Kind("float32", "float32"), "here")
-    x, kernel = jnp.ones((1, 64)), jnp.ones((1024, 64)) / 1024  # two runs of outputs
-    loop = jax.jit(
-        lambda x, count: jax.lax.fori_loop(0, count, lambda _, x: call(x, kernel)[:, :64], x)
-    )
+    call = made(Kind(dtype, dtype), "here")
+    x, kernel = jnp.ones((1, 64), dtype), jnp.ones((2048, 64), dtype) / 1024  # runs of outputs
+    step = lambda _, x: call(x, kernel)[:, :64].astype(dtype)
+    loop = jax.jit(lambda x, count: jax.lax.fori_loop(0, count, step, x))
     loop(x, 10).block_until_ready()
     before = held().field_7  # bytes that are in use
     loop(x, 8_000).block_until_ready()
@@ -180,6 +179,7 @@ def test_memory_that_is_aligned_to_its_numbers_alone() -> None:
         assert np.abs(np.asarray(call(x, jnp.asarray(part))) - wanted).max() < 1e-4
 
 
-def test_no_rows() -> None:
-    call = made(Kind("float32", "float32"), "here")
-    assert call(jnp.ones((0, 64)), jnp.ones((8, 64))).shape == (0, 8)
+@BOTH
+def test_no_rows(dtype: str) -> None:
+    call = made(Kind(dtype, dtype), "here")
+    assert call(jnp.ones((0, 64), dtype), jnp.ones((8, 64), dtype)).shape == (0, 8)
