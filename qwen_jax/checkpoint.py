@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -43,8 +43,16 @@ from qwen_jax.text.tokenizer import Tokenizer
 from qwen_jax.text.vocabulary import EXTRA
 
 
+class Examined(NamedTuple):
+    """All of a checkpoint but its arrays."""
+
+    manifest: Manifest
+    config: Config
+    assets: Assets
+
+
 def load(
-    folder: str | Path,
+    folder: str | Path | Examined,
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
     adapter: str | Path | None = None,
@@ -53,7 +61,8 @@ def load(
 ) -> Qwen:
     """The parameters in a native checkpoint, each array restored straight to its shards.
 
-    folder: what `python -m convert` or `save` wrote; "demo" is the bundled checkpoint.
+    folder: what `python -m convert` or `save` wrote; "demo" is the bundled checkpoint; or what
+        `examine` gave for one.
     mesh: default, one over all devices of all processes. In a run of several processes all call
         this alike, and each reads its own shards.
     dtype: of every parameter that is not quantised; default, as stored.
@@ -64,8 +73,9 @@ def load(
     Raises FileNotFoundError, or ValueError with everything that is wrong.
     """
     compiled.keep()
-    manifest, config, assets = examine(folder, extra_vocab_file)
-    folder = assets.folder
+    if not isinstance(folder, Examined):
+        folder = examine(folder, extra_vocab_file)
+    manifest, config, assets = folder
     added = None if adapter is None else peft.read(adapter)
     if added is not None:
         attach.check(added, config, assets.model_type)
@@ -77,7 +87,7 @@ def load(
         before_reading(_arranged(wanted, made))
     arrays: dict[str, jax.Array] = {}
     for piece, leaves in native.by_piece(wanted).items():
-        read = native.read_piece(folder, piece, leaves, manifest.pieces[piece])
+        read = native.read_piece(assets.folder, piece, leaves, manifest.pieces[piece])
         arrange_leaves(read, first.platform)  # before there is more to hold
         jax.block_until_ready(arrays)  # while the next ones are read the last ones travel
         arrays |= read
@@ -120,14 +130,12 @@ def _arranged(wanted: Mapping[str, jax.ShapeDtypeStruct], made: _Made) -> Qwen:
     return made(leaves)
 
 
-def examine(
-    folder: str | Path, extra_vocab_file: str | Path | None = None
-) -> tuple[Manifest, Config, Assets]:
-    """All of a checkpoint but its arrays; raises what `load` does before it reads them."""
+def examine(folder: str | Path, extra_vocab_file: str | Path | None = None) -> Examined:
+    """Raises what `load` does before it reads an array."""
     folder = model_folder.find(folder)
     manifest = Manifest.read(folder)
     extra = None if extra_vocab_file is None else Path(extra_vocab_file)
-    return manifest, *_read_assets(folder, manifest, extra)
+    return Examined(manifest, *_read_assets(folder, manifest, extra))
 
 
 def outline(config: Config, assets: Assets) -> Qwen:

@@ -52,7 +52,7 @@ def expect(model: str | Path) -> None:
 
 
 def begin_reading(model: str | Path, *run: Any) -> None:
-    """Read the arrays of a native folder beside whatever this process does until it loads them.
+    """Bring a native folder's arrays into memory while this process does something else.
 
     run: what `rendezvous.found` is given; of several processes each reads its part, and later.
     """

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from qwen_jax import load, memory
 from qwen_jax.adapters import attach, bank, peft
-from qwen_jax.checkpoint import examine
+from qwen_jax.checkpoint import Examined, examine
 from qwen_jax.decoding import drafts
 from qwen_jax.decoding.completion import defaults_of, text_tokenizer, tokenizer_of
 from qwen_jax.decoding.flat_params import flatten
@@ -45,9 +45,9 @@ _LONGEST_STRETCH = 2**20  # bytes: 50 MB of work space
 log = logging.getLogger("serve")
 
 
-def check(settings: ServeConfig) -> None:
+def check(settings: ServeConfig) -> Examined:
     """Raise what `parameters` would, as far as it shows before an array is read."""
-    manifest, config, assets = examine(settings.model)
+    manifest, config, assets = examined = examine(settings.model)
     if assets.tokenizer is None:
         raise ValueError(f"{settings.model} has no tokenizer, and a server needs one")
     for name, folder in settings.adapters.items():
@@ -67,6 +67,7 @@ def check(settings: ServeConfig) -> None:
     mesh, platform = _mesh(settings), jax.devices()[0].platform
     backends.choose(settings.attention, platform, config, ModelRunner.page, mesh, shared=True)
     cache_memory.check(settings, config)
+    return examined
 
 
 def _mesh(settings: ServeConfig) -> Mesh | None:
@@ -76,10 +77,10 @@ def _mesh(settings: ServeConfig) -> Mesh | None:
     return make_mesh(*sizes) if split else None
 
 
-def parameters(settings: ServeConfig) -> Qwen:
-    """The checkpoint on a mesh over all devices, or on the only one."""
+def parameters(settings: ServeConfig, examined: Examined | None = None) -> Qwen:
+    """The checkpoint on a mesh over all devices, or on the only one; examined: by `check`."""
     added = {name: peft.read(folder) for name, folder in settings.adapters.items()}
-    params = load(settings.model, _mesh(settings), settings.dtype)
+    params = load(examined or settings.model, _mesh(settings), settings.dtype)
     if settings.adapter_folder:
         params = bank.with_room(params, settings.adapter_ranks, settings.max_adapters)
     elif added:

@@ -17,6 +17,7 @@ import jax
 import uvicorn
 
 from qwen_jax import distributed
+from qwen_jax.checkpoint import Examined
 from qwen_jax.program import interruption, progress
 from qwen_jax.sandbox import program as walls
 from serve import app, loading
@@ -52,9 +53,10 @@ def serve(settings: ServeConfig) -> None:
     if settings.run_generated_code and (unkept := walls.missing()):
         log.warning("generated code runs without a part of its walls: %s", unkept)
     try:
-        loading.check(settings)
+        examined = loading.check(settings)
         if jax.distributed.is_initialized() and jax.process_index() > 0:
-            multihost.follow(loading.runner(loading.parameters(settings), settings), settings)
+            params = loading.parameters(settings, examined)
+            multihost.follow(loading.runner(params, settings), settings)
             return
         service = Service(settings)
         server = Server(service, keys)
@@ -66,7 +68,7 @@ def serve(settings: ServeConfig) -> None:
     host, port = listener.getsockname()[:2]
     url = f"{'https' if server.tls else 'http'}://{host}:{port}"
     log.info("listening on %s", url)
-    loader = threading.Thread(target=_load, args=(service, url), daemon=True)
+    loader = threading.Thread(target=_load, args=(service, url, examined), daemon=True)
     loader.start()
     threading.Thread(target=_force_end, args=(service,), daemon=True).start()
     try:
@@ -135,12 +137,12 @@ def _why_not(settings: ServeConfig, error: OSError) -> str:
     return f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; {remedy}"
 
 
-def _load(service: Service, url: str) -> None:
+def _load(service: Service, url: str, examined: Examined) -> None:
     """In a thread of its own; if it fails the server ends."""
     try:
         settings = service.settings
         with progress.working(f"loading {settings.model}"):
-            params = loading.parameters(settings)
+            params = loading.parameters(settings, examined)
         runner = loading.runner(params, settings)
         device = runner if jax.process_count() == 1 else multihost.Leader(runner, settings)
         loading.start(service, params, device)

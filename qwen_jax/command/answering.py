@@ -35,8 +35,8 @@ def answer(settings: GenerateConfig) -> None:
     distributed.join(settings.coordinator, settings.processes, settings.process)
     prompt = settings.prompt
     assert prompt is not None
-    manifest, config, assets = examine(settings.folder)
-    sketch = outline(config, assets)
+    examined = examine(settings.folder)
+    config, sketch = examined.config, outline(examined.config, examined.assets)
     asked: dict[str, Any] = {
         "sampling": sampling(settings, defaults_of(sketch).sampling),
         "max_new_tokens": settings.max_new_tokens,
@@ -56,8 +56,8 @@ def answer(settings: GenerateConfig) -> None:
     begin = lambda shapes: prepare(shapes, ids, *programs, **how_to)
     how: dict[str, Any] = {"dtype": settings.dtype, "adapter": settings.adapter}
     laps.lap("files, tokenizer, prompt")
-    with progress.working(f"loading {settings.folder}", native.size(manifest.leaves), "B"):
-        params = load(settings.folder, mesh, before_reading=begin, **how)
+    with progress.working(f"loading {settings.folder}", native.size(examined.manifest.leaves), "B"):
+        params = load(examined, mesh, before_reading=begin, **how)
     laps.lap("weights")
     growing: Iterator[Completion]
     if raw:

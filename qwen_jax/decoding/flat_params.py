@@ -76,38 +76,50 @@ class Weights:
 
     def model(self) -> Qwen:
         """The network, for use in a program."""
-        made = self._made()
-        return looped(made) if self.looped else made
+        bare = jax.tree.unflatten(self.structure.tree, self.leaves)
+        if not self.structure.one_cpu:
+            return gathered(bare, self.structure.config, self.structure.mesh)
+        return looped(hosted(bare)) if self.looped else hosted(bare)
 
-    @functools.cached_property
+    @property
     def hosted(self) -> bool:
         """Whether all products are nn.cpu's: one row has the bits that it has among others.
 
         XLA's CPU has another path for products of one row, whose sums differ in the last bit.
         """
-        return self.structure.one_cpu and all_hosted(self._made())
+        return self._on_cpu()[0]
 
-    @functools.cached_property
+    @property
     def looped(self) -> bool:
         """Whether a loop goes through the blocks, and a cache has all layers in one array."""
-        return self.structure.one_cpu and can_loop(self._made())
+        return self._on_cpu()[1]
 
-    def _made(self) -> Qwen:
-        if self.structure.one_cpu:
-            return hosted(self._bare())
-        return gathered(self._bare(), self.structure.config, self.structure.mesh)
-
-    def _bare(self) -> Qwen:
-        return jax.tree.unflatten(self.structure.tree, self.leaves)
+    def _on_cpu(self) -> tuple[bool, bool]:
+        if not self.structure.one_cpu:
+            return False, False
+        return _on_cpu(self.structure, self.kinds, available())
 
     @property
     def dtype(self) -> Any:
-        return self._bare().embed.dtype
+        return jax.tree.unflatten(self.structure.tree, self.leaves).embed.dtype
 
     @property
     def platform(self) -> str:
         """Where the arrays are, or will be; "cpu" where nobody said."""
         return self.structure.platform or "cpu"
+
+
+@functools.lru_cache(maxsize=64)
+def _on_cpu(structure: Structure, kinds: tuple[Any, ...], own: bool) -> tuple[bool, bool]:
+    """Of such weights: whether all products are nn.cpu's, which are registered, and can loop.
+
+    own: whether there are any.
+    """
+    if not own:
+        return False, False
+    leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, *_ in kinds]
+    made = hosted(jax.tree.unflatten(structure.tree, leaves))
+    return all_hosted(made), can_loop(made)
 
 
 _POSTPONED: ContextVar[list[Future[Any]] | None] = ContextVar("programs to prepare", default=None)
@@ -218,7 +230,7 @@ class Program:
         def run() -> None:
             try:
                 jitted = self.of(weights)
-                weights._made()  # what was kept may call products that this registers
+                weights._on_cpu()  # what was kept may call products that this registers
                 what: list[Any] = [
                     weights.structure.config,
                     str(weights.structure.tree),

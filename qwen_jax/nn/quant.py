@@ -259,9 +259,16 @@ def build(config: Config, formats: Mapping[str, Format], leaf: Leaf) -> Qwen:
     The kinds of their leaves are "scales" and the names of integer dtypes. Raises ValueError where
     groups do not divide a layer's inputs.
     """
-    change = lambda name, x: _quantised(name, x, formats[name]) if name in formats else x
-    made = map_layers(change, model.build(config, _Wanted), Linear)
-    return jax.tree.map(lambda wanted: leaf(wanted.shape, wanted.axes, wanted.kind), made)
+    wanted = _wanted(config, frozenset(formats.items()))
+    return jax.tree.map(lambda x: leaf(x.shape, x.axes, x.kind), wanted)
+
+
+@functools.lru_cache(maxsize=8)
+def _wanted(config: Config, formats: frozenset[tuple[str, Format]]) -> Qwen:
+    """The tree of _Wanted; to make it anew, a thousand objects, takes most of a tree's time."""
+    of = dict(formats)
+    change = lambda name, x: _quantised(name, x, of[name]) if name in of else x
+    return map_layers(change, model.build(config, _Wanted), Linear)
 
 
 def abstract_leaves(

@@ -1,85 +1,37 @@
-"""Pieces of a checkpoint that are read before anybody asks, while a program imports JAX.
+"""A checkpoint's files are brought into memory while a program imports JAX.
 
-Imports take one processor a second; `begin` reads meanwhile on the others, in the order in which
-`native` will want it. What is wrong with a file is left for that to find.
+Imports take a processor a second, and a disk nothing. What is wrong with a file is left for
+`native` to find, which maps it.
 """
 
+import os
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from qwen_jax.files import strict_json
-from qwen_jax.storage import hashed_arrays
-from qwen_jax.storage.hashed_arrays import Rows
 from qwen_jax.storage.native_layout import MANIFEST, piece_file
 
-_MOST = 2 << 30  # bytes that are read and not asked for yet: a device's host may have little memory
-Arrays = Mapping[str, np.ndarray]  # a piece's, whole
-_Key = tuple[Path, str]  # a file and its header's hash: it holds what was asked for, or nothing
+_MOST = 2 << 30  # bytes: what comes much earlier than it is used may be gone by then
 
 
-class _Reader:
-    """A thread that reads pieces one after another."""
+def begin(folder: Path) -> threading.Thread:
+    """Have the system read this folder's pieces from now on, in the order they are wanted in."""
+    thread = threading.Thread(target=_bring, args=(folder,), daemon=True)
+    thread.start()
+    return thread
 
-    def __init__(self, folder: Path):
-        self._changed = threading.Condition()
-        self._read: dict[_Key, Arrays] = {}
-        self._now: _Key | None = None
-        self._taken: set[_Key] = set()
-        self.thread = threading.Thread(target=self._run, args=(folder,), daemon=True)
-        self.thread.start()
 
-    def _run(self, folder: Path) -> None:
-        try:
-            pieces = strict_json.read(folder / MANIFEST)["pieces"]
-            for piece, header in pieces.items():
-                self._one((piece_file(folder, piece).resolve(), header))
-        except Exception:  # whatever a damaged folder may raise: who asks for the piece says it
-            pass
-        finally:
-            with self._changed:
-                self._now = None
-                self._changed.notify_all()
-
-    def _one(self, key: _Key) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._size() < _MOST)
-            if key in self._taken:
+def _bring(folder: Path) -> None:
+    if not hasattr(os, "posix_fadvise"):
+        return
+    left = _MOST
+    try:
+        for piece in strict_json.read(folder / MANIFEST)["pieces"]:
+            with piece_file(folder, piece).open("rb", buffering=0) as file:
+                size = min(left, os.fstat(file.fileno()).st_size)
+                os.posix_fadvise(file.fileno(), 0, size, os.POSIX_FADV_WILLNEED)
+            left -= size
+            if not left:  # to which advice 0 would be all of a file
                 return
-            self._now = key
-        shard = hashed_arrays.examine(*key)
-        rows = [Rows(name, 0, tensor.shape[0]) for name, tensor in shard.tensors.items()]
-        arrays = hashed_arrays.read(shard, rows)
-        with self._changed:
-            self._read[key] = dict(zip(shard.tensors, arrays, strict=True))
-            self._now = None
-            self._changed.notify_all()
-
-    def _size(self) -> int:
-        return sum(array.nbytes for arrays in self._read.values() for array in arrays.values())
-
-    def take(self, key: _Key) -> Arrays | None:
-        with self._changed:
-            self._taken.add(key)
-            self._changed.wait_for(lambda: self._now != key)
-            self._changed.notify_all()
-            return self._read.pop(key, None)
-
-
-_reader: _Reader | None = None
-
-
-def begin(folder: Path) -> None:
-    """Read this folder's pieces from now on."""
-    global _reader
-    _reader = _Reader(folder)
-
-
-def take(file: Path, header: str) -> Arrays | None:
-    """All arrays of a piece with such a header, once; None: they were not read.
-
-    They were checked against the hashes that the header holds.
-    """
-    return None if _reader is None else _reader.take((file.resolve(), header))
+    except Exception:  # whatever a damaged folder may raise: who reads the piece says it
+        pass

@@ -4,13 +4,11 @@ The hashes are metadata in its header, and the manifest has the header's own. No
 was not checked, and who wants a part of an array reads no more than the stretches it lies in.
 """
 
-import ctypes
-import mmap
+import itertools
 import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +19,8 @@ from qwen_jax.storage import safetensors_file
 from qwen_jax.storage.safetensors_file import Shard, read_shard, write_header
 
 STRETCH = 1 << 20  # bytes of an array that share a hash
-_TASK = 4  # stretches that a thread reads at a time
 _DIGITS = 32  # of a hash
-_LARGE = 1 << 20  # bytes
 _LINE = 64  # bytes: what lies at a multiple of these JAX takes on a CPU as it is
-_POPULATE = 23  # MADV_POPULATE_WRITE, of Linux 5.14 and later
 
 
 def digest(content: bytes | memoryview) -> str:
@@ -56,20 +51,31 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     tensors = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     blank = {name: "0" * _DIGITS * _stretches(array.nbytes) for name, array in arrays.items()}
     with atomic.new_file(path, sum(array.nbytes for array in arrays.values())) as partial:
-        shard = write_header(partial, tensors, blank)
+        shard = write_header(partial, tensors, blank, _LINE)
         hashes = {}
         for name, array in arrays.items():
             safetensors_file.write(shard, name, array)
             hashes[name] = _hashes(array)
-        write_header(partial, tensors, hashes)
+        write_header(partial, tensors, hashes, _LINE)
         return _header_digest(shard)
 
 
 def _hashes(array: np.ndarray) -> str:
-    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    parts = [raw[at : at + STRETCH].data for at in range(0, len(raw), STRETCH)]
+    return "".join(_digests(_cut(np.ascontiguousarray(array))))
+
+
+def _cut(array: np.ndarray) -> list[memoryview]:
+    """Its stretches."""
+    raw = array.reshape(-1).view(np.uint8)
+    return [raw[at : at + STRETCH].data for at in range(0, len(raw), STRETCH)]
+
+
+def _digests(stretches: Sequence[memoryview]) -> list[str]:
+    """Of each; a thread takes a run of them, for the fewer threads wait for the interpreter."""
+    run = max(1, -(-len(stretches) // _threads()))
+    runs = [stretches[at : at + run] for at in range(0, len(stretches), run)]
     with ThreadPoolExecutor(_threads()) as pool:
-        return "".join(pool.map(digest, parts))
+        return [*itertools.chain(*pool.map(lambda run: [*map(digest, run)], runs))]
 
 
 def _stretches(size: int) -> int:
@@ -101,100 +107,30 @@ def examine(path: Path, header: str) -> Shard:
 
 
 # --- reading ----------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Task:
-    """Neighbouring stretches to read and to check."""
-
-    name: str
-    offset: int  # in the file
-    target: np.ndarray
-    hashes: str
-
-
 def read(shard: Shard, parts: Sequence[Rows]) -> list[np.ndarray]:
-    """Parts of arrays, in memory of their own. Raises ValueError for one that is damaged."""
-    arrays, tasks = [], list[_Task]()
-    for part in parts:
-        array, more = _plan(shard, part)
-        arrays.append(array)
-        tasks += more
-    with ThreadPoolExecutor(_threads()) as pool:
-        found = pool.map(lambda task: _fetch(shard.path, task), tasks)
-        damaged = {task.name for task, good in zip(tasks, found, strict=True) if not good}
+    """Parts of arrays, as views of the file. Raises ValueError for one that is damaged.
+
+    Nothing is copied, and processes that read one file share the memory it lies in. What is written
+    to a view stays with it; who cuts the file off meanwhile ends the process.
+    """
+    arrays, hashes = shard.view_all(), shard.metadata or {}
+    found, stretches, wanted = list[np.ndarray](), list[memoryview](), list[tuple[str, str]]()
+    for name, start, stop in map(astuple, parts):
+        array = arrays[name]
+        row = array.nbytes // len(array)
+        first, last = start * row // STRETCH, _stretches(stop * row)
+        stretches += _cut(array)[first:last]
+        wanted += [(name, hashes[name][n * _DIGITS :][:_DIGITS]) for n in range(first, last)]
+        found.append(array[start:stop])
+    digests = _digests(stretches)
+    damaged = {name for (name, hash), got in zip(wanted, digests, strict=True) if got != hash}
     if damaged:
         names = ", ".join(sorted(damaged))
         raise ValueError(
             f"{shard.path} is damaged: {names} is not what was written, its hash differs; "
             "copy the folder again, or convert the checkpoint again"
         )
-    return arrays
-
-
-def _plan(shard: Shard, part: Rows) -> tuple[np.ndarray, Iterable[_Task]]:
-    """Where the rows will be, and the tasks that bring them there."""
-    tensor, hashes = shard.tensors[part.name], (shard.metadata or {})[part.name]
-    size = tensor.stop - tensor.start
-    row = size // tensor.shape[0]
-    first, last = part.start * row // STRETCH, _stretches(part.stop * row)
-    begin, end = first * STRETCH, min(last * STRETCH, size)
-    memory = _memory(end - begin)
-    step = _TASK * STRETCH
-    tasks = [
-        _Task(
-            part.name,
-            shard.data + tensor.start + at,
-            memory[at - begin : at - begin + step],
-            hashes[at // STRETCH * _DIGITS :][: _TASK * _DIGITS],
-        )
-        for at in range(begin, end, step)
-    ]
-    raw = memory[part.start * row - begin : part.stop * row - begin]
-    return raw.view(tensor.dtype).reshape(part.stop - part.start, *tensor.shape[1:]), tasks
-
-
-def _memory(size: int) -> np.ndarray:
-    """Bytes that begin where JAX wants them.
-
-    Large ones in pages of the usual size: NumPy asks for huge ones, which a virtual machine may
-    have to get from its host first, at half a gigabyte a second.
-    """
-    if size > _LARGE and hasattr(mmap, "MAP_PRIVATE"):
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return np.frombuffer(pages, np.uint8)
-    raw = np.empty(size + _LINE, np.uint8)
-    return raw[-raw.ctypes.data % _LINE :][:size]
-
-
-def _fetch(path: Path, task: _Task) -> bool:
-    """Whether what was read is what was written; each stretch is hashed while it is in a cache."""
-    _populate(task.target)
-    with path.open("rb", buffering=0) as file:
-        file.seek(task.offset)
-        for number, at in enumerate(range(0, len(task.target), STRETCH)):
-            part, got = task.target[at : at + STRETCH].data, 0
-            while got < len(part):
-                more = file.readinto(part[got:])
-                if not more:
-                    return False
-                got += more
-            if digest(part) != task.hashes[number * _DIGITS :][:_DIGITS]:
-                return False
-    return True
-
-
-def _populate(target: np.ndarray) -> None:
-    """Have the system give the memory at once: page by page it costs more than it has to.
-
-    mmap's own madvise would keep the interpreter meanwhile. Where it fails, pages come one by one.
-    """
-    if _MEMORY is None or len(target) < _LARGE:
-        return
-    start = -(-target.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-    stop = (target.ctypes.data + len(target)) // mmap.PAGESIZE * mmap.PAGESIZE
-    _MEMORY.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _POPULATE)
-
-
-_MEMORY = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return found
 
 
 def _threads() -> int:

@@ -33,7 +33,7 @@ from qwen_jax.files import atomic, strict_json
 from qwen_jax.files.strict_json import SIZE, TEXT, StrictObject, choice, listed, shown, tabled
 from qwen_jax.nn.quant import abstract_leaves, formats_of
 from qwen_jax.nn.tree import FLOATS, INTEGERS
-from qwen_jax.storage import early, hashed_arrays, int4, pooling_config
+from qwen_jax.storage import hashed_arrays, int4, pooling_config
 from qwen_jax.storage.hashed_arrays import Rows, digest, digest_file
 from qwen_jax.storage.native_layout import MANIFEST, WEIGHTS, piece_file
 
@@ -245,11 +245,8 @@ def read_piece(
     file = piece_file(folder, piece)
     how = {name: _reading(int4.packed(leaf)) for name, leaf in wanted.items()}
     parts = [part for name, leaf in how.items() for part in _parts(name, leaf)]
-    if (whole := early.take(file, header)) is not None:
-        found = {part: whole[part.name][part.start : part.stop] for part in parts}
-    else:
-        read = hashed_arrays.read(hashed_arrays.examine(file, header), parts)
-        found = dict(zip(parts, read, strict=True))
+    read = hashed_arrays.read(hashed_arrays.examine(file, header), parts)
+    found = dict(zip(parts, read, strict=True))
     arrays: dict[str, Any] = {}
     for name, leaf in wanted.items():  # one at a time: both forms of one array fit
         array = _placed(how[name], {part: found.pop(part) for part in _parts(name, how[name])})

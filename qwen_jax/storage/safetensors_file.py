@@ -82,8 +82,11 @@ class Shard:
         return max((tensor.stop for tensor in self.tensors.values()), default=0)
 
     def view_all(self) -> dict[str, np.ndarray]:
-        """Views of all tensors; the file is opened once, however many it has."""
-        return self._divided(np.asarray(np.memmap(self.path, np.uint8, "r"))[self.data :])
+        """Views of all tensors; the file is opened once, however many it has.
+
+        What is written to them does not reach it. Raises ValueError where it is cut off by now.
+        """
+        return self._divided(np.asarray(np.memmap(self.path, np.uint8, "c"))[self.data :])
 
     def read_all(self) -> dict[str, np.ndarray]:
         """All tensors, in our memory; raises ValueError where the file is cut off meanwhile.
@@ -92,12 +95,11 @@ class Shard:
         """
         with self.path.open("rb") as file:
             file.seek(self.data)
-            raw = np.fromfile(file, np.uint8, self.size)
-        if len(raw) < self.size:
-            raise ValueError(f"{self.path.name} is cut off, by somebody who writes to it just now")
-        return self._divided(raw)
+            return self._divided(np.fromfile(file, np.uint8, self.size))
 
     def _divided(self, raw: np.ndarray) -> dict[str, np.ndarray]:
+        if len(raw) < self.size:
+            raise ValueError(f"{self.path.name} is cut off, by somebody who writes to it just now")
         return {
             name: raw[tensor.start : tensor.stop].view(tensor.dtype).reshape(tensor.shape)
             for name, tensor in self.tensors.items()
@@ -168,11 +170,15 @@ _OFFSETS = Kind[list[int]](
 
 
 def write_header(
-    path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Any
+    path: Path,
+    tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    metadata: Any,
+    aligned: int = 8,
 ) -> Shard:
     """Start a file with room for these tensors in this order; `write` fills it.
 
-    In a file that has room for them already, what they hold stays.
+    aligned: bytes, of which the tensors begin at a multiple. In a file that has room for them
+    already, what they hold stays.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     entries, start = {}, 0
@@ -182,7 +188,7 @@ def write_header(
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
         start = tensor.stop
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % aligned)
     path.touch()
     with path.open("r+b") as file:
         file.write(len(text).to_bytes(8, "little") + text)

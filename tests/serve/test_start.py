@@ -23,7 +23,7 @@ COMMAND = [sys.executable, "-m", "serve", "--port", "0"]
 INSTEAD = """
 import sys, time
 from serve import loading
-def parameters(settings):
+def parameters(settings, examined):
     {}
 loading.parameters = parameters
 sys.argv[0] = "serve"

@@ -1,7 +1,5 @@
 """Arrays with hashes: whole ones, parts that cost no more than they must, and damage."""
 
-import mmap
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,10 +69,12 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such call")
-def test_memory_comes_at_once() -> None:
-    """And not in a fault for every page, which would take half of the time of reading."""
-    held = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    memory, before = hashed_arrays._memory(32 << 20), held()
-    hashed_arrays._populate(memory[100:])
-    assert held() - before > 31 << 20
+def test_a_view_is_the_readers_own(written: tuple[Path, str]) -> None:
+    file, header = written
+    shard, before = hashed_arrays.examine(file, header), file.read_bytes()
+    (part,) = hashed_arrays.read(shard, [Rows("kernel", 3, 5)])
+    part[:] = 7
+    assert file.read_bytes() == before
+    file.write_bytes(before[:-1])
+    with pytest.raises(ValueError, match="is cut off, by somebody who writes to it just now"):
+        hashed_arrays.read(shard, [Rows("kernel", 3, 5)])
