@@ -40,16 +40,40 @@ SLICES = {
 }
 
 
+# TPUs in three dimensions also come in cubes of 4x4x4, up to this, shortest side first
+CUBES = {"v4": (12, 16, 16), "v5p": (16, 16, 24)}
+
+
+def _exists(chip: str, sides: list[int]) -> bool:
+    """Whether there is such a slice; GPUs are joined in any number."""
+    if not CHIPS[chip].tpu or "x".join(map(str, sides)) in SLICES[chip]:
+        return True
+    largest = CUBES.get(chip, ())
+    return (
+        len(sides) == len(largest)
+        and sides == sorted(sides)
+        and all(side and side % 4 == 0 for side in sides)
+        and all(side <= most for side, most in zip(sides, largest, strict=True))
+    )
+
+
 def parse(mesh: str) -> tuple[str, int]:
     """("v5e", 32) of "v5e:4x8"; one device where no number stands."""
     match = re.fullmatch(r"([a-z0-9]+)(?::(\d{1,4}(?:x\d{1,4}){0,2}))?", mesh.lower())
     if match is None or match[1] not in CHIPS:
         known = ", ".join(CHIPS)
         raise ValueError(f"got the mesh {mesh!r}, wanted CHIP or CHIP:4x8, of the chips {known}")
-    count = math.prod(map(int, (match[2] or "1").split("x")))
+    chip, sides = match[1], [int(side) for side in (match[2] or "1").split("x")]
+    count = math.prod(sides)
     if not 1 <= count <= 65536:
         raise ValueError(f"got the mesh {mesh!r} of {count} devices, wanted 1 to 65536")
-    return match[1], count
+    if match[2] and not _exists(chip, sides):
+        cubes = ", and any 4Ax4Bx4C, A <= B <= C, up to {}x{}x{}"
+        more = cubes.format(*CUBES[chip]) if chip in CUBES else ""
+        raise ValueError(
+            f"got the mesh {mesh!r}; slices of {chip}: {', '.join(SLICES[chip])}{more}"
+        )
+    return chip, count
 
 
 def split(mesh: str, data: int, fsdp: int, tensor: int | None) -> tuple[int, int, int]:

@@ -103,3 +103,29 @@ def finish(*processes: subprocess.Popen[str]) -> list[tuple[int, str, str]]:
             process.kill()
             process.communicate()
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+# The command, to which a signal comes while it makes a step, or before a checkpoint has its name.
+SIGNALLED = """
+import os, runpy, signal, sys
+from orbax.checkpoint._src.path import atomicity
+from train.step import Trainer
+numbers, how, step = iter(range(1, 1000)), os.environ["HOW"], int(os.environ["STEP"])
+make, name = Trainer.step, atomicity.AtomicRenameTemporaryPath.finalize
+def signalled(self, state, batch):
+    if next(numbers) == step and how in ("SIGTERM", "SIGINT"):
+        os.kill(os.getpid(), getattr(signal, how))
+    return make(self, state, batch)
+async def killed(self, *arguments, **more):
+    if how == "SIGKILL" and self.get_final().name == str(step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await name(self, *arguments, **more)
+Trainer.step, atomicity.AtomicRenameTemporaryPath.finalize = signalled, killed
+sys.argv[0] = "train"
+runpy.run_module("train", run_name="__main__")
+"""
+
+
+def signalled(settings: TrainConfig, how: str, step: int) -> tuple[int, str, str]:
+    (end,) = finish(command(settings, start=("-c", SIGNALLED), HOW=how, STEP=str(step)))
+    return end

@@ -1,6 +1,7 @@
 """When a run stops; and several processes and devices that make one curve."""
 
 import os
+import random
 import signal
 import socket
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 
 import train
-from tests.train.runs import command, finish, losses, small
-from tests.train.test_command import SIGNALLED
+from tests.train.runs import SIGNALLED, command, finish, losses, signalled, small
+from train.settings import TrainConfig
 from train.stop import Stop
 
 STEPS = 10
@@ -67,21 +68,48 @@ def two_processes(settings: Any, how: str = "none", step: int = 0) -> list[tuple
 
 
 @pytest.fixture(scope="module")
-def curve(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """STEPS on one device."""
-    settings = small(tmp_path_factory.mktemp("one"), steps=STEPS)
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """STEPS on one device, at once."""
+    settings = small(tmp_path_factory.mktemp("one"), steps=STEPS, save_every=3)
     ((code, _, err),) = finish(command(settings))
     assert code == 0, err
-    return losses(settings)
+    return settings
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [{"mesh_data": 8}, {"mesh_fsdp": 8}, {"mesh_data": 2, "mesh_tensor": 4}],
-    ids=lambda mesh: " ".join(f"{name[5:]} {size}" for name, size in mesh.items()),
-)
-def test_eight_devices(curve: Any, tmp_path: Path, mesh: Any) -> None:
-    settings = small(tmp_path, steps=STEPS, **mesh)
+@pytest.fixture(scope="module")
+def curve(whole: TrainConfig) -> list[float]:
+    return losses(whole)
+
+
+def test_killed_and_called_again(whole: TrainConfig, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a save, then Ctrl-C, and nothing is lost; SIGTERM comes below."""
+    parts = small(tmp_path, steps=STEPS, save_every=3)
+    code, _, err = signalled(parts, "SIGKILL", 6)
+    assert code == -9, err
+    folder = Path(parts.out) / "checkpoints"
+    assert (folder / "3").is_dir()
+    assert not (folder / "6").exists()
+    assert any(path.name.startswith("6.") for path in folder.iterdir())
+    more = random.randint(2, 6)  # in the first step it would end at once
+    code, _, err = signalled(parts, "SIGINT", more)
+    assert code == 0, err
+    done = 3 + more
+    wanted = f"stopped after step {done} of {STEPS}, and saved; the same command goes on from there"
+    assert err.splitlines()[-1] == wanted
+    assert (folder / str(done)).is_dir()
+    assert len(losses(parts)) == done
+    ((code, _, err),) = finish(command(parts))
+    assert code == 0, err
+    assert f"going on after step {done} of {STEPS} steps" in err
+    assert losses(parts) == losses(whole)
+    assert len(losses(parts)) == STEPS
+    saved = [Path(s.out) / "adapter" / "adapter_model.safetensors" for s in (parts, whole)]
+    assert saved[0].read_bytes() == saved[1].read_bytes()
+
+
+def test_eight_devices(curve: Any, tmp_path: Path) -> None:
+    """Along all axes; test_step has meshes along each."""
+    settings = small(tmp_path, steps=STEPS, mesh_data=2, mesh_fsdp=2, mesh_tensor=2)
     train.fine_tune(settings)
     np.testing.assert_allclose(losses(settings), curve, rtol=1e-5)
 

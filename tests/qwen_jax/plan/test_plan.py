@@ -132,6 +132,10 @@ def test_parameters_are_those_of_the_name(name: str) -> None:
     [
         ("--model Qwen-9B --mesh v5e:4x8", "got the model 'Qwen-9B'"),
         ("--model Qwen-7B --mesh v9:4", "got the mesh 'v9:4'"),
+        ("--model Qwen-7B --mesh v5e:4x9x2", "slices of v5e: 1x1, 2x2, .*, 16x16$"),
+        ("--model Qwen-7B --mesh v6e:32", "slices of v6e: 1x1, "),
+        ("--model Qwen-7B --mesh v5p:8x4x4", "and any 4Ax4Bx4C, A <= B <= C, up to 16x16x24"),
+        ("--model Qwen-7B --mesh v4:4x8x20", "slices of v4: .* up to 12x16x16"),
         ("--model Qwen-7B --mesh v5e:2x2 --mesh-tensor 3", "makes 3 devices"),
         ("--model Qwen-7B --mesh v5e:2x2 --batch 0", "--batch is 0"),
         ("--model Qwen-7B --mesh h100 --compile", "--compile knows h200 and TPUs"),
@@ -145,4 +149,6 @@ def test_what_is_refused(words: str, message: str) -> None:
 def test_slices() -> None:
     assert parse("V5E:4x8") == ("v5e", 32)
     assert parse("h200") == ("h200", 1)
+    assert parse("h100:24") == ("h100", 24)
+    assert parse("v5p:8x8x12") == ("v5p", 768)
     assert split("v5p:4x4x4", 4, 1, None) == (4, 1, 16)

@@ -35,7 +35,7 @@ def embedder(babbler: Qwen) -> Qwen:
 
 @pytest.fixture(scope="module")
 def server(embedder: Qwen) -> Iterator[Running]:
-    with running(embedder) as made:
+    with running(embedder, draft_tokens=4) as made:  # as `tiny`, whose programs it runs
         yield made
         made.settle()
 
