@@ -146,20 +146,16 @@ def arrange(layer: QuantLinear, platform: str) -> QuantLinear:
     else:
         codes, scales = quant_matmul.apart(layer.codes, count), scales.T
         zeros = None if zeros is None else zeros.T
-    if platform == "cpu" and codes.dtype == jnp.int4:
+    if platform == "rest":
+        codes = codes.astype(CODES[layer.bits])
+    elif platform == "cpu" and codes.dtype == jnp.int4:
         codes = codes.astype(jnp.int8)
     return QuantLinear(codes, scales, zeros, layer.order, layer.bias, layer.bits)
 
 
 def at_rest(params: Any) -> Any:
     """A network whose quantised layers lie as in a checkpoint: whole rows, narrowest integers."""
-
-    def settle(_: str, x: QuantLinear) -> QuantLinear:
-        made = arrange(x, "rest")
-        made.codes = made.codes.astype(CODES[x.bits])
-        return made
-
-    return map_layers(settle, params, QuantLinear)
+    return map_layers(lambda _, x: arrange(x, "rest"), params, QuantLinear)
 
 
 def arrange_all(params: Qwen, platform: str) -> Qwen:
@@ -172,8 +168,7 @@ def arrange_all(params: Qwen, platform: str) -> Qwen:
 def arrange_leaves(leaves: dict[str, Any], platform: str) -> None:
     """`arrange` in place every layer whose leaves are there at rest, one after the other.
 
-    leaves: by name, of a network or a piece of it, on the devices where they lie; shapes
-    (ShapeDtypeStruct) are arranged as their arrays would be.
+    leaves: by name, on the devices where they lie; shapes are arranged as arrays would be.
     """
     for name, format in formats_of(leaves).items():
         names = {field: f"{name}.{field}" for field in (*FIELDS, "bias")}
@@ -271,9 +266,7 @@ def _wanted(config: Config, formats: frozenset[tuple[str, Format]]) -> Qwen:
     return map_layers(change, model.build(config, _Wanted), Linear)
 
 
-def abstract_leaves(
-    config: Config, formats: Mapping[str, Format] | None = None
-) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_leaves(config: Config, formats: Mapping[str, Format] | None = None) -> dict[str, Any]:
     """Every leaf's shape and dtype by name; float32 stands for any float."""
     dtype = lambda kind: jnp.dtype(kind if kind in INTEGERS else "float32")
     leaf = lambda shape, axes, kind: jax.ShapeDtypeStruct(shape, dtype(kind))

@@ -17,7 +17,6 @@ from qwen_jax.nn.cpu.tiles import TOLD, Vectors
 from qwen_jax.nn.cpu.weights import Processor
 
 HANDLER = "product"
-_RUN = 128 * 1024  # bytes of weights that a thread takes at a time: they stay in its cache
 _VERSION = (0, 3)
 # bytes before a field
 _FRAME = {"extension": 8, "api": 16, "context": 24, "count": 56, "arguments": 72, "results": 112}
@@ -37,6 +36,9 @@ class Way(Protocol):
 
     @property
     def outputs(self) -> int: ...  # that are computed together
+
+    @property
+    def run(self) -> int: ...  # bytes of weights that a thread takes at a time
 
     def an_output(self, code: Code, inputs: Value) -> Value:
         """Bytes of its weights."""
@@ -62,7 +64,8 @@ class Way(Protocol):
 def write(module: ir.Module, kind: Kind, processor: Processor) -> None:
     """Put the function HANDLER into a module: what XLA is to call for such a product."""
     way = _way(kind, processor)
-    work, leave = _work(module, way), _leave(module)
+    prepare, leave = way.prepare(module), _leave(module)
+    work = _work(module, prepare, way.part(module))
     helper = _helper(module, work, leave)
     code, made = function(module, HANDLER, [POINTER], POINTER)
     (frame,) = made.args
@@ -83,6 +86,11 @@ def write(module: ir.Module, kind: Kind, processor: Processor) -> None:
         code.icmp_signed(">", threads, number(1)), code.sub(threads, number(1)), number(0)
     )
     code.write(code.add(helpers, number(1)), task, _AT["users"])
+    first = code.least(code.read(task, INT64, _AT["preparations"]), number(1))
+    with code.steps(first, 1) as (turn, _):  # or all would wait for a helper that has just begun
+        code.call(prepare, [task, turn])
+    for name in ("next", "done"):
+        code.write(first, task, _AT[name])
     with code.steps(helpers, 1):
         _call(code, api, "schedule", context, helper, task)
     code.call(work, [task])
@@ -108,7 +116,7 @@ def _tell(code: Code, kind: Kind, way: Way, frame: Value) -> tuple[Value, Value]
     for name, buffer in buffers.items():
         code.write(code.read(buffer, POINTER, _BUFFER["data"]), task, _AT[name])
     code.write(code.past(task, _TASK), task, _AT["beside"])
-    run = code.sdiv(number(_RUN), code.product(way.an_output(code, inputs), way.outputs))
+    run = code.sdiv(number(way.run), code.product(way.an_output(code, inputs), way.outputs))
     run = code.product(code.most(run, number(1)), way.outputs)
     preparations = way.preparations(code, rows)
     turns = code.add(preparations, code.sdiv(code.add(out, code.sub(run, number(1))), run))
@@ -120,8 +128,6 @@ def _tell(code: Code, kind: Kind, way: Way, frame: Value) -> tuple[Value, Value]
         "run": run,
         "preparations": preparations,
         "turns": turns,
-        "next": number(0),
-        "done": number(0),
     }
     for name, count in counts.items():
         code.write(count, task, _AT[name])
@@ -144,9 +150,8 @@ def _buffers(code: Code, kind: Kind, frame: Value) -> dict[str, Value]:
     return buffers | {"x": argument(0), "y": y}
 
 
-def _work(module: ir.Module, way: Way) -> ir.Function:
+def _work(module: ir.Module, prepare: ir.Function, part: ir.Function) -> ir.Function:
     """Take turns until there are none."""
-    prepare, part = way.prepare(module), way.part(module)
     code, made = function(module, "work", [POINTER])
     (task,) = made.args
     names = ("out", "run", "preparations", "turns")
