@@ -75,6 +75,8 @@ def load(
     compiled.keep()
     if not isinstance(folder, Examined):
         folder = examine(folder, extra_vocab_file)
+    elif extra_vocab_file is not None:
+        raise ValueError("extra_vocab_file is for `examine`, where that was called before")
     manifest, config, assets = folder
     added = None if adapter is None else peft.read(adapter)
     if added is not None:

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 
 import convert
 from qwen_jax import bundled
-from qwen_jax.checkpoint import load, save
+from qwen_jax.checkpoint import examine, load, save
 from qwen_jax.config import Config
 from qwen_jax.nn.sharding import make_mesh, shardings
 from qwen_jax.nn.tree import named_leaves
@@ -219,3 +219,11 @@ def test_two_processes(tmp_path: Path) -> None:
     for rank, output in enumerate(outputs):
         assert f"good {rank}" in output, output
     assert_same_params(load(tmp_path / "sharded"), params)
+
+
+def test_what_was_examined_is_not_read_again(tmp_path: Path) -> None:
+    examined = examine("demo")
+    params: Any = load(examined)
+    assert params.assets is examined.assets
+    with pytest.raises(ValueError, match="extra_vocab_file is for `examine`"):
+        load(examined, extra_vocab_file=tmp_path / "x")
