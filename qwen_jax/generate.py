@@ -89,7 +89,8 @@ def generate(
     draft_tokens: of the answer, looked up in the prompt and the answer so far, that are verified
         at once; they change how fast it comes, not what it says. 0 for none; default, 4 where
         that pays.
-    attention: "triton" (NVIDIA), "mosaic" (TPU) or "xla"; default, the kernel where it can run.
+    attention: "triton" (NVIDIA), "mosaic" (TPU), "llvm" (CPU) or "xla"; default, the device's own
+        where it can run.
     Ends a row at the ids the checkpoint stops at; they are part of the ids that come back.
     """
     refuse_logprobs(sampling)

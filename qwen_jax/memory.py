@@ -12,7 +12,10 @@ from jax.typing import DTypeLike
 
 from qwen_jax.config import Config
 from qwen_jax.files.sizes import size
+from qwen_jax.nn import backends
+from qwen_jax.nn.attention import PAGE
 from qwen_jax.nn.model import Qwen
+from qwen_jax.nn.sharding import mesh_of
 from qwen_jax.storage.int4 import bits
 
 _GROUPS = (  # version 2 and 1 of cgroups: folder, limit, use
@@ -37,12 +40,16 @@ def cache(config: Config, dtype: Any) -> int:
     return int(2 * config.layers * config.kv_heads * head)
 
 
-def dtype_of_cache(params: Qwen, asked: DTypeLike | None = None) -> Any:
-    """Of keys and values: as asked, as the checkpoint says, or the model's; on a CPU float32."""
+def dtype_of_cache(
+    params: Qwen, asked: DTypeLike | None = None, attention: str | None = None
+) -> Any:
+    """Of keys and values: as asked, as the checkpoint says, or as what attends has them."""
     if asked is None and params.assets is not None:
         asked = params.assets.defaults.cache_dtype
-    on_cpu = next(iter(params.embed.devices())).platform == "cpu"
-    return asked or (jnp.float32 if on_cpu else params.embed.dtype)
+    x, platform = params.embed.dtype, next(iter(params.embed.devices())).platform
+    how = mesh_of(params), False, x, asked
+    backend = backends.choose(attention, platform, params.config, PAGE, *how)
+    return asked or backends.stored(backend, platform, x)
 
 
 def peak(params: Qwen) -> int | None:
@@ -130,7 +137,7 @@ def caches(config: Config, *dtypes: Any) -> dict[str, int]:
     return {jnp.dtype(dtype).name: cache(config, dtype) for dtype in dtypes}
 
 
-def of(params: Qwen, cache_dtype: DTypeLike | None = None) -> str:
+def of(params: Qwen, cache_dtype: DTypeLike | None = None, attention: str | None = None) -> str:
     """What loaded parameters take, with the cache that generation makes for them."""
-    dtype = dtype_of_cache(params, cache_dtype)
+    dtype = dtype_of_cache(params, cache_dtype, attention)
     return summary(by_dtype(jax.tree.leaves(params)), caches(params.config, dtype), peak(params))

@@ -101,7 +101,7 @@ def check(settings: ServeConfig, config: Config) -> None:
     if settings.max_length is None and settings.cache_bytes is None:
         return
     free, platform = memory.free(jax.local_devices())
-    dtype = settings.cache_dtype or ("float32" if platform == "cpu" else "bfloat16")
+    dtype = settings.cache_dtype or "bfloat16"
     parts = 1 if platform == "cpu" else jax.device_count()
     decide(settings, config, 1, memory.cache(config, dtype) // parts or 1, free, 1.0)
 
@@ -110,7 +110,9 @@ def bytes_of_token(params: Qwen, settings: ServeConfig) -> int:
     """What a token takes on a device, which has its part of the heads; CPUs share their memory."""
     config, mesh = params.config, mesh_of(params)
     on_cpu = next(iter(params.embed.devices())).platform == "cpu"
-    whole = memory.cache(config, memory.dtype_of_cache(params, settings.cache_dtype))
+    whole = memory.cache(
+        config, memory.dtype_of_cache(params, settings.cache_dtype, settings.attention)
+    )
     if mesh is None:
         return whole
     part = Heads.of(config.kv_heads, config.groups, mesh).of_a_device

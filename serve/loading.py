@@ -65,7 +65,10 @@ def check(settings: ServeConfig) -> Examined:
             "--adapter-folder is for a server of one process; start several with --adapter"
         )
     mesh, platform = _mesh(settings), jax.devices()[0].platform
-    backends.choose(settings.attention, platform, config, ModelRunner.page, mesh, shared=True)
+    how: dict[str, Any] = {"shared": True, "stored": settings.cache_dtype}
+    if settings.dtype is not None:
+        how["x"] = settings.dtype
+    backends.choose(settings.attention, platform, config, ModelRunner.page, mesh, **how)
     cache_memory.check(settings, config)
     return examined
 
@@ -110,7 +113,7 @@ def runner(params: Qwen, settings: ServeConfig) -> ModelRunner:
         room.pages,
         settings.chunk,
         settings.step_tokens,
-        memory.dtype_of_cache(params, settings.cache_dtype),
+        memory.dtype_of_cache(params, settings.cache_dtype, settings.attention),
         _pools(params, settings),
         drafts.wanted(weights, 2, draft_tokens),
         settings.attention,

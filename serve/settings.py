@@ -79,7 +79,7 @@ class ServeConfig:
     """Type of the parameters; by default, as stored."""
     cache_dtype: Literal[Number, "int8"] | None = None
     """Type of cached keys and values; int8 halves their memory."""
-    attention: Literal["triton", "mosaic", "xla"] | None = None
+    attention: Literal["triton", "mosaic", "llvm", "xla"] | None = None
     """Form of attention; by default, the device's kernel where it can run, otherwise XLA's."""
     mesh_data: int = 1
     """Devices that split the slots."""

@@ -65,7 +65,7 @@ def answer(settings: GenerateConfig) -> None:
     else:
         growing = stream_chat(params, prompt, system=settings.system, **asked)
     show(laps.around(growing, "first token", "more tokens"), len(ids))
-    _say(f"[{memory.of(params, settings.cache_dtype)}]")
+    _say(f"[{memory.of(params, settings.cache_dtype, settings.attention)}]")
     if settings.timings:
         _say(laps.table(executables.spent()))
 

@@ -75,7 +75,7 @@ class GenerateConfig(SamplingOptions):
     draft_tokens: int | None = None
     """Tokens looked up in the text so far and verified at once, which saves time and changes no
     answer; 0 for none; by default, 4 where that pays."""
-    attention: Literal["triton", "mosaic", "xla"] | None = None
+    attention: Literal["triton", "mosaic", "llvm", "xla"] | None = None
     """Form of attention; by default, the device's kernel where it can run, otherwise XLA's."""
     timings: bool = False
     """Table of where the time went, at the end."""

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import jax
-import numpy as np
 from jax.typing import DTypeLike
 
 from qwen_jax.decoding import aot, decode, generation_config, prompts
@@ -32,11 +30,8 @@ def prepare(
     anything long has begun.
     """
     budget = _budget(shapes, len(prompt), max_new_tokens)
-    devices: set[jax.Device] = shapes.embed.sharding.device_set
     if cache_dtype is None:
         cache_dtype = defaults_of(shapes).cache_dtype
-    if cache_dtype is None and {device.platform for device in devices} == {"cpu"}:
-        cache_dtype = np.float32  # as decode.start has it
     length = decode.cache_length(len(prompt), budget)
     chunk, count = min(len(prompt), prompts.CHUNK), per_call(budget, watch=True)
     drafts = drafts_.wanted(flatten(shapes), 1, draft_tokens)

@@ -66,12 +66,11 @@ def state(
 ) -> State:
     """What decode.start would give, as ShapeDtypeStructs beside the weights.
 
-    cache_dtype: a float type or int8, default the weights'. pages, attention: see decode.start.
+    cache_dtype, pages, attention: see decode.start.
     """
     weights = flatten(params)
     first = weights.leaves[0]
-    dtype = jnp.dtype(cache_dtype or weights.dtype)
-    backend = decode.choose(weights.structure, weights.platform, length, pages, attention)
+    backend, dtype = decode.choose(weights, length, pages, attention, cache_dtype)
     how = dtype, pages, backend, weights.looped, draft_tokens
     made = jax.eval_shape(lambda: decode._start(weights.structure, slots, length, *how))
     if weights.structure.mesh is not None:

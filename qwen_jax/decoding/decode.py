@@ -41,6 +41,7 @@ from qwen_jax.decoding.state import (
 from qwen_jax.nn import backends
 from qwen_jax.nn.attention import PAGE
 from qwen_jax.nn.backends import Backend
+from qwen_jax.nn.cpu import attend as on_cpu
 from qwen_jax.nn.fused import fused
 from qwen_jax.nn.kv_cache import Cache, NoCache
 from qwen_jax.nn.lora import select_adapters
@@ -60,16 +61,14 @@ def start(
 ) -> State:
     """Empty slots of `length` tokens each.
 
-    cache_dtype: a float type or int8; default the model's, but float32 on a CPU, which widens
-    shorter floats again at every step. pages: of kv_cache.PAGE tokens, which slots share as the
-    tables say that each call is given; default, a slot has memory of its own. attention: "triton",
-    "mosaic" or "xla"; default, the platform's kernel where it can run. draft_tokens: that a step
-    may look up in a slot's own text, and verify beside the one that is sure to come.
+    cache_dtype: a float type or int8; default, see backends.stored. pages: of kv_cache.PAGE tokens,
+    which slots share as the tables say that each call is given; default, a slot has memory of its
+    own. attention: "triton", "mosaic", "llvm" or "xla"; default, the platform's own where it can
+    run. draft_tokens: that a step may look up in a slot's own text, and verify beside the one that
+    is sure to come.
     """
     weights = flatten(params)
-    default = jnp.float32 if weights.platform == "cpu" else weights.dtype
-    dtype = jnp.dtype(cache_dtype or default)
-    backend = choose(weights.structure, weights.platform, length, pages, attention)
+    backend, dtype = choose(weights, length, pages, attention, cache_dtype)
     how = dtype, pages, backend, weights.looped
     state = _start(weights.structure, slots, length, *how, draft_tokens)
     # Parameters that were loaded are bound to their devices and bind what is computed from them. A
@@ -79,11 +78,17 @@ def start(
 
 
 def choose(
-    structure: Structure, platform: str, length: int, pages: int | None, attention: str | None
-) -> Backend:
-    """What attends in such slots; ValueError if that cannot run there."""
+    weights: Weights, length: int, pages: int | None, attention: str | None, cache_dtype: Any
+) -> tuple[Backend, Any]:
+    """What attends in such slots, and to numbers of which type; ValueError if it cannot there."""
+    config, mesh, platform = weights.structure.config, weights.structure.mesh, weights.platform
     shared, page = pages is not None, length if pages is None else PAGE
-    return backends.choose(attention, platform, structure.config, page, structure.mesh, shared)
+    how = mesh, shared, weights.dtype, cache_dtype
+    backend = backends.choose(attention, platform, config, page, *how)
+    dtype = jnp.dtype(cache_dtype or backends.stored(backend, platform, weights.dtype))
+    if backend.name == "llvm":
+        on_cpu.register(weights.dtype, dtype, config.head_dim)
+    return backend, dtype
 
 
 def step(

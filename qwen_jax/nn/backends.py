@@ -1,7 +1,7 @@
 """The forms of attention over a cache: which can run where, and which one a call takes.
 
 A form stores new keys and values and attends, `form(asked, key, value, table, ends)`;
-kv_cache.store_and_attend is the one that XLA compiles, kernels hold the others.
+kv_cache.store_and_attend is the one that XLA compiles, kernels and nn.cpu hold the others.
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.config import Config
 from qwen_jax.nn import sharding
+from qwen_jax.nn.cpu import attend as on_cpu
 from qwen_jax.nn.projected import Projected
 
 MOST = 16  # tokens a row that a kernel takes
@@ -33,15 +35,25 @@ class Backend:
     mesh: Mesh | None = None
     interpret: Any = False  # of a kernel, on a CPU
 
-    def kernel(self, length: int, table: Array | None) -> Form | None:
-        """What takes a call of so many tokens a row; None: XLA's form does."""
-        if self.name == "xla" or length > MOST or (table is not None and _split(self.mesh)):
+    @property
+    def has_kernels(self) -> bool:
+        return self.name in _KERNELS
+
+    def kernel(self, length: int, table: Array | None, apart: bool) -> Form | None:
+        """What takes a call of so many tokens a row; None: XLA stores, and `over` attends.
+
+        apart: see Cache.select.
+        """
+        if self.name == "llvm":
+            return on_cpu.store_and_attend
+        split = table is not None and _split(self.mesh)
+        if not self.has_kernels or not apart or length > MOST or split:
             return None
         return functools.partial(self._run, load(self.name))
 
     def over(self, table: Array | None) -> Callable[..., Array] | None:
         """What attends to many tokens, once they are stored; None: XLA's form does."""
-        if self.name == "xla" or (table is not None and _split(self.mesh)):
+        if not self.has_kernels or (table is not None and _split(self.mesh)):
             return None
         return functools.partial(self._attend, load_prefill(self.name))
 
@@ -131,7 +143,13 @@ def load_prefill(name: str) -> Callable[..., Array]:
 
 
 # what each form runs on; the first that can is the one of a platform
-PLATFORMS = {"triton": ("gpu",), "mosaic": ("tpu",), "xla": ("cpu", "gpu", "tpu")}
+PLATFORMS = {
+    "triton": ("gpu",),
+    "mosaic": ("tpu",),
+    "llvm": ("cpu",),
+    "xla": ("cpu", "gpu", "tpu"),
+}
+_KERNELS = ("triton", "mosaic")
 
 
 def choose(
@@ -141,14 +159,18 @@ def choose(
     page: int,
     mesh: Mesh | None = None,
     shared: bool = False,
+    x: Any = jnp.bfloat16,
+    stored: Any = None,
 ) -> Backend:
     """The form of that name, or the platform's best that can; ValueError if that one cannot.
 
-    page: tokens of a page. shared: any row may have any page.
+    page: tokens of a page. shared: any row may have any page. x: type of queries, and stored, of
+    keys and values, default the same.
     """
     platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+    types = jnp.dtype(x), jnp.dtype(stored or x)
     reasons = {
-        form: _problem(form, platform, config, page, shared and _split(mesh)) for form in PLATFORMS
+        form: _problem(form, platform, config, page, mesh, shared, types) for form in PLATFORMS
     }
     able = [form for form, reason in reasons.items() if reason is None]
     if name is None:
@@ -160,16 +182,36 @@ def choose(
     return Backend(name, mesh)
 
 
-def _problem(name: str, platform: str, config: Config, page: int, scattered: bool) -> str | None:
+def stored(backend: Backend, platform: str, x: Any) -> Any:
+    """The type of keys and values where nobody asks for another: that of x, which loses nothing.
+
+    XLA's form on a CPU would widen 16-bit ones again at every step.
+    """
+    return jnp.dtype(jnp.float32 if platform == "cpu" and backend.name == "xla" else x)
+
+
+def _problem(
+    name: str,
+    platform: str,
+    config: Config,
+    page: int,
+    mesh: Mesh | None,
+    shared: bool,
+    types: tuple[jnp.dtype, jnp.dtype],
+) -> str | None:
     """Why this form cannot run, None if it can."""
     size, groups = config.head_dim, config.heads // config.kv_heads
     if platform not in PLATFORMS[name]:
         return f"runs on {' and '.join(PLATFORMS[name])}, this is {platform}"
     if name == "xla":
         return None
+    if name == "llvm":
+        if mesh is not None and mesh.size > 1:
+            return "runs on one CPU, and these are several"
+        return on_cpu.problem(*types, size)
     if page % _BLOCK:
         return f"takes pages of {_BLOCK} tokens or multiples of that, got {page}"
-    if scattered:
+    if shared and _split(mesh):
         return "takes no pages that slots on several devices share"
     if name == "triton" and (size & (size - 1) or size < 16 or groups > 16):
         return f"takes heads of 16, 32, 64 ... in groups of up to 16, got {size} and {groups}"

@@ -24,7 +24,7 @@ _PLAIN = ("q_norm", "k_norm")  # of heads: attention's own
 
 def fused(model: Qwen, backend: Backend) -> Qwen:
     """The network with what the kernels of this backend do; as it is where it has none."""
-    if backend.name == "xla":
+    if not backend.has_kernels:
         return model
     mesh = backend.mesh
 

@@ -136,7 +136,7 @@ class Cache:
         """
         ends = asked.where.positions[:, -1] + 1 if self.ends is None else self.ends
         _, length, kv_heads, places, _ = asked.qkv.shape
-        kernel = self.backend.kernel(length, self.table) if self.apart else None
+        kernel = self.backend.kernel(length, self.table, self.apart)
         form = kernel or functools.partial(store_and_attend, over=self.backend.over(self.table))
         heads = Heads.of(kv_heads, places - 2, self.backend.mesh)
         asked = asked.with_product(heads.spread_product(asked.qkv))

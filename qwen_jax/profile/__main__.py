@@ -26,7 +26,7 @@ def main(
     lengths: str = "2048,8192",
     batches: str = "1",
     cache_dtypes: str = "default",
-    attention: Literal["triton", "mosaic", "xla"] | None = None,
+    attention: Literal["triton", "mosaic", "llvm", "xla"] | None = None,
     output: Path | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     mesh_data: int = 1,

@@ -40,7 +40,7 @@ def suits(kind: Kind) -> bool:
 
 
 class Amx:
-    """A `shared.Way`. Rows of x are turned first, 16 at a time."""
+    """A `products.Way`. Rows of x are turned first, 16 at a time."""
 
     outputs = _PAIR
     run = 256 * 1024  # twice as much gains 3 % of one row, and leaves less to share

@@ -65,6 +65,14 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
     def write(self, value: Value, address: Value, offset: Value | int = 0) -> None:
         self.store(value, self.past(address, offset), align=_aligned(value.type))
 
+    def read_where(self, there: Value, address: Value, offset: int) -> Value:
+        """float32 numbers where `there` says so, a vector of bits; 0 elsewhere, nothing is read."""
+        kind = vector(FLOAT, there.type.count)
+        rest = ir.Constant(kind, [0.0] * kind.count)
+        place, aligned = self.past(address, offset), ir.Constant(INT32, 4)
+        name = f"llvm.masked.load.v{kind.count}f32.p0"
+        return self.ask(name, kind, place, aligned, there, rest)
+
     def fetch(self, address: Value, cache: int) -> None:
         """Have what lies there come into the first or second cache, if anything does."""
         flags = (ir.Constant(INT32, n) for n in (0, 4 - cache, 1))  # to be read, how near, data

@@ -1,4 +1,4 @@
-"""Which products there are, and whether they can be made here. Nothing here compiles."""
+"""What there is in machine code, and whether it can be made here. Nothing here compiles."""
 
 import functools
 import importlib.util
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 SWITCH = "QWEN_JAX_CPU_PRODUCTS"  # "xla": XLA's everywhere
 OUTPUTS = 4  # that are computed together
+KEYS = 64  # that attention reads at once
 _WANTED = ("avx2", "fma", "f16c")  # of x86; without the last, a product ends the process
 
 
@@ -30,6 +31,24 @@ class Kind:
     @property
     def integers(self) -> bool:
         return self.weights.startswith("int")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention by what it is of."""
+
+    x: str  # queries and what comes out: "float32" or "bfloat16"
+    stored: str  # keys and values: "float32", "bfloat16" or "int8"
+    size: int  # of a head
+
+    @property
+    def name(self) -> str:
+        return f"qwen_jax_attention_{self.x}_{self.stored}_{self.size}"
+
+    @property
+    def inner(self) -> str:
+        """What queries and keys are multiplied as."""
+        return "float32" if "float32" in (self.x, self.stored) else "bfloat16"
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Products that LLVM made for this processor, and that XLA knows by name."""
+"""What LLVM made for this processor, and XLA knows by name."""
 
 import ctypes
 import functools
@@ -12,8 +12,10 @@ import jax
 from llvmlite import binding as llvm
 from llvmlite import ir
 
-from qwen_jax.nn.cpu.kinds import Kind
-from qwen_jax.nn.cpu.shared import HANDLER, write
+from qwen_jax.nn.cpu.attention import Attending
+from qwen_jax.nn.cpu.kinds import Attention, Kind
+from qwen_jax.nn.cpu.products import Product, way
+from qwen_jax.nn.cpu.shared import HANDLER, Job, write
 from qwen_jax.nn.cpu.weights import Processor
 
 _LOCK = threading.Lock()
@@ -23,8 +25,8 @@ _NEWEST = ("amx", "avx10", "avx512")  # families of features, from the newest on
 _FLAG = re.compile(r"--xla_cpu_max_isa=(\w+)")
 
 
-def register(kind: Kind, name: str | None = None, on: Processor | None = None) -> None:
-    """Have XLA know a product, by its kind's name; the first time that takes a tenth of a second.
+def register(kind: Kind | Attention, name: str | None = None, on: Processor | None = None) -> None:
+    """Have XLA know one, by its kind's name; the first time that takes a tenth of a second.
 
     on: what this processor can, or less, under another name.
     """
@@ -37,11 +39,15 @@ def register(kind: Kind, name: str | None = None, on: Processor | None = None) -
             _MADE[name] = made
 
 
-def _made(kind: Kind, on: Processor) -> llvm.ExecutionEngine:
+def _job(kind: Kind | Attention, on: Processor) -> Job:
+    return Attending(kind, on) if isinstance(kind, Attention) else Product(kind, way(kind, on))
+
+
+def _made(kind: Kind | Attention, on: Processor) -> llvm.ExecutionEngine:
     features = _features()  # which has LLVM begin
     module = ir.Module(kind.name)
     module.triple = llvm.get_process_triple()
-    write(module, kind, on)
+    write(module, _job(kind, on))
     target = llvm.Target.from_triple(module.triple)
     machine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=features, opt=2, jit=True

@@ -1,22 +1,19 @@
-"""How XLA calls a product, and how threads share it: a handler of XLA's foreign functions.
+"""How XLA calls a job, and how threads share it: a handler of XLA's foreign functions.
 
 Layouts are those of XLA's c_api.h (jax.ffi.include_dir()), version 0.3, whose structs only grow at
-their ends. A product is cut into turns: some prepare it, the others each compute a run of outputs.
-Whoever is free takes the next, so a thread that comes late keeps nobody waiting. The last to leave
-frees what they shared.
+their ends. A job is cut into turns: some prepare it, the others do it. Whoever is free takes the
+next, so a thread that comes late keeps nobody waiting. The last to leave frees what they shared.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from llvmlite import ir
 
-from qwen_jax.nn.cpu.amx import Amx, suits
 from qwen_jax.nn.cpu.code import INT32, INT64, POINTER, VOID, Code, Value, function, number
-from qwen_jax.nn.cpu.kinds import Kind
-from qwen_jax.nn.cpu.tiles import TOLD, Vectors
-from qwen_jax.nn.cpu.weights import Processor
 
-HANDLER = "product"
+HANDLER = "handler"
 _VERSION = (0, 3)
 # bytes before a field
 _FRAME = {"extension": 8, "api": 16, "context": 24, "count": 56, "arguments": 72, "results": 112}
@@ -24,48 +21,79 @@ _EXTENSION = {"type": 8, "metadata": 24}
 _METADATA = {"major": 24, "minor": 28}
 _BUFFER = {"data": 24, "dimensions": 40}
 _API = {"schedule": 48 + 11 * 8, "threads": 48 + 12 * 8}
-_OWN = ("run", "preparations", "turns", "next", "done", "users")
-_ASKED = (*TOLD, *_OWN)  # of a task, all eight bytes
-_AT = {name: 8 * n for n, name in enumerate(_ASKED)}
+_OWN = ("preparations", "turns", "next", "done", "users")
 _ALIGNED = 64  # bytes: a line of a cache
-_TASK = -(-8 * len(_ASKED) // _ALIGNED) * _ALIGNED  # bytes; behind it lies what is prepared
 
 
-class Way(Protocol):
-    """How a product is computed: first what is prepared of it, in turns, then its outputs."""
+@dataclass(frozen=True)
+class Asked:
+    """What a job is told, by name, and how much of it there is."""
+
+    told: Mapping[str, Value]
+    turns: Value
+    preparations: Value
+    beside: Value  # bytes of memory for what is prepared, which it is told too
+
+
+class Job(Protocol):
+    """What XLA may call for. A task is what it was told, eight bytes each, in their order."""
 
     @property
-    def outputs(self) -> int: ...  # that are computed together
-
-    @property
-    def run(self) -> int: ...  # bytes of weights that a thread takes at a time
-
-    def an_output(self, code: Code, inputs: Value) -> Value:
-        """Bytes of its weights."""
+    def names(self) -> Sequence[str]:
+        """Of what it is told."""
         ...
 
-    def beside(self, code: Code, rows: Value, inputs: Value) -> Value:
-        """Bytes of memory for what is prepared."""
-        ...
-
-    def preparations(self, code: Code, rows: Value) -> Value:
-        """How many turns they take."""
-        ...
+    def asked(self, code: Code, call: "Call") -> Asked: ...
 
     def prepare(self, module: ir.Module) -> ir.Function:
-        """prepare(task, turn)."""
+        """prepare(task, number of a preparation)."""
         ...
 
-    def part(self, module: ir.Module) -> ir.Function:
-        """part(task, first, last): every row with outputs from first to last."""
+    def turn(self, module: ir.Module) -> ir.Function:
+        """turn(task, number), when all is prepared."""
         ...
 
 
-def write(module: ir.Module, kind: Kind, processor: Processor) -> None:
-    """Put the function HANDLER into a module: what XLA is to call for such a product."""
-    way = _way(kind, processor)
-    prepare, leave = way.prepare(module), _leave(module)
-    work = _work(module, prepare, way.part(module))
+@dataclass(frozen=True)
+class Call:
+    """The frame that XLA gives: arrays by their places, and how many there are."""
+
+    code: Code
+    frame: Value
+
+    def count(self) -> Value:
+        return self.code.read(self.frame, INT64, _FRAME["count"])
+
+    def argument(self, place: Value | int) -> "Buffer":
+        return self._buffer("arguments", place)
+
+    def result(self) -> "Buffer":
+        return self._buffer("results", 0)
+
+    def _buffer(self, which: str, place: Value | int) -> "Buffer":
+        buffers = self.code.read(self.frame, POINTER, _FRAME[which])
+        return Buffer(self.code, self.code.read(buffers, POINTER, self.code.product(place, 8)))
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An array of XLA's."""
+
+    code: Code
+    address: Value
+
+    def data(self) -> Value:
+        return self.code.read(self.address, POINTER, _BUFFER["data"])
+
+    def dimension(self, axis: int) -> Value:
+        dimensions = self.code.read(self.address, POINTER, _BUFFER["dimensions"])
+        return self.code.read(dimensions, INT64, 8 * axis)
+
+
+def write(module: ir.Module, job: Job) -> None:
+    """Put the function HANDLER into a module: what XLA is to call for such a job."""
+    prepare, leave = job.prepare(module), _leave(module, job)
+    work = _work(module, job, prepare, job.turn(module))
     helper = _helper(module, work, leave)
     code, made = function(module, HANDLER, [POINTER], POINTER)
     (frame,) = made.args
@@ -80,106 +108,74 @@ def write(module: ir.Module, kind: Kind, processor: Processor) -> None:
             code.ret(nothing)
             code.position_at_end(code.append_basic_block("never"))
     context, api = (code.read(frame, POINTER, _FRAME[name]) for name in ("context", "api"))
-    task, turns = _tell(code, kind, way, frame)
+    at, asked = _places(job), job.asked(code, Call(code, frame))
+    task = _task(code, job, asked)
+    turns = code.add(asked.preparations, asked.turns)
     threads = code.least(_threads(code, api, context), turns)
     helpers = code.select(
         code.icmp_signed(">", threads, number(1)), code.sub(threads, number(1)), number(0)
     )
-    code.write(code.add(helpers, number(1)), task, _AT["users"])
-    first = code.least(code.read(task, INT64, _AT["preparations"]), number(1))
+    first = code.least(asked.preparations, number(1))
+    own = (asked.preparations, turns, first, first, code.add(helpers, number(1)))
+    for name, value in zip(_OWN, own, strict=True):
+        code.write(value, task, at[name])
     with code.steps(first, 1) as (turn, _):  # or all would wait for a helper that has just begun
         code.call(prepare, [task, turn])
-    for name in ("next", "done"):
-        code.write(first, task, _AT[name])
     with code.steps(helpers, 1):
         _call(code, api, "schedule", context, helper, task)
     code.call(work, [task])
-    _wait(code, task, turns)
+    _wait(code, job, task, turns)
     code.call(leave, [task])
     code.ret(nothing)
 
 
-def _way(kind: Kind, processor: Processor) -> Way:
-    return Amx() if processor.tiles and suits(kind) else Vectors(kind, processor)
+def _places(job: Job) -> dict[str, int]:
+    """Where in a task each thing lies."""
+    return {name: 8 * n for n, name in enumerate((*job.names, *_OWN))}
 
 
-def _tell(code: Code, kind: Kind, way: Way, frame: Value) -> tuple[Value, Value]:
-    """A task, and how many turns it takes."""
-    buffers = _buffers(code, kind, frame)
-    dimension = lambda name, axis: code.read(
-        code.read(buffers[name], POINTER, _BUFFER["dimensions"]), INT64, 8 * axis
-    )
-    rows, out, inputs = dimension("x", 0), dimension("weights", 0), dimension("x", 1)
-    size = code.add(number(_TASK + _ALIGNED - 1), way.beside(code, rows, inputs))
-    size = code.and_(size, number(-_ALIGNED))
-    task = code.ask("aligned_alloc", POINTER, number(_ALIGNED), size)
-    for name, buffer in buffers.items():
-        code.write(code.read(buffer, POINTER, _BUFFER["data"]), task, _AT[name])
-    code.write(code.past(task, _TASK), task, _AT["beside"])
-    run = code.sdiv(number(way.run), code.product(way.an_output(code, inputs), way.outputs))
-    run = code.product(code.most(run, number(1)), way.outputs)
-    preparations = way.preparations(code, rows)
-    turns = code.add(preparations, code.sdiv(code.add(out, code.sub(run, number(1))), run))
-    counts = {
-        "rows": rows,
-        "out": out,
-        "inputs": inputs,
-        "groups": dimension("scales", 1) if kind.integers else number(1),
-        "run": run,
-        "preparations": preparations,
-        "turns": turns,
-    }
-    for name, count in counts.items():
-        code.write(count, task, _AT[name])
-    return task, turns
+def _task(code: Code, job: Job, asked: Asked) -> Value:
+    """Memory for a task and what is beside it, with what the job is told."""
+    places = _places(job)
+    head = -(-8 * len(places) // _ALIGNED) * _ALIGNED
+    size = code.add(number(head + _ALIGNED - 1), asked.beside)
+    task = code.ask("aligned_alloc", POINTER, number(_ALIGNED), code.and_(size, number(-_ALIGNED)))
+    for name, value in asked.told.items():
+        code.write(value, task, places[name])
+    if "beside" in places:
+        code.write(code.past(task, head), task, places["beside"])
+    return task
 
 
-def _buffers(code: Code, kind: Kind, frame: Value) -> dict[str, Value]:
-    """What XLA gives: x, the number of a layer, the weights of all layers, their scales, zeros."""
-    arguments = code.read(frame, POINTER, _FRAME["arguments"])
-    argument = lambda n: code.read(arguments, POINTER, code.product(n, 8))
-    names = ["weights", *["scales"] * kind.integers, *["zeros"] * kind.zeros]
-    others = code.sub(code.read(frame, INT64, _FRAME["count"]), number(2))
-    layers = code.sdiv(others, number(len(names)))
-    layer = code.read(code.read(argument(1), POINTER, _BUFFER["data"]), INT32)
-    first = code.add(code.sext(layer, INT64), number(2))
-    buffers = {
-        name: argument(code.add(first, code.product(layers, n))) for n, name in enumerate(names)
-    }
-    y = code.read(code.read(frame, POINTER, _FRAME["results"]), POINTER)
-    return buffers | {"x": argument(0), "y": y}
-
-
-def _work(module: ir.Module, prepare: ir.Function, part: ir.Function) -> ir.Function:
+def _work(module: ir.Module, job: Job, prepare: ir.Function, turn_: ir.Function) -> ir.Function:
     """Take turns until there are none."""
     code, made = function(module, "work", [POINTER])
     (task,) = made.args
-    names = ("out", "run", "preparations", "turns")
-    out, run, preparations, turns = (code.read(task, INT64, _AT[name]) for name in names)
+    places = _places(job)
+    preparations, turns = (code.read(task, INT64, places[n]) for n in ("preparations", "turns"))
     again, take, end = (code.append_basic_block(name) for name in ("again", "take", "end"))
     code.branch(again)
     code.position_at_end(again)
-    turn = _counted(code, task, "next", "add")
+    turn = _counted(code, job, task, "next", "add")
     code.cbranch(code.icmp_signed("<", turn, turns), take, end)
     code.position_at_end(take)
     with code.if_else(code.icmp_signed("<", turn, preparations)) as (first, then):
         with first:
             code.call(prepare, [task, turn])
         with then:
-            _wait(code, task, preparations)
-            start = code.product(code.sub(turn, preparations), run)
-            code.call(part, [task, start, code.least(code.add(start, run), out)])
-    _counted(code, task, "done", "add")
+            _wait(code, job, task, preparations)
+            code.call(turn_, [task, code.sub(turn, preparations)])
+    _counted(code, job, task, "done", "add")
     code.branch(again)
     code.position_at_end(end)
     code.ret_void()
     return made
 
 
-def _leave(module: ir.Module) -> ir.Function:
+def _leave(module: ir.Module, job: Job) -> ir.Function:
     code, made = function(module, "leave", [POINTER])
     (task,) = made.args
-    before = _counted(code, task, "users", "sub")
+    before = _counted(code, job, task, "users", "sub")
     with code.if_then(code.icmp_signed("==", before, number(1))):
         code.ask("free", VOID, task)
     code.ret_void()
@@ -195,12 +191,13 @@ def _helper(module: ir.Module, *calls: ir.Function) -> ir.Function:
     return made
 
 
-def _wait(code: Code, task: Value, turns: Value) -> None:
+def _wait(code: Code, job: Job, task: Value, turns: Value) -> None:
     """Until so many turns are done, the first ones, which others took."""
     look, rest, end = (code.append_basic_block(name) for name in ("look", "rest", "end"))
     code.branch(look)
     code.position_at_end(look)
-    done = code.load_atomic(code.past(task, _AT["done"]), "acquire", 8, typ=INT64)
+    place = code.past(task, _places(job)["done"])
+    done = code.load_atomic(place, "acquire", 8, typ=INT64)
     code.cbranch(code.icmp_signed("<", done, turns), rest, end)
     code.position_at_end(rest)
     code.ask("sched_yield", INT32)
@@ -208,9 +205,10 @@ def _wait(code: Code, task: Value, turns: Value) -> None:
     code.position_at_end(end)
 
 
-def _counted(code: Code, task: Value, name: str, how: str) -> Value:
+def _counted(code: Code, job: Job, task: Value, name: str, how: str) -> Value:
     """What a count was that others change too, before it is one more or less."""
-    return code.atomic_rmw(how, code.past(task, _AT[name]), number(1), "acq_rel")
+    place = code.past(task, _places(job)[name])
+    return code.atomic_rmw(how, place, number(1), "acq_rel")
 
 
 # --- XLA's threads ----------------------------------------------------------------------------

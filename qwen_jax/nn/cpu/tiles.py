@@ -35,15 +35,15 @@ from qwen_jax.nn.cpu.weights import (
 )
 
 # What a product is told, as pointers and counts one behind the other, eight bytes each.
-TOLD = ("y", "x", "weights", "scales", "zeros", "beside", "rows", "out", "inputs", "groups")
-_COUNTS = TOLD.index("rows")
+_ARRAYS = ("y", "x", "weights", "scales", "zeros", "beside")
+TOLD = (*_ARRAYS, "rows", "out", "inputs", "groups", "run")
 _GROUPS = 4  # tiles one below the other that share weights while those are in a near cache
 
 
 def told(code: Code, task: Value) -> dict[str, Value]:
     """A task's, by name."""
     return {
-        name: code.read(task, POINTER if n < _COUNTS else INT64, 8 * n)
+        name: code.read(task, POINTER if name in _ARRAYS else INT64, 8 * n)
         for n, name in enumerate(TOLD)
     }
 
@@ -57,7 +57,7 @@ def reader_of(kind: Kind, processor: Processor) -> Reader:
 
 @dataclass(frozen=True)
 class Vectors:
-    """A `shared.Way`, in registers of some numbers. Nothing is prepared."""
+    """A `products.Way`, in registers of some numbers. Nothing is prepared."""
 
     kind: Kind
     processor: Processor
@@ -117,7 +117,7 @@ def _tile(module: ir.Module, kind: Kind, processor: Processor, rows: int) -> ir.
     sums = tile.of_groups() if kind.groups else tile.of_outputs()
     for n in range(rows):
         y = code.product(code.add(row, number(n)), tile.told["out"])
-        four = _totals(code, sums[n * OUTPUTS : (n + 1) * OUTPUTS], tile.how.lanes)
+        four = totals(code, sums[n * OUTPUTS : (n + 1) * OUTPUTS], tile.how.lanes)
         code.write(four, tile.told["y"], code.product(code.add(y, output), 4))
     code.ret_void()
     return made
@@ -208,7 +208,7 @@ class _Tile:
         return sums
 
 
-def _totals(code: Code, sums: Sequence[Value], lanes: int) -> Value:
+def totals(code: Code, sums: Sequence[Value], lanes: int) -> Value:
     """Four registers of sums -> the four totals."""
     pick = lambda *order: [place + lane for lane in range(0, lanes, 4) for place in order]
 

@@ -107,9 +107,9 @@ def test_a_sharded_step_moves_no_weights(mesh: Any) -> None:
 def test_the_lowered_state_is_what_start_gives(mesh: Any) -> None:
     params = aot.params(V1, jnp.bfloat16, mesh)
     abstract = aot.state(params, 2, LENGTH, jnp.int8)
-    network = flatten(params).structure
-    backend = decode.choose(network, "cpu", LENGTH, None, None)
-    real = decode._start(network, 2, LENGTH, jnp.dtype(jnp.int8), None, backend, False, 0)
+    weights = flatten(params)
+    backend, dtype = decode.choose(weights, LENGTH, None, None, jnp.int8)
+    real = decode._start(weights.structure, 2, LENGTH, dtype, None, backend, False, 0)
     assert structure(abstract) == structure(real)
     for want, got in zip(jax.tree.leaves(abstract), jax.tree.leaves(real), strict=True):
         assert (want.shape, want.dtype) == (got.shape, got.dtype)

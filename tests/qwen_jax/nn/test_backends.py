@@ -25,7 +25,12 @@ LARGE = replace(SMALL, head_dim=128)
 @pytest.mark.parametrize(
     ("platform", "page", "wanted"),
     [
-        *(("cpu", 64, "xla"), ("cuda", 64, "triton"), ("gpu", 128, "triton")),
+        *(
+            ("cpu", 64, "llvm"),
+            ("cpu", 100, "llvm"),
+            ("cuda", 64, "triton"),
+            ("gpu", 128, "triton"),
+        ),
         *(("tpu", 64, "mosaic"), ("gpu", 100, "xla"), ("tpu", 32, "xla")),
     ],
 )
@@ -37,10 +42,11 @@ def test_a_platform_has_its_own(platform: str, page: int, wanted: str) -> None:
 @pytest.mark.parametrize(
     ("name", "platform", "page", "message"),
     [
-        ("triton", "cpu", 64, "attention triton runs on gpu, this is cpu; here can run: xla"),
+        ("triton", "cpu", 64, "attention triton runs on gpu, this is cpu; here can run: llvm, xla"),
         ("mosaic", "gpu", 64, "attention mosaic runs on tpu, this is gpu; here can run: triton, x"),
+        ("llvm", "gpu", 64, "attention llvm runs on cpu, this is gpu; here can run: triton, xla"),
         ("triton", "gpu", 100, "pages of 64 tokens or multiples of that, got 100"),
-        ("flash", "gpu", 64, "attention is 'flash', wanted one of triton, mosaic, xla"),
+        ("flash", "gpu", 64, "attention is 'flash', wanted one of triton, mosaic, llvm, xla"),
     ],
 )
 def test_what_cannot_run_says_what_can(name: str, platform: str, page: int, message: str) -> None:
