@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qwen_jax.program import compiled, interruption, progress
+from qwen_jax.program import compiled, huge_pages, interruption, progress
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(reading.version())
     elif word in PROGRAMS:
+        if word == "train" and arguments is None:
+            huge_pages.ask()
         run(lambda: load(word).command(rest, prog=f"qwen-jax {word}"))
     elif not word:
         print(usage(), file=sys.stderr)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from qwen_jax.cli import run
+from qwen_jax.program import huge_pages
 
 
 def command(arguments: Sequence[str] | None = None, prog: str = "python -m train") -> None:
@@ -24,4 +25,5 @@ def command(arguments: Sequence[str] | None = None, prog: str = "python -m train
 
 
 if __name__ == "__main__":
+    huge_pages.ask()
     run(command)

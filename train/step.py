@@ -23,6 +23,7 @@ from train.loss_scale import LossScale
 from train.nn import Remat
 from train.nn.loss import chunks, cross_entropy
 from train.nn.network import hidden
+from train.nn.on_cpu import outer_for
 
 Leaves = dict[str, Array]
 
@@ -267,7 +268,8 @@ class Trainer:
         head = self._whole(params.embed if params.head is None else params.head.kernel)
         devices = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         pieces = chunks(len(x) // devices, x.shape[1])
-        return cross_entropy(head, x, rows.targets, scale, pieces)
+        outer = outer_for(self.dtype, self.mesh)
+        return cross_entropy(head, x, rows.targets, scale, pieces, outer)
 
     def _whole(self, head: Array) -> Array:
         """All of its width on every device, once: the loss's loop would ask for it again."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.support.contestants import CORES, serve
+from qwen_jax.program import huge_pages
 
 RATE = 1e-4
 RANK, ALPHA, DROPOUT = 64, 16, 0.05  # of the adapters, as the original
@@ -124,5 +125,7 @@ PEAK = Peak()
 KINDS: dict[str, type] = {"qwen_jax": Ours, "transformers + PEFT": Transformers}
 
 if __name__ == "__main__":
+    if sys.argv[1] == "qwen_jax":
+        huge_pages.ask()  # as its command does
     PEAK.start()
     serve(KINDS, *sys.argv[1:])

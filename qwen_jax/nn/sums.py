@@ -3,6 +3,7 @@
 A row's bits do not depend on how many rows there are, where there are some: see `alike`.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+Outer = Callable[[Array, Array], Array]
 _FEW = 4096  # numbers that XLA's CPU sums in another order
 
 
@@ -41,13 +43,20 @@ def alike(dtype: DTypeLike) -> int:
     return 2 if dtype == jnp.float32 else 4
 
 
-@jax.custom_vjp
-def matmul(x: Array, kernel: Array) -> Array:
+def outer(g: Array, x: Array) -> Array:
+    """g [R out] with x [R in], summed over their rows -> float32 [out in]."""
+    over_rows = (((0,), (0,)), ((), ()))
+    return jax.lax.dot_general(g, x, over_rows, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: Array, kernel: Array, outer: Outer = outer) -> Array:
     """x [... in] with kernel [out in] -> float32 [... out].
 
     Few rows are padded to as many as XLA's fast path takes: one row of bf16 is 12 times slower
     than two on a CPU, where float32 has a path for one; on a TPU eight rows fill a register.
     Gradients are products in the inputs' types too, which the float32 result would not give.
+    outer: what the kernel's is computed by.
     """
     return _matmul(x, kernel)
 
@@ -62,17 +71,18 @@ def _matmul(x: Array, kernel: Array) -> Array:
     return y.reshape(*x.shape[:-1], kernel.shape[0])
 
 
-def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _matmul_forward(x: Array, kernel: Array, _: Outer) -> tuple[Array, tuple[Array, Array]]:
     return _matmul(x, kernel), (x, kernel)
 
 
-def _matmul_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _matmul_backward(
+    outer: Outer, inputs: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     x, kernel = inputs
     g = gradient.reshape(-1, kernel.shape[0]).astype(x.dtype)
-    exact = {"preferred_element_type": jnp.float32}
-    dx = jax.lax.dot_general(g, kernel, (((1,), (0,)), ((), ())), **exact)
-    rows = x.reshape(-1, x.shape[-1])
-    dkernel = jax.lax.dot_general(g, rows, (((0,), (0,)), ((), ())), **exact)
+    over_out = (((1,), (0,)), ((), ()))
+    dx = jax.lax.dot_general(g, kernel, over_out, preferred_element_type=jnp.float32)
+    dkernel = outer(g, x.reshape(-1, x.shape[-1]))
     return dx.reshape(x.shape).astype(x.dtype), dkernel.astype(kernel.dtype)
 
 

@@ -12,30 +12,35 @@ import jax.numpy as jnp
 from jax import Array
 
 from qwen_jax.data.examples import IGNORED
-from qwen_jax.nn.sums import matmul
+from qwen_jax.nn.sums import Outer, matmul, outer
 
 CHUNK = 512  # tokens a device scores at once
 Pair = tuple[Array, Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
-    head: Array, x: Array, targets: Array, scale: Array | float, chunks: int
+    head: Array,
+    x: Array,
+    targets: Array,
+    scale: Array | float,
+    chunks: int,
+    outer: Outer = outer,
 ) -> Array:
     """`scale` times the sum of -log p(target) over the targets that are not IGNORED, float32.
 
-    head [V D], x [B T D], targets [B T]; T is cut into so many chunks.
+    head [V D], x [B T D], targets [B T]; T is cut into so many chunks. outer: see sums.matmul.
     """
-    return _forward(head, x, targets, scale, chunks)[0]
+    return _forward(head, x, targets, scale, chunks, outer)[0]
 
 
 def _forward(
-    head: Array, x: Array, targets: Array, scale: Array | float, chunks: int
+    head: Array, x: Array, targets: Array, scale: Array | float, chunks: int, outer: Outer
 ) -> tuple[Array, Pair]:
     def chunk(carry: Pair, piece: Pair) -> tuple[Pair, Array]:
         total, gradient = carry
         x, targets = piece
-        logits, pull = jax.vjp(matmul, x, head)
+        logits, pull = jax.vjp(lambda x, head: matmul(x, head, outer), x, head)
         top = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         hit = jnp.arange(len(head)) == targets[..., None]
         learnt = (targets != IGNORED)[..., None]
@@ -52,7 +57,9 @@ def _forward(
     return scale * total, (jnp.moveaxis(dx, 0, 1).reshape(x.shape), dhead.astype(head.dtype))
 
 
-def _backward(chunks: int, gradients: Pair, more: Array) -> tuple[Array, Array, None, None]:
+def _backward(
+    chunks: int, outer: Outer, gradients: Pair, more: Array
+) -> tuple[Array, Array, None, None]:
     dx, dhead = gradients
     return (more * dhead).astype(dhead.dtype), (more * dx).astype(dx.dtype), None, None
 

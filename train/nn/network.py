@@ -19,6 +19,7 @@ from qwen_jax.nn.rope import Where
 from qwen_jax.nn.sharding import RULES, gathered
 from train.nn import Remat
 from train.nn.attention import attend
+from train.nn.on_cpu import outer_for, with_outer
 
 Layer = Callable[[Array, Any], tuple[Array, None]]
 
@@ -46,11 +47,11 @@ def hidden(
     # the original trains without its rules for long texts
     config = replace(params.config, ntk_length=None, logn_length=None)
     where = Where.of(config, positions, jnp.zeros(len(tokens), jnp.int32))
-    cache = Packed(segments, mesh)
+    cache, outer = Packed(segments, mesh), outer_for(params.embed.dtype, mesh)
 
     def layer(x: Array, block: Any) -> tuple[Array, None]:
         with jax.named_scope("block"):
-            block = gathered(block, config, mesh)
+            block = with_outer(gathered(block, config, mesh), outer)
             x, _ = block(spread(x, mesh), where, cache, 0, config)
         return x, None
 

@@ -101,6 +101,20 @@ def integers_kind(x: str, codes: Array, scales: Array, zeros: Array | None) -> K
     return Kind(x, "int4" if halves else "int8", groups > 1, zeros is not None, short)
 
 
+def multiply(kind: Kind, x: Array, *arrays: Array, number: Array | None = None) -> Array:
+    """x [R in] with the weights [out in] of one of some layers -> float32 [R out].
+
+    arrays: the weights of all layers, then perhaps all their scales, and zeros. number: of the one.
+    """
+    from qwen_jax.nn.cpu.registered import register
+
+    register(kind)
+    made = jax.ShapeDtypeStruct((len(x), arrays[0].shape[0]), jnp.float32)
+    number = jnp.int32(0) if number is None else number
+    y: Array = jax.ffi.ffi_call(kind.name, made)(x, number, *arrays)
+    return y
+
+
 def _width(x: str) -> int:
     """How many inputs one step of x takes."""
     from qwen_jax.nn.cpu.registered import processor
@@ -150,12 +164,8 @@ class HostLinear(LinearLayer):
 
     def _product(self, x: Array) -> Array:
         """x [R in] -> [R out]."""
-        weights = self.operands[0]
-        made = jax.ShapeDtypeStruct((len(x), weights.shape[0]), jnp.float32)
-        number = jnp.int32(0) if weights.number is None else weights.number
         arrays = [array for operand in self.operands for array in operand.arrays]
-        y: Array = jax.ffi.ffi_call(self.kind.name, made)(x, number, *arrays)
-        return y
+        return multiply(self.kind, x, *arrays, number=self.operands[0].number)
 
     def _plain(self) -> LinearLayer:
         if not self.kind.integers:
