@@ -9,7 +9,7 @@ import pytest
 from jax import Array
 
 from qwen_jax.config import Config
-from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, Rows, fuse, spread
+from qwen_jax.nn.lora import Delta, Deltas, LoraLinear, Rows, _bits, dropout, fuse, spread
 from qwen_jax.nn.model import Linear, init
 from qwen_jax.nn.tree import map_linears, named_leaves
 from tests.qwen_jax.networks import QWEN2, distance
@@ -123,3 +123,23 @@ def test_map_linears_and_fuse() -> None:
     assert before.keys() == after.keys()
     changed = [name for name in before if not np.array_equal(before[name], after[name])]
     assert changed == ["blocks.1.mlp.up.kernel"]
+
+
+def test_what_is_dropped_is_random() -> None:
+    """As often as asked, whatever is dropped beside it, before it, or by another key."""
+    keys = jax.random.split(jax.random.key(0), 16)
+    for rate in (0.05, 0.3, 0.9):
+        kept = np.asarray(dropout(jnp.ones((16, 64, 256)), rate, keys))
+        np.testing.assert_allclose(np.unique(kept), [0, 1 / (1 - rate)], rtol=1e-6)
+        gone, variance = (kept == 0) - rate, rate * (1 - rate)
+        assert abs(gone.mean()) < 5 * (variance / gone.size) ** 0.5
+        assert np.abs(gone.mean(axis=(1, 2))).max() < 5 * (variance / gone[0].size) ** 0.5
+        for axis in range(3):  # keys, tokens, numbers of one
+            beside = np.roll(gone, 1, axis)
+            assert abs((gone * beside).mean()) < 5 * variance * gone.size**-0.5
+    bits = np.asarray(jax.vmap(lambda key: _bits(key, (4096,)))(keys))
+    each = np.unpackbits(bits.view(np.uint8).reshape(16, 4096, 4), axis=-1) - 0.5
+    assert np.abs(each.mean(axis=(0, 1))).max() < 5 * 0.5 * (16 * 4096) ** -0.5
+    together = np.einsum("KNi,KNj->ij", each, each)[~np.eye(32, dtype=bool)]
+    assert np.abs(together).max() < 5 * 0.25 * (16 * 4096) ** 0.5
+    assert len(np.unique(bits)) > 0.9999 * bits.size
