@@ -93,7 +93,7 @@ MAY_IMPORT = {
     "sandbox": set(),
     "text": {"files", "sandbox"},
     "data": {"files", "text"},
-    "nn": {"config.py"},
+    "nn": {"files", "config.py"},
     "storage": {"files", "config.py", "nn"},
     "adapters": {"files", "sandbox", "config.py", "nn", "storage"},
     "program": {"files"},

@@ -2,20 +2,15 @@
 
 A file is one executable, named by a hash of all that it depends on: the function and what it is
 called with, this package's code, the versions of jax and what lies below it, the devices, flags
-and settings. An executable is code, so a file is used only where it and its folder belong to the
-user of this process and nobody else may write to them. What is damaged is made again; past LIMIT
-bytes those go that were not used for longest.
+and settings. `files.kept_code` says which files are trusted, and how long they stay.
 """
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import platform
-import stat
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +21,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import xxhash
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from qwen_jax.files import kept_code
+
 FOLDER = "QWEN_JAX_PROGRAMS"  # the environment's name for it; without one nothing is kept
-LIMIT = 4 << 30  # bytes of all files
 _FLAGS = ("XLA_", "JAX_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "TF_")  # of the environment
 _IDLE = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")  # that change no program
 
@@ -57,10 +52,11 @@ def get(
     assert place is not None
     device = [(d.id, d.platform, d.device_kind) for d in devices]
     circumstances = repr([name, what, device, _surroundings(), _settings()])
-    file = place / f"{name}-{_digest(circumstances.encode())}"
-    with _told(f"{file} is made again"), _timed("reading"):
-        if (found := _read(file, circumstances, devices)) is not None:
-            content, out_tree = found
+    file = place / f"{name}-{kept_code.digest(circumstances.encode())}"
+    with kept_code.told(log, f"{file} is made again"), _timed("reading"):
+        if (found := kept_code.read(file, circumstances)) is not None:
+            content, described = found
+            out_tree = jax.tree.structure(_restored(described, devices))
             in_tree = jax.tree.structure(arguments)
             return serialize_executable.deserialize_and_load(
                 content, in_tree, out_tree, devices[0].client, devices
@@ -69,9 +65,9 @@ def get(
         lowered = make()
     with _FRESH, _timed("compiling"):
         made = lowered.compile()
-    with _told(f"{file} is not kept"), _timed("writing"):
+    with kept_code.told(log, f"{file} is not kept"), _timed("writing"):
         content, _, out_tree = serialize_executable.serialize(made)
-        _write(file, circumstances, content, out_tree)
+        kept_code.write(file, circumstances, content, _described(out_tree))
     return made
 
 
@@ -90,15 +86,6 @@ def _timed(name: str) -> Iterator[None]:
         yield
     finally:
         _SPENT[name] = _SPENT.get(name, 0.0) + time.monotonic() - began
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """A cache that fails costs time, never the answer."""
-    try:
-        yield
-    except Exception as error:  # whatever unpickling or a backend may raise
-        log.warning("%s: %s", what, " ".join(str(error).split())[:300])
 
 
 class _Fresh:
@@ -166,7 +153,7 @@ def _code(package: Path) -> str:
         package / "config.py",
         *(f for r in ("nn", "decoding") for f in (package / r).rglob("*.py")),
     ]
-    return _digest(b"".join(file.read_bytes() for file in sorted(files)))
+    return kept_code.digest(b"".join(file.read_bytes() for file in sorted(files)))
 
 
 def _settings() -> list[Any]:
@@ -175,60 +162,6 @@ def _settings() -> list[Any]:
     flags = {name: value for name, value in os.environ.items() if name.startswith(_FLAGS)}
     both = {**values, **flags}
     return sorted((name, repr(value)) for name, value in both.items() if name.lower() not in _IDLE)
-
-
-def _digest(content: bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(content)
-
-
-# --- files ------------------------------------------------------------------------------------
-def _read(file: Path, circumstances: str, devices: Sequence[Any]) -> tuple[bytes, Any] | None:
-    """What was kept and the tree of what it gives; None where there is nothing to trust."""
-    if not file.exists():
-        return None
-    with file.open("rb") as stream:
-        _expect_own(os.fstat(stream.fileno()), file)
-        _expect_own(file.parent.stat(), file.parent)
-        head, _, content = stream.read().partition(b"\n")
-    told = json.loads(head)
-    if told["circumstances"] != circumstances or told["hash"] != _digest(content):
-        raise ValueError("it is damaged")
-    os.utime(file)  # it is used: others go first
-    return content, jax.tree.structure(_restored(told["out_tree"], devices))
-
-
-def _expect_own(found: os.stat_result, path: Path) -> None:
-    ours = hasattr(os, "geteuid") and found.st_uid == os.geteuid()
-    if not ours or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError(f"{path} belongs to somebody else, or others may write to it")
-
-
-def _write(file: Path, circumstances: str, content: bytes, out_tree: Any) -> None:
-    told = {"circumstances": circumstances, "hash": _digest(content)}
-    head = json.dumps(told | {"out_tree": _described(out_tree)}).encode() + b"\n"
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _expect_own(file.parent.stat(), file.parent)
-    _trim(file.parent, LIMIT - len(head) - len(content))
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:  # mode 0600
-        try:
-            stream.write(head + content)
-            stream.close()
-            Path(stream.name).replace(file)
-        except BaseException:
-            Path(stream.name).unlink(missing_ok=True)
-            raise
-
-
-def _trim(place: Path, limit: int) -> None:
-    """Delete what was not used for longest until the rest takes no more than `limit` bytes."""
-    found: list[tuple[os.stat_result, Path]] = []
-    for file in place.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # what somebody writes is renamed meanwhile
-            found.append((file.stat(), file))
-    for status, file in sorted(found, key=lambda pair: -pair[0].st_mtime):
-        limit -= status.st_size
-        if limit < 0:
-            file.unlink(missing_ok=True)
 
 
 # --- trees as JSON ----------------------------------------------------------------------------

@@ -27,3 +27,4 @@ def keep_executables() -> None:
     """Have a program's decode functions kept whole, so that the next one does not trace either."""
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "true").lower() not in ("false", "0"):
         os.environ.setdefault("QWEN_JAX_PROGRAMS", str(user_cache.folder() / "programs"))
+        os.environ.setdefault("QWEN_JAX_MACHINE_CODE", str(user_cache.folder() / "machine_code"))

@@ -2,22 +2,29 @@
 
 import ctypes
 import functools
+import logging
 import os
 import re
 import sys
 import threading
+from collections.abc import Callable
+from importlib import metadata
 from itertools import takewhile
+from pathlib import Path
 
 import jax
 from llvmlite import binding as llvm
 from llvmlite import ir
 
+from qwen_jax.files import kept_code
 from qwen_jax.nn.cpu.attention import Attending
 from qwen_jax.nn.cpu.kinds import Attention, Kind
 from qwen_jax.nn.cpu.products import Product, way
 from qwen_jax.nn.cpu.shared import HANDLER, Job, write
 from qwen_jax.nn.cpu.weights import Processor
 
+FOLDER = "QWEN_JAX_MACHINE_CODE"  # the environment's name for where it is kept; without, nowhere
+log = logging.getLogger("qwen_jax.machine_code")
 _LOCK = threading.Lock()
 _MADE: dict[str, llvm.ExecutionEngine] = {}  # kept: XLA calls into them
 _ARCH_PRCTL, _ASK_FOR_STATE, _TILES = 158, 0x1023, 18  # of Linux on x86: asm/prctl.h
@@ -45,16 +52,47 @@ def _job(kind: Kind | Attention, on: Processor) -> Job:
 
 def _made(kind: Kind | Attention, on: Processor) -> llvm.ExecutionEngine:
     features = _features()  # which has LLVM begin
-    module = ir.Module(kind.name)
-    module.triple = llvm.get_process_triple()
-    write(module, _job(kind, on))
-    target = llvm.Target.from_triple(module.triple)
+    target = llvm.Target.from_triple(llvm.get_process_triple())
     machine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=features, opt=2, jit=True
     )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    code = _kept(kind, on, lambda: _compiled(kind, on, machine))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return engine
+
+
+def _compiled(kind: Kind | Attention, on: Processor, machine: llvm.TargetMachine) -> bytes:
+    module = ir.Module(kind.name)
+    module.triple = llvm.get_process_triple()
+    write(module, _job(kind, on))
+    made: bytes = machine.emit_object(llvm.parse_assembly(str(module)))
+    return made
+
+
+def _kept(kind: Kind | Attention, on: Processor, make: Callable[[], bytes]) -> bytes:
+    """From the folder that the environment names, or made, and kept there."""
+    if not (place := os.environ.get(FOLDER)):
+        return make()
+    host = llvm.get_process_triple(), llvm.get_host_cpu_name(), _features()
+    circumstances = repr([kind, on, host, llvm.llvm_version_info, _code()])
+    file = Path(place) / f"{kind.name}-{kept_code.digest(circumstances.encode())}"
+    with kept_code.told(log, f"{file} is made again"):
+        if (found := kept_code.read(file, circumstances)) is not None:
+            return found[0]
+    made = make()
+    with kept_code.told(log, f"{file} is not kept"):
+        kept_code.write(file, circumstances, made)
+    return made
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of the files that machine code comes from, and of llvmlite's version."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    version = metadata.version("llvmlite").encode()
+    return kept_code.digest(b"".join([*(file.read_bytes() for file in files), version]))
 
 
 @functools.cache

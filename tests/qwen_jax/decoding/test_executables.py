@@ -18,6 +18,7 @@ from qwen_jax.config import Config
 from qwen_jax.decoding import aot, decode, executables, flat_params, prompts
 from qwen_jax.decoding.completion import complete
 from qwen_jax.decoding.state import Output
+from qwen_jax.files import kept_code
 from qwen_jax.nn.cpu import layers
 from qwen_jax.nn.sharding import make_mesh, shardings
 from tests.convert.small import QWEN2, random_params
@@ -154,10 +155,10 @@ def test_what_is_damaged_is_made_again(place: Path, damage: str) -> None:
     elif damage == "head":
         content[20] ^= 1
     elif damage == "tree":
-        told["out_tree"] = ["os", "system", [], 0]
+        told["note"] = ["os", "system", [], 0]
         content = bytearray(json.dumps(told).encode() + b"\n" + rest)
     else:  # whole, but nothing that can be loaded
-        told["hash"] = executables._digest(b"rubbish")
+        told["hash"] = kept_code.digest(b"rubbish")
         content = bytearray(json.dumps(told).encode() + b"\nrubbish")
     file.write_bytes(content)
     assert get()
@@ -172,7 +173,7 @@ def test_the_oldest_go_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
         os.utime(files[name], (1e9 - age, 1e9 - age))
     assert not get("b")  # which makes it the newest
     size = files["a"].stat().st_size
-    monkeypatch.setattr(executables, "LIMIT", int(3.5 * size))
+    monkeypatch.setattr(kept_code, "LIMIT", int(3.5 * size))
     assert get("d")
     assert {file.name[0] for file in place.iterdir()} == {"b", "c", "d"}
 
