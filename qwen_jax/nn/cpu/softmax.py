@@ -29,7 +29,7 @@ _TOGETHER = 4  # keys, and registers of values, that are worked at together
 
 @dataclass(frozen=True)
 class Sums:
-    """What a turn has of its queries in memory; each part begins at a line of a cache."""
+    """What a turn has of its queries in memory: of each kind all, one behind the other."""
 
     code: Code
     kind: Attention
