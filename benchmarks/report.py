@@ -27,6 +27,10 @@ SHOWN: dict[str, tuple[str, Callable[[Result], str]]] = {  # results: command, i
         "python -m benchmarks.startup",
         lambda result: startup.table(result["medians"]),
     ),
+    "startup_7b_cpu": (
+        "python -m benchmarks.startup --seven-billion TOKENIZER",
+        tables.beyond_reading,
+    ),
     "load": ("python -m benchmarks.load", tables.loading),
     "finetune_cpu": ("python -m benchmarks.finetune", tables.training),
     "demo_lora": ("python -m benchmarks.demo_lora", tables.recital),
