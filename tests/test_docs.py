@@ -39,7 +39,7 @@ DOTTED = re.compile(r"(?<![\w./])(?:qwen_jax|convert|train|serve)(?:\.[A-Za-z_]\
 ELSEWHERE = set(  # options of other programs that the guides name
     "--version --help --signal --requeue --build-arg --editable --model_args --tasks --quantised "
     "--apply_chat_template --uniform-bucket-level-access --enable-hierarchical-namespace "
-    "--logdir --check --piece --again".split()
+    "--logdir --check --piece --again --seven-billion".split()
 )
 Options = Callable[[str], set[str]]  # the fixture
 RUN = ("README.md", "README.zh.md", "generate", "tokenizer", "sharding", "training", "adapters")
