@@ -23,13 +23,11 @@ _ROWS = 32  # that one step of a product takes
 
 def outer_for(dtype: Any, mesh: Mesh | None) -> Outer:
     """What computes the gradients of kernels of such a type here."""
-    if mesh is not None or jax.default_backend() != "cpu" or dtype != jnp.bfloat16:
-        return outer
-    if not available():
+    if mesh is not None or dtype != jnp.bfloat16 or not available():
         return outer
     from qwen_jax.nn.cpu.registered import processor
 
-    return _by_tiles if processor().tiles else outer
+    return _where_a_cpu_runs if processor().tiles else outer
 
 
 def with_outer(block: Any, outer: Outer) -> Any:
@@ -44,6 +42,11 @@ class _Linear(Linear):
     def float32(self, x: Array) -> Array:
         y = matmul(x, self.kernel, self.outer)
         return y if self.bias is None else y + self.bias
+
+
+def _where_a_cpu_runs(g: Array, x: Array) -> Array:
+    """A step may be compiled here for other devices."""
+    return jax.lax.platform_dependent(g, x, cpu=_by_tiles, default=outer)
 
 
 def _by_tiles(g: Array, x: Array) -> Array:

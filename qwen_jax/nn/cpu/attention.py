@@ -90,8 +90,7 @@ class Attending:
         return made
 
     def _store(self, code: Code, x: Value, place: Value, scale: Value) -> None:
-        lanes, size = self.processor.lanes, 4 if self.kind.x == "float32" else 2
-        own = Singles(lanes, size, self.processor.tables)
+        lanes, size, own = self.processor.lanes, self._size, self._singles
         steps = range(0, self.kind.size, lanes)
         if self.kind.x == self.kind.stored:
             for at in steps:
@@ -152,9 +151,19 @@ class Attending:
         code.ret_void()
         return made
 
+    @property
+    def _size(self) -> int:
+        """Bytes of a number of a query."""
+        return 4 if self.kind.x == "float32" else 2
+
+    @property
+    def _singles(self) -> Singles:
+        """What widens a query's numbers."""
+        return Singles(self.processor.lanes, self._size, self.processor.tables)
+
     def _bytes(self) -> int:
         """Of a query."""
-        return self.kind.size * (4 if self.kind.x == "float32" else 2)
+        return self.kind.size * self._size
 
     def _place(
         self, code: Code, given: dict[str, Value], row: Value, head: Value, start: Value
@@ -173,9 +182,8 @@ class Attending:
             return [*stored, *stored]  # there are none
         return [*stored, *(code.past(given[name], scale) for name in _SCALES)]
 
-    def _begin(self, code: Code, sums: "Sums", n: Value, x: Value, seen: Value) -> None:
-        lanes = self.processor.lanes
-        own = Singles(lanes, 4 if self.kind.x == "float32" else 2, self.processor.tables)
+    def _begin(self, code: Code, sums: Sums, n: Value, x: Value, seen: Value) -> None:
+        lanes, own = self.processor.lanes, self._singles
         for at in range(0, self.kind.size, lanes):
             if self.kind.inner == self.kind.x:
                 part = code.read(x, vector(_KINDS[own.size], lanes), at * own.size)
@@ -187,7 +195,7 @@ class Attending:
         code.write(ir.Constant(FLOAT, MASKED), sums.highest(n))
         code.write(ir.Constant(FLOAT, 0.0), sums.total(n))
 
-    def _end(self, code: Code, sums: "Sums", n: Value, y: Value) -> None:
+    def _end(self, code: Code, sums: Sums, n: Value, y: Value) -> None:
         """A row without a single key has nothing to give."""
         lanes = self.processor.lanes
         total = code.read(sums.total(n), FLOAT)

@@ -99,7 +99,7 @@ class Block:
         code.ret_void()
         return made
 
-    def _scores(self, code: Code, sums: "Sums", rows: Sequence[Value], keys: Value) -> None:
+    def _scores(self, code: Code, sums: Sums, rows: Sequence[Value], keys: Value) -> None:
         how, there = arithmetic(self.kind.inner, self.processor), sums.there()
         a_key = number(self.kind.size * bytes_of(self.kind))
         last = code.sub(there, number(1))
@@ -120,7 +120,7 @@ class Block:
                 code.write(four, sums.scores(row), code.product(key, 4))
 
     def _softmax(
-        self, code: Code, sums: "Sums", row: Value, scales: tuple[Value, Value] | None
+        self, code: Code, sums: Sums, row: Value, scales: tuple[Value, Value] | None
     ) -> Value:
         """Scores become weights; gives the factor of what was summed up before."""
         lanes = self.processor.lanes
@@ -161,7 +161,7 @@ class Block:
     def _weighted(
         self,
         code: Code,
-        sums: "Sums",
+        sums: Sums,
         rows: Sequence[Value],
         values: Value,
         faded: Sequence[Value],

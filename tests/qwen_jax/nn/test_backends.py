@@ -86,6 +86,16 @@ def test_answers_are_those_of_xla(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert called == [name]
 
 
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
+def test_a_cpus_own_gives_the_answers_of_xla(cache_dtype: Any) -> None:
+    """A batch whose prompts take several rows, and drafts that are verified."""
+    params = init(replace(SMALL, head_dim=64), jax.random.key(0))
+    prompts = [[*range(5, 55)], [8], [7, 8, 9] * 5]
+    how: dict[str, Any] = {"max_new_tokens": 8, "draft_tokens": 2, "cache_dtype": cache_dtype}
+    own, xla = (complete(params, prompts, GREEDY, attention=a, **how) for a in ("llvm", "xla"))
+    assert [answer.tokens for answer in own] == [answer.tokens for answer in xla]
+
+
 @pytest.mark.parametrize(("apart", "length"), [(True, 2), (False, 2), (True, backends.MOST + 1)])
 def test_a_kernel_takes_few_tokens_of_texts_apart(
     apart: bool, length: int, monkeypatch: pytest.MonkeyPatch

@@ -48,9 +48,16 @@ def test_a_layer_computes_its_kernels_gradient_so() -> None:
     np.testing.assert_array_equal(ours.bias, theirs.bias)
 
 
+def test_a_step_for_another_device_has_none_of_it() -> None:
+    traced = jax.jit(on_cpu._where_a_cpu_runs).trace(*arrays(64, 36, 132))
+    made = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")}
+    assert "qwen_jax_bfloat16_bfloat16" in made["cpu"]
+    assert "custom_call" not in made["cuda"]
+
+
 def test_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     has_tiles = registered.processor().tiles
-    assert (on_cpu.outer_for(jnp.bfloat16, None) is on_cpu._by_tiles) == has_tiles
+    assert (on_cpu.outer_for(jnp.bfloat16, None) is on_cpu._where_a_cpu_runs) == has_tiles
     assert on_cpu.outer_for(jnp.float32, None) is outer  # XLA's is as fast
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
     assert on_cpu.outer_for(jnp.bfloat16, mesh) is outer
