@@ -11,8 +11,7 @@ from qwen_jax.decoding import decode, generation_config
 from qwen_jax.decoding.flat_params import Weights, flatten
 from qwen_jax.decoding.logits import SamplingArrays
 from qwen_jax.decoding.pieces import Piece, share
-from qwen_jax.decoding.pooling import pool
-from qwen_jax.decoding.prompts import CHUNK, tile_of
+from qwen_jax.decoding.prompts import CHUNK, pool, tile_of
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.generate import prompts_of
 from qwen_jax.nn.model import Qwen

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from qwen_jax.decoding.choice import sample_next
 from qwen_jax.decoding.flat_params import Weights
-from qwen_jax.decoding.state import Output, Rows, Texts, gather_logits, sample_next
+from qwen_jax.decoding.state import Output, Rows, Texts, gather_logits
 from qwen_jax.nn.kv_cache import Cache
 from qwen_jax.nn.model import Qwen
 from qwen_jax.program.limits import MAX_DRAFT_TOKENS

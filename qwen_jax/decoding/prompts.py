@@ -1,7 +1,8 @@
-"""What is done with prompts: prefill them, recall what pages hold of them, score every token.
+"""What is done with prompts: prefill them, recall what pages hold of them, pool and score them.
 
 state, first = prefill(params, state, pieces)      # of several prompts, or of a long one
 state = recall(params, state, slot, tokens, 0, 90)  # pages that the slot was given hold them
+state, vectors = pool(params, state, pieces)       # of each, what its last token amounts to
 state, scores = score_chunk(params, state, 0, chunk, following, start=0, prompt_length=900)
 """
 
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qwen_jax.decoding.choice import sample_next
 from qwen_jax.decoding.decode import bucket, power
 from qwen_jax.decoding.flat_params import Structure, Weights, flatten
-from qwen_jax.decoding.logits import History, SamplingArrays, best, log_softmax
+from qwen_jax.decoding.logits import History, SamplingArrays, best, logprobs_of
 from qwen_jax.decoding.pieces import Packed, Piece, newest, pack, piece_program, rows_of
 from qwen_jax.decoding.sampling import Sampling
 from qwen_jax.decoding.state import (
@@ -27,7 +29,6 @@ from qwen_jax.decoding.state import (
     constrain,
     gather_logits,
     replicated,
-    sample_next,
 )
 from qwen_jax.nn.model import Qwen
 
@@ -64,11 +65,33 @@ def prefill(
     tokens of a row, rows and pieces; default, few sizes.
     """
     weights = flatten(params)
-    packed = packed_for(weights, state, pieces, tile, rows, count)
-    return _prefill(weights, state, packed, own_pages(table, packed))
+    packed = _packed_for(weights, state, pieces, tile, rows, count)
+    return _prefill(weights, state, packed, _own_pages(table, packed))
 
 
-def packed_for(
+def pool(
+    params: Qwen | Weights,
+    state: State,
+    pieces: Sequence[Piece],
+    table: np.ndarray | None = None,
+    *,
+    ids: Sequence[int] | None = None,
+    tile: int | None = None,
+    rows: int | None = None,
+    count: int | None = None,
+) -> tuple[State, Array]:
+    """Compute pieces; of each, float32 of its last token. The other arguments are `prefill`'s.
+
+    That is its hidden state [count D], or the logits of `ids` [count len(ids)], as the text would
+    go on with one of them. Nothing is sampled, and the slots stay idle.
+    """
+    weights = flatten(params)
+    packed = _packed_for(weights, state, pieces, tile, rows, count)
+    wanted = None if ids is None else np.asarray(ids, np.int32)
+    return _pool(weights, state, packed, _own_pages(table, packed), wanted)
+
+
+def _packed_for(
     weights: Weights,
     state: State,
     pieces: Sequence[Piece],
@@ -134,7 +157,7 @@ def score_chunk(
     packed = pack([piece], slots, vocab, tile, rows, 1)
     wanted = np.zeros(tile * rows, np.int32)
     wanted[: len(following)] = following
-    return _score_chunk(weights, state, packed, own_pages(table, packed), wanted)
+    return _score_chunk(weights, state, packed, _own_pages(table, packed), wanted)
 
 
 def tile_of(platform: str) -> int:
@@ -142,7 +165,7 @@ def tile_of(platform: str) -> int:
     return _TILE.get(platform, _LARGEST)
 
 
-def own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:
+def _own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:
     """[C blocks]: the pages of each row's text, a copy that the host's table may outgrow."""
     return None if table is None else table[np.minimum(packed.slots, len(table) - 1)[packed.owner]]
 
@@ -178,6 +201,17 @@ def _prefill(weights: Weights, state: State, x: Array, packed: Packed) -> tuple[
     return constrain(state, mesh), replicated(output, mesh)
 
 
+@piece_program
+def _pool(
+    weights: Weights, state: State, x: Array, packed: Packed, ids: Array | None
+) -> tuple[State, Array]:
+    x, mesh = newest(x, packed), weights.structure.mesh
+    if ids is not None:
+        x = gather_logits(weights.model().logits(x), mesh)[:, ids]
+    found = replicated(x.astype(jnp.float32), mesh)
+    return constrain(State(state.cache, state.rows), mesh), found
+
+
 @functools.partial(jax.jit, donate_argnums=1, static_argnums=0)
 def _recall(structure: Structure, state: State, packed: Packed) -> State:
     rows = _remember(state, packed)
@@ -192,12 +226,12 @@ def _score_chunk(
 ) -> tuple[State, Scores]:
     mesh = weights.structure.mesh
     logits = weights.model().logits(x.reshape(-1, x.shape[-1]))
-    logprobs = log_softmax(gather_logits(logits, mesh))  # [T V]
-    ids, values = best(logprobs, jnp.bool_(True))
-    chosen = jnp.take_along_axis(logprobs, following[:, None], axis=1)[:, 0]
+    logits = gather_logits(logits, mesh)  # [T V]
+    top = best(logits, jnp.bool_(True))
+    logprobs = logprobs_of(jnp.column_stack([following, top]), logits)
     active = state.rows.active.at[packed.slots].set(False, mode="drop")
     state = replace(state, rows=replace(state.rows, active=active))
-    return constrain(state, mesh), replicated(Scores(chosen, ids, values), mesh)
+    return constrain(state, mesh), replicated(Scores(logprobs[:, 0], top, logprobs[:, 1:]), mesh)
 
 
 def _remember(state: State, packed: Packed) -> Rows:

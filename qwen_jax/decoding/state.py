@@ -1,7 +1,7 @@
 """What lives between two calls of the decode functions, and what they give the host."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwen_jax.decoding.logits import (
-    History,
-    SamplingArrays,
-    best,
-    log_softmax,
-    sample,
-    stopped,
-)
+from qwen_jax.decoding.logits import History, SamplingArrays
 from qwen_jax.decoding.sampling import MAX_LOGPROBS
 from qwen_jax.nn import sharding
 from qwen_jax.nn.kv_cache import Cache, Store
@@ -26,7 +19,6 @@ _FACTORS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)  # odd, of a hash
 _TRUST = 0.4  # the share of drafts that hold, lately, from which on they cost less than they save
 _BEGINNING = 0.4  # of it, in a new text: the first draft is worth a try
 _RATE = 0.25  # by which a draft moves it
-_GROUP = 8  # rows whose logits are worked on at once
 
 
 @jax.tree_util.register_dataclass
@@ -228,67 +220,6 @@ def gather_logits(logits: Array, mesh: Mesh | None) -> Array:
     axes = (*[None] * (logits.ndim - 1), "vocab")
     part = NamedSharding(mesh, sharding.spec(mesh, axes, logits.shape))
     return replicated(jax.lax.with_sharding_constraint(logits, part), mesh)
-
-
-@jax.named_scope("sampling")
-def sample_next(
-    rows: Rows, logits: Array, allowed: Array | None, mesh: Mesh | None
-) -> tuple[Rows, Output]:
-    """The next token of every active row, from logits [B V], and the rows that follow."""
-    if len(logits) <= _GROUP or (mesh is not None and sharding.ways(mesh, "slot") > 1):
-        one = _Chosen.of(rows, logits, allowed)
-    else:
-        one = _in_groups(rows, logits, allowed)
-    tokens, active, settings = one.tokens, rows.active, rows.settings
-    history = rows.history.append(tokens, active)
-    remaining = rows.remaining - active
-    going = active & (remaining > 0) & ~stopped(settings, history)
-    output = Output(
-        tokens=jnp.where(active, tokens, -1)[:, None],
-        logprobs=one.logprobs[:, None],
-        top_tokens=one.top_tokens[:, None],
-        top_logprobs=one.top_logprobs[:, None],
-        active=going,
-    )
-    rows = replace(rows, tokens=tokens, history=history, remaining=remaining, active=going)
-    return rows, output
-
-
-class _Chosen(NamedTuple):
-    """Of every row: its newest token, and what is told of it."""
-
-    tokens: Array  # [B]
-    logprobs: Array  # [B]
-    top_tokens: Array  # [B MAX_LOGPROBS]
-    top_logprobs: Array
-
-    @staticmethod
-    def of(rows: Rows, logits: Array, allowed: Array | None) -> "_Chosen":
-        active, settings = rows.active, rows.settings
-        tokens = sample(logits, settings, rows.history, rows.positions, allowed)
-        tokens = jnp.where(active, tokens, rows.tokens)
-        logprobs = log_softmax(logits)
-        top = best(logprobs, jnp.any(settings.logprobs & active))
-        return _Chosen(tokens, jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0], *top)
-
-
-def _in_groups(rows: Rows, logits: Array, allowed: Array | None) -> _Chosen:
-    """The same some rows after others.
-
-    One copy of 64 rows' logits takes 37 MiB, and on a CPU, 16 rows at once take three times as long
-    as 8 and 8.
-    """
-    count, asked = len(logits), (rows, logits, allowed)
-
-    def more(number: Array, found: _Chosen) -> _Chosen:
-        start = jnp.minimum(number * _GROUP, count - _GROUP)  # the last may begin in another
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, _GROUP)
-        put = lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, start, axis=0)
-        return jax.tree.map(put, found, _Chosen.of(*jax.tree.map(cut, asked)))
-
-    zeros = lambda x: jnp.zeros(x.shape, x.dtype)
-    nothing = jax.tree.map(zeros, jax.eval_shape(_Chosen.of, *asked))
-    return jax.lax.fori_loop(0, -(-count // _GROUP), more, nothing)
 
 
 def _before(ids: Array, slots: Array, places: Array) -> Array:

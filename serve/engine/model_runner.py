@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from qwen_jax import memory
-from qwen_jax.decoding import decode, pooling, prompts
+from qwen_jax.decoding import decode, prompts
 from qwen_jax.decoding import pieces as pieces_
 from qwen_jax.decoding.flat_params import flatten, preparing
 from qwen_jax.decoding.logits import SamplingArrays, every_id
@@ -140,7 +140,7 @@ class ModelRunner:
         rows = next(rows for rows in self._chunk_rows if rows >= needed)
         compute: Any = prompts.prefill
         if self._pools is not None:
-            compute = functools.partial(pooling.pool, ids=self._pools or None)
+            compute = functools.partial(prompts.pool, ids=self._pools or None)
         self._state, output = compute(
             self.weights,
             self._state,

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from jax import Array
 from safetensors.numpy import load_file
 
-from qwen_jax.decoding.logits import History, SamplingArrays, penalize, pick, sample, stopped, warp
+from qwen_jax.decoding.choice import pick, sample
+from qwen_jax.decoding.logits import History, SamplingArrays, penalize, stopped, warp
 from qwen_jax.decoding.sampling import Sampling
 from tests.conftest import GOLDEN
 from tests.qwen_jax.networks import settings
