@@ -1,4 +1,4 @@
-.PHONY: test mutations kernels lint types demo bench accelerator aot plans plan-compiled clients templates attack replicas manifests docs report real humaneval exemplars long-texts slots
+.PHONY: test mutations kernels lint types demo bench accelerator aot plans plan-compiled clients templates attack replicas manifests docs report real humaneval exemplars long-texts slots engine
 
 test: ## every test
 	pytest
@@ -62,6 +62,9 @@ exemplars: .venv-real ## MMLU, BBH, GSM8K, MBPP and lm-eval's class beside trans
 
 long-texts: .venv-real ## perplexity by length beside transformers, and a needle at every depth
 	.venv-real/bin/python -m benchmarks.evaluation.long_texts
+
+engine: .venv-real ## what windows, pages, prompts in company and drafts cost or save, with the real model
+	.venv-real/bin/python -m benchmarks.evaluation.engine
 
 slots: .venv-real ## tokens a second of a whole evaluation, against one question at a time
 	.venv-real/bin/python -m benchmarks.evaluation.slots

@@ -19,8 +19,12 @@ PAGES = ("README.md", "README.zh.md", "docs/benchmarks.md")
 MARKED = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
 SHOWN: dict[str, tuple[str, Callable[[Result], str]]] = {  # results: command, its tables
     "speed_cpu": ("python -m benchmarks.speed", lambda result: speed.table(result["models"])),
-    "speed_quantised_cpu": (
-        "python -m benchmarks.speed --quantised",
+    "speed_512_cpu": (
+        "python -m benchmarks.speed --prompt 512",
+        lambda result: speed.table(result["models"]),
+    ),
+    "speed_avx2_cpu": (
+        "python -m benchmarks.speed --avx2",
         lambda result: speed.table(result["models"]),
     ),
     "startup_cpu": (
@@ -33,8 +37,10 @@ SHOWN: dict[str, tuple[str, Callable[[Result], str]]] = {  # results: command, i
     ),
     "load": ("python -m benchmarks.load", tables.loading),
     "finetune_cpu": ("python -m benchmarks.finetune", tables.training),
+    "finetune_avx2_cpu": ("python -m benchmarks.finetune --avx2", tables.training),
     "demo_lora": ("python -m benchmarks.demo_lora", tables.recital),
     "serving_cpu": ("python -m benchmarks.serving", tables.serving),
+    "engine_cpu": ("make engine", tables.engine),
     "serve_load": ("python -m benchmarks.serve_load", tables.load_test),
     "clients": ("make clients", tables.clients),
     "replicas": ("make replicas", tables.replicas),

@@ -1,15 +1,16 @@
 """Prefill and decode on a CPU beside transformers and llama.cpp, on the same weights.
 
-    python -m benchmarks.speed [--quantised] [--tiny] [--rounds 5] [--tokens 48] [--folder /tmp]
+    python -m benchmarks.speed [--avx2] [--prompt 128] [--rounds 5] [--tokens 48] [--folder /tmp]
 
 Every contestant is loaded once, must predict what the others predict, and then takes its turn in
 each round, so that what else the machine does meets all alike; a ratio compares two turns of one
-round. Writes benchmarks/results/speed_cpu.json and speed_cpu.md, a table; with --quantised, of
-those whose weights are bfloat16 or less, speed_quantised_cpu. Needs 16 GB of memory and 5 GB of
-disk; --tiny, a test of this file, needs neither.
+round. Writes benchmarks/results/speed_cpu.json and speed_cpu.md, a table; with --avx2, as
+on a processor without AVX-512 and bfloat16, speed_avx2_cpu; with another --prompt, speed_512_cpu.
+Needs 16 GB of memory and 5 GB of disk; --tiny, a test of this file, needs neither.
 """
 
 import contextlib
+import os
 import statistics
 import sys
 import tempfile
@@ -29,9 +30,9 @@ from benchmarks.support.checkpoints import (
     write_hf,
     write_native,
 )
-from benchmarks.support.race import PAUSE, Runner, rates, ratio
+from benchmarks.support.race import AVX2, PAUSE, Runner, rates, ratio
 
-PROMPT = 128  # tokens
+PROMPT = 128  # tokens, where nobody says
 CHECKED = 32  # tokens compared before anything is timed
 TOLERANCE = 1e-4  # of float32 logits, relative to the largest
 AGREEMENT = {"int4": 0.03, "Q4_0": 0.03}  # of likeliest tokens, with noise for weights; else 0.75
@@ -57,21 +58,12 @@ FIELDS = {  # model type: contestants, of which pairs become ratios
         ("llama.cpp", "Q4_0"),
     ),
 }
-SMALL_FIELD = {
-    "qwen2": (
-        ("qwen_jax", "bfloat16"),
-        ("transformers", "bfloat16"),
-        ("qwen_jax", "int8"),
-        ("qwen_jax", "int4"),
-        ("llama.cpp", "Q8_0"),
-        ("llama.cpp", "Q4_0"),
-    )
-}
 GGUF = ("F16", "Q8_0", "Q4_0")
 QUANTISED = ("int8", "int4")
 PAIRS = (
     ("qwen_jax float32", "transformers float32"),
     ("qwen_jax bfloat16", "transformers bfloat16"),
+    ("qwen_jax bfloat16", "transformers float32"),
     ("qwen_jax bfloat16", "llama.cpp F16"),
     ("qwen_jax bfloat16", "llama.cpp Q8_0"),
     ("qwen_jax int8", "qwen_jax bfloat16"),
@@ -127,13 +119,13 @@ def check(runners: Runners, shape: Shape, prompt: list[int], tokens: int, root: 
     log("checking")
     first, *rest = runners.values()
     text = prompt + np.random.default_rng(1).integers(0, shape.vocab, CHECKED).tolist()
-    expected, answer = first.ask("follow", ids=text, start=PROMPT), None
+    expected, answer = first.ask("follow", ids=text, start=len(prompt)), None
     report: dict[str, Any] = {"reference": first.label, "agreement": {}}
     for runner in (first, *rest):
         given = runner.ask("generate", ids=prompt, count=tokens)["tokens"]
         answer = answer or given
         same = [a == b for a, b in zip(given, answer, strict=True)]
-        alike = np.mean(np.equal(runner.ask("follow", ids=text, start=PROMPT), expected))
+        alike = np.mean(np.equal(runner.ask("follow", ids=text, start=len(prompt)), expected))
         report["agreement"][runner.label] = {
             "likeliest tokens": round(float(alike), 3),
             "leading greedy tokens": same.index(False) if False in same else len(same),
@@ -144,7 +136,7 @@ def check(runners: Runners, shape: Shape, prompt: list[int], tokens: int, root: 
         logits = []
         for runner in (first, rival):
             out = root / "logits.npy"
-            runner.ask("logits", ids=text, start=PROMPT, out=str(out))
+            runner.ask("logits", ids=text, start=len(prompt), out=str(out))
             logits.append(np.load(out))
         far = float(np.abs(logits[0] - logits[1]).max() / np.abs(logits[1]).max())
         report["logits_relative_difference"] = far
@@ -229,8 +221,9 @@ def log(line: str) -> None:
 
 
 def measure(
-    quantised: bool = False,
+    avx2: bool = False,
     tiny: bool = False,
+    prompt: int = PROMPT,
     rounds: int = 5,
     tokens: int = 48,
     folder: Path | None = None,
@@ -238,43 +231,47 @@ def measure(
     """Race the contestants.
 
     Args:
-        quantised: Only int8, int4 and their like, and bfloat16 beside them.
+        avx2: Nobody sees more of the processor than AVX2.
         tiny: A small network and no file written: does everything still run?
+        prompt: Tokens of the prompt; with this or --avx2, the original's architecture stays away.
         rounds: Turns of each contestant.
         tokens: Length of an answer.
         folder: Where to put checkpoints for the time being; default, the system's for such files.
     """
-    if not CHECKED <= tokens <= PROMPT:
-        raise ValueError(f"got --tokens {tokens}, wanted {CHECKED} to {PROMPT}")
+    if not CHECKED <= tokens <= prompt:
+        raise ValueError(f"got --tokens {tokens}, wanted {CHECKED} to {prompt}, as --prompt")
+    if avx2:
+        os.environ.update(AVX2)
     shape = TINY if tiny else HALF_BILLION
-    prompt = np.random.default_rng(2).integers(0, shape.vocab, PROMPT).tolist()
+    ids = np.random.default_rng(2).integers(0, shape.vocab, prompt).tolist()
     result: dict[str, Any] = {
         "machine": record.machine() | {"load_before": record.load_average()},
         "versions": record.versions(
             *("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "xllamacpp", "gguf")
         ),
-        "shape": vars(shape) | {"prompt": PROMPT, "tokens": tokens},
+        "shape": vars(shape) | {"prompt": prompt, "tokens": tokens},
         "unit": "tokens/s; cores: busy on average; idle: core seconds between turns",
     }
     results: dict[str, Any] = {}
-    for model_type, field in (SMALL_FIELD if quantised else FIELDS).items():
+    special = avx2 or prompt != PROMPT
+    for model_type, field in list(FIELDS.items())[: 1 if special else None]:
         with contextlib.ExitStack() as stack:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
             runners = start(stack, root, shape, model_type, field)
-            checks = check(runners, shape, prompt, tokens, root)
+            checks = check(runners, shape, ids, tokens, root)
             if "ceilings" not in result:
                 result["ceilings"] = ceilings(runners, tiny)
                 result["llama_cpp_build"] = runners["llama.cpp Q8_0"].ask("build")
-            ways = list(SAMPLINGS) if model_type == "qwen2" and not quantised else []
-            raw = race(runners, ways, prompt, tokens, rounds)
+            ways = list(SAMPLINGS) if model_type == "qwen2" and not special else []
+            raw = race(runners, ways, ids, tokens, rounds)
         results[model_type] = summary(raw, shape, result["ceilings"]["read"])
         results[model_type] |= {"checks": checks, "rounds": raw}
     result["machine"]["load_after"] = record.load_average()
     text = table(results)
     print(text)
     if not tiny:
-        name = "speed_quantised_cpu" if quantised else "speed_cpu"
-        record.write(name, result | {"models": results}, text)
+        kinds = ["avx2"] * avx2 + [str(prompt)] * (prompt != PROMPT)
+        record.write("_".join(["speed", *kinds, "cpu"]), result | {"models": results}, text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+AVX2 = {  # lets contestants see a processor with AVX2 and no more: without bf16, without AVX-512
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",  # ours keeps to it as well
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
 PAUSE = 0.3  # seconds between two contestants: thread pools spin a while after their work
 
 
@@ -36,10 +43,14 @@ class Runner(AbstractContextManager["Runner"]):
     def ready(self) -> None:
         self._reply()
 
-    def ask(self, do: str, **keywords: Any) -> Any:
-        assert self._process.stdin is not None
+    def ask(self, do: str, within: float | None = None, **keywords: Any) -> Any:
+        """What a method returns; TimeoutError, and the end of the process, past so many seconds."""
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": do} | keywords) + "\n")
         self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], within)[0]:
+            self._process.kill()
+            raise TimeoutError(f"{self.label}: {do} took more than {within} s")
         reply = self._reply()
         self.busy, self.idle = reply["busy"], reply["idle"]
         return reply["result"]

@@ -20,14 +20,17 @@ def training(result: Result) -> str:
     rows = [
         (
             case["case"],
-            *(f"{case['seconds'][name]:.3f}" for name in TRAINERS),
-            f"{case['time_ratio']['median']:.2f}",
-            *(case["peak_megabytes"][name] for name in TRAINERS),
-            f"{case['peak_ratio']:.2f}",
+            f"{case['seconds'][TRAINERS[0]]:.3f}",
+            f"{'over ' * case['bound']}{case['seconds'][TRAINERS[1]]:.3f}",
+            f"{'under ' * case['bound']}{case['time_ratio']['median']:.2f}",
+            f"{case['ratio_to_best']:.2f}",
+            *(case["peak_megabytes"].get(name, "") for name in TRAINERS),
+            f"{case['peak_ratio']:.2f}" if case["peak_ratio"] else "",
         )
         for case in result["cases"]
     ]
-    head = ("case", "s a step", TRAINERS[1], "ratio", "peak, MB", TRAINERS[1], "ratio")
+    ours = ("case", "s a step", TRAINERS[1], "ratio", "ratio to its best type")
+    head = (*ours, "peak, MB", TRAINERS[1], "ratio")
     return table(head, rows)
 
 
@@ -38,6 +41,33 @@ def serving(result: Result) -> str:
     head = ("server, requests at once", "tokens/s", "ms to the first token", "ms a token after it")
     ratio_rows = [[name, f"{row['median']:.2f}"] for name, row in ratios.items()]
     return table(head, rows) + "\n\n" + table(("ratio", "median"), ratio_rows)
+
+
+def engine(result: Result) -> str:
+    held, short = result["capacity"], result["short_prompts"]
+    rows = [
+        (
+            f"chats at once in the memory of 4 windows of {held['window']} tokens, "
+            f"{held['different_alone']} of {held['chats']} other than alone",
+            held["at_once"],
+        ),
+        (
+            "time of a token, window of 8192 / of 512",
+            f"{result['windows']['8192 / 512']['median']:.2f}",
+        ),
+        (
+            "time until 16 short prompts are ready, one after the other / together",
+            f"{short['alone / together']['median']:.2f}",
+        ),
+        *(
+            (
+                f"tokens a second of an answer that {kind}, with drafts / without",
+                f"{found['with / without']['median']:.2f}",
+            )
+            for kind, found in result["drafts"].items()
+        ),
+    ]
+    return table(("", ""), rows)
 
 
 def load_test(result: Result) -> str:

@@ -1,7 +1,7 @@
-"""Gradients of kernels where a CPU multiplies tiles of bf16.
+"""Gradients of kernels where a CPU multiplies bf16.
 
-XLA sums over the rows of two bf16 arrays at a quarter of the speed of its other products, whichever
-of them is turned before. nn.cpu's products take both turned.
+XLA sums over the rows of two bf16 arrays at a quarter (with tiles) or half (without) of the speed
+of its other products, whichever of them is turned before. nn.cpu's products take both turned.
 """
 
 from typing import Any
@@ -27,7 +27,8 @@ def outer_for(dtype: Any, mesh: Mesh | None) -> Outer:
         return outer
     from qwen_jax.nn.cpu.registered import processor
 
-    return _where_a_cpu_runs if processor().tiles else outer
+    found = processor()
+    return _where_a_cpu_runs if found.tiles or found.pairs else outer
 
 
 def with_outer(block: Any, outer: Outer) -> Any:
@@ -46,10 +47,10 @@ class _Linear(Linear):
 
 def _where_a_cpu_runs(g: Array, x: Array) -> Array:
     """A step may be compiled here for other devices."""
-    return jax.lax.platform_dependent(g, x, cpu=_by_tiles, default=outer)
+    return jax.lax.platform_dependent(g, x, cpu=_turned, default=outer)
 
 
-def _by_tiles(g: Array, x: Array) -> Array:
+def _turned(g: Array, x: Array) -> Array:
     """`outer` of bf16; rows of zeros add nothing."""
     g, x = (jnp.pad(a, ((0, -len(a) % _ROWS), (0, 0))).T for a in (g, x))
     kind = floats_kind(x)

@@ -25,7 +25,7 @@ def test_outer_is_right(rows: int, out: int, inputs: int) -> None:
     """Rows that fill no step of a product, and shapes that it does not take, too."""
     g, x = arrays(rows, out, inputs)
     wanted = np.asarray(g, np.float64).T @ np.asarray(x, np.float64)
-    found = jax.jit(on_cpu._by_tiles)(g, x)
+    found = jax.jit(on_cpu._turned)(g, x)
     assert found.dtype == jnp.float32
     assert np.abs(found - wanted).max() < 2e-6 * np.abs(wanted).max()
 
@@ -56,8 +56,8 @@ def test_a_step_for_another_device_has_none_of_it() -> None:
 
 
 def test_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    has_tiles = registered.processor().tiles
-    assert (on_cpu.outer_for(jnp.bfloat16, None) is on_cpu._where_a_cpu_runs) == has_tiles
+    has_bf16 = registered.processor().tiles or registered.processor().pairs
+    assert (on_cpu.outer_for(jnp.bfloat16, None) is on_cpu._where_a_cpu_runs) == has_bf16
     assert on_cpu.outer_for(jnp.float32, None) is outer  # XLA's is as fast
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
     assert on_cpu.outer_for(jnp.bfloat16, mesh) is outer
