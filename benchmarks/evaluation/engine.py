@@ -26,7 +26,7 @@ import tyro
 
 import qwen_jax
 from benchmarks.evaluation import real
-from benchmarks.support import record
+from benchmarks.support import race, record
 from benchmarks.support.race import PAUSE, ratio
 from benchmarks.support.server import Server, started
 from qwen_jax import Sampling, memory
@@ -37,19 +37,8 @@ USED = 236, 64  # tokens of a window: of a prompt and of an answer
 WINDOWS = (512, 8192)
 SHORT, COUNT = 24, 16  # tokens of a prompt, prompts
 DRAFTED = 160  # tokens of an answer
-CODE = """def mean(values):
-    total = 0.0
-    for value in values:
-        total += value
-    return total / len(values)
-
-
-def variance(values):
-    middle = mean(values)
-    return mean([(value - middle) ** 2 for value in values])
-"""
 ASKED = {
-    "repeats its prompt": f"Repeat this file, and add a docstring to variance:\n\n{CODE}",
+    "repeats its prompt": "Repeat this file, word for word:\n\n" + Path(race.__file__).read_text(),
     "does not": "Why do leaves change their colour in autumn? Explain it to a child, at length.",
 }
 CHATS = 48
@@ -100,14 +89,14 @@ def short_prompts(params: Any, rounds: int) -> dict[str, Any]:
 
 def drafts(params: Any, rounds: int) -> dict[str, Any]:
     """Tokens a second behind the first, with drafts and without; the tokens are the same."""
-    greedy, result = Sampling(temperature=0, ignore_eos=True), {}
+    sampling, result = Sampling(0.7, top_k=20, top_p=0.8, ignore_eos=True), {}
 
     def rate(ids: Sequence[int], draft_tokens: int) -> tuple[float, list[int]]:
         time.sleep(PAUSE)
         tokens: list[int] = []
         marks: list[tuple[float, int]] = []
         for part in qwen_jax.stream(
-            params, ids, greedy, max_new_tokens=DRAFTED, draft_tokens=draft_tokens
+            params, ids, sampling, max_new_tokens=DRAFTED, seed=0, draft_tokens=draft_tokens
         ):
             tokens += part
             marks.append((time.perf_counter(), len(tokens)))
@@ -131,7 +120,7 @@ def drafts(params: Any, rounds: int) -> dict[str, Any]:
 
 
 def chat(number: int) -> dict[str, Any]:
-    """A request of about 300 tokens and 250 of answer."""
+    """A request of about 200 tokens and 250 of answer."""
     chance = random.Random(number)
     text = " ".join(chance.choices(WORDS, k=chance.randint(60, 140)))
     return {

@@ -6,7 +6,7 @@ keep their names until they are needed: the one that rests longest goes first.
 """
 
 import hashlib
-from array import array
+import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def root(scope: str) -> bytes:
 
 def name(before: bytes, tokens: Sequence[int]) -> bytes:
     """The name of a page that follows another."""
-    content = array("q", tokens).tobytes()
+    content = struct.pack(f"{len(tokens)}q", *tokens)
     return hashlib.blake2b(before + content, digest_size=16).digest()
 
 
@@ -87,9 +87,11 @@ class Pages:
                     self._blank.append(page)
 
     # --- names ---------------------------------------------------------------------------------
-    def publish(self, page: int, before: bytes, tokens: Sequence[int]) -> None:
-        """Others may find what the page holds: tokens that follow the text named `before`."""
-        full = name(before, tokens) if len(tokens) == self.size else b""
+    def publish(self, page: int, before: bytes, tokens: Sequence[int], full: bytes) -> None:
+        """Others may find what the page holds: tokens that follow the text named `before`.
+
+        full: its name; empty for a page that is not full.
+        """
         head = name(before, tokens[:_HEAD]) if len(tokens) >= _HEAD else b""
         if page in self._entries or full in self._named or (not full and (head in self._heads)):
             return

@@ -177,9 +177,10 @@ class Scheduler:
         self, turn: Turn, requests: list[Request], count: int, masks: dict[int, bytes] | None
     ) -> None:
         step = Step([request.slot for request in requests], count, masks)
+        most = self._most(step)
         for request in requests:
             request.due += count
-            request.bound += self._most(step)
+            request.bound += most
         turn.add(step, dict(enumerate(requests)))
 
     def _most(self, operation: Step | Prefill) -> int:
@@ -235,12 +236,14 @@ class Scheduler:
         """Pass results on to those who wait for them."""
         pairs = zip(turn.operations, turn.readers, results, strict=True)
         for operation, readers, result in pairs:
+            due = operation.count if isinstance(operation, Step) else 1
+            most = self._most(operation) if isinstance(operation, Step | Prefill) else 0
             for row, request in readers.items():
                 if request.finish:
                     continue
-                if isinstance(operation, Step | Prefill) and result is not None:
-                    request.due -= operation.count if isinstance(operation, Step) else 1
-                    request.bound -= self._most(operation)
+                if most and result is not None:
+                    request.due -= due
+                    request.bound -= most
                     self._deliver(request, row, result)
                 elif result is not None:
                     request.emit(_update(request, row, result, of_prompt=True))

@@ -122,8 +122,9 @@ class Tables:
 
     def _publish(self, request: Request, block: int, count: int) -> None:
         start = block * self.pages.size
-        tokens = request.text(start, start + count)
-        self.pages.publish(request.pages[block], self._name(request, block - 1), tokens)
+        before, tokens = self._name(request, block - 1), request.text(start, start + count)
+        full = self._name(request, block) if count == self.pages.size else b""
+        self.pages.publish(request.pages[block], before, tokens, full)
 
     def release(self, request: Request) -> None:
         """Its table is empty; what it has computed may still be found."""
