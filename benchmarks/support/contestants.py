@@ -173,7 +173,7 @@ class LlamaCpp:
 
         params = xllamacpp.CommonParams()
         params.model.path = model
-        params.n_ctx, params.n_parallel = 256, 1  # a prompt and an answer of 128 tokens each
+        params.n_ctx, params.n_parallel = 1024, 1  # room for a prompt and an answer
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = CORES
         self.server = xllamacpp.Server(params)
 
