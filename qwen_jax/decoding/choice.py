@@ -136,7 +136,7 @@ def _argmax(logits: Array) -> Array:
 
 
 def _first_highest(logits: Array) -> Array:
-    """The same, in a quarter of the time that XLA's CPU takes: one number after the other."""
+    """The same where none is NaN, four times as fast as XLA's CPU, which takes them singly."""
     ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     highest = jnp.max(logits, axis=-1, keepdims=True)
     return jnp.min(jnp.where(logits == highest, ids, ids[-1]), axis=-1)

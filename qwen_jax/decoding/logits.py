@@ -242,5 +242,6 @@ def _lowest_of_few(logits: Array, weights: Array, budget: Array) -> Array:
     own = jnp.take_along_axis(weights, ids, axis=1)
     upto = jnp.cumsum(own, axis=1)
     few = jnp.min(jnp.where(upto - own < budget[:, None], values, jnp.inf), axis=1)
-    among = jnp.all(upto[:, -1] >= budget)
-    return jax.lax.cond(among, lambda: few, lambda: _lowest(logits, weights, budget))
+    among = upto[:, -1] >= budget
+    every = lambda: jnp.where(among, few, _lowest(logits, weights, budget))
+    return jax.lax.cond(jnp.all(among), lambda: few, every)
