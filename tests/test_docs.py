@@ -37,9 +37,9 @@ COMMAND = re.compile(
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 DOTTED = re.compile(r"(?<![\w./])(?:qwen_jax|convert|train|serve)(?:\.[A-Za-z_]\w*)+")
 ELSEWHERE = set(  # options of other programs that the guides name
-    "--version --help --signal --requeue --build-arg --editable --model_args --tasks --avx2 --prompt "
+    "--version --help --signal --requeue --build-arg --editable --model_args --tasks "
     "--apply_chat_template --uniform-bucket-level-access --enable-hierarchical-namespace "
-    "--logdir --check --piece --again --seven-billion".split()
+    "--logdir --check --piece --again --seven-billion --avx2 --prompt".split()
 )
 Options = Callable[[str], set[str]]  # the fixture
 RUN = ("README.md", "README.zh.md", "generate", "tokenizer", "sharding", "training", "adapters")
