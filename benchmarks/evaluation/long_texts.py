@@ -66,10 +66,10 @@ def main(
     needle: str = "512,1024,2048,4096,8192",
     depths: str = "0,25,50,75,100",
 ) -> None:
-    """Measure; needles that were looked for before and are not asked for stay.
+    """Measure; what was found before and is not asked for stays.
 
     Args:
-        perplexity: Tokens of the texts, with a comma between them.
+        perplexity: Tokens of the texts, with a comma between them; "" for none.
         needle: Tokens of the prompts that hide a number; "" for none.
         depths: Percent of the text before the number.
     """
@@ -77,12 +77,15 @@ def main(
     asked = numbers(perplexity), numbers(needle), numbers(depths)
     our, found = ours(*asked)
     file = record.RESULTS / "long_texts.json"
-    grid = json.loads(file.read_text())["needles"]["grid"] if file.exists() else {}
+    before = json.loads(file.read_text()) if file.exists() else {"perplexity": {}, "needles": {}}
+    grid = before["needles"].get("grid", {})
     for size, row in found.items():
         every = grid.get(str(size), {}) | row
         grid[str(size)] = {depth: every[depth] for depth in sorted(every, key=float)}
     grid = {size: grid[size] for size in sorted(grid, key=int)}
-    their = kept(f"theirs_{perplexity}", lambda: theirs(asked[0]))
+    their = kept(f"theirs_{perplexity}", lambda: theirs(asked[0])) if our else {}
+    beside = {size: {"ours": our[size], "transformers": their[size]} for size in our}
+    beside = before["perplexity"] | beside
     pictured = {int(n): {float(d): found for d, found in row.items()} for n, row in grid.items()}
     if pictured:
         lengths.draw(pictured, "Qwen2.5-Coder-0.5B-Instruct", PICTURE)
@@ -93,8 +96,10 @@ def main(
         "text": "pydoc_data.topics, in the order of its names",
         "machine": record.machine(),
         "versions": record.versions("jax", "jaxlib", "flax", *PACKAGES),
-        "perplexity": {size: {"ours": our[size], "transformers": their[size]} for size in our},
-        "largest_relative_difference": max(abs(our[n] / their[n] - 1) for n in our),
+        "perplexity": beside,
+        "largest_relative_difference": max(
+            abs(found["ours"] / found["transformers"] - 1) for found in beside.values()
+        ),
         "needles": {"found": sum(cells), "asked": len(cells), "grid": grid},
     }
     record.write("long_texts", result)
