@@ -4,6 +4,7 @@ Sums lie in registers, `lanes` for each y, of every so many inputs. They are add
 The order is that of the inputs alone, so a row's bits do not depend on the rows beside it.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,7 @@ class _Tile:
     ):
         self.code, self.kind, self.output = code, kind, output
         self.how, self.reader = arithmetic(kind.x, processor), reader_of(kind, processor)
-        self.told = told(code, task)
+        self.told, self.registers = told(code, task), processor.registers
         a_row = code.product(self.told["inputs"], self.how.size)
         an_output = self.reader.bytes_of(code, self.told["inputs"])
         self.xs = self._each(rows, self.told["x"], row, a_row)
@@ -192,19 +193,27 @@ class _Tile:
         ahead = code.product(bytes_of(code, self.told["inputs"]), OUTPUTS)
         half = code.product(code.ashr(size, number(1)), self.how.size)
         with code.steps(bytes_of(code, size), self.reader.taken, *self.nothing) as (at, sums):
-            runs = [
-                self.reader.read(code, code.past(kernel, at), of_group)
-                for kernel, of_group in zip(kernels, prepared, strict=True)
+            place = self.reader.x_at(code, at)
+
+            @functools.cache
+            def weights(output: int) -> Sequence[Value]:
+                return self.reader.read(code, code.past(kernels[output], at), prepared[output])
+
+            @functools.cache
+            def numbers(row: int, run: int) -> Value:
+                return self.how.numbers(code, code.past(xs[row], place, *[half] * run))
+
+            rows, runs = range(len(xs)), range(len(weights(0)))
+            order = [
+                (row, run, output) for row in rows for run in runs for output in range(OUTPUTS)
             ]
+            if self.registers < 32 and 1 < len(xs) < OUTPUTS:  # they hold what there are fewer of
+                order.sort(key=lambda place: (place[2], place[1]))
+            for row, run, output in order:
+                n = row * OUTPUTS + output
+                sums[n] = self.how.added(code, sums[n], weights(output)[run], numbers(row, run))
             for kernel in kernels:  # while this tile is computed, the next one's come from memory
                 code.fetch(code.past(kernel, at, ahead), 2)
-            place = self.reader.x_at(code, at)
-            for row, x in enumerate(xs):
-                for run in range(len(runs[0])):
-                    numbers = self.how.numbers(code, code.past(x, place, *[half] * run))
-                    for output in range(OUTPUTS):
-                        n = row * OUTPUTS + output
-                        sums[n] = self.how.added(code, sums[n], runs[output][run], numbers)
         return sums
 
 
