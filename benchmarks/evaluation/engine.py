@@ -26,6 +26,7 @@ import tyro
 
 import qwen_jax
 from benchmarks.evaluation import real
+from benchmarks.serve_load import WORDS
 from benchmarks.support import race, record
 from benchmarks.support.race import PAUSE, ratio
 from benchmarks.support.server import Server, started
@@ -42,7 +43,6 @@ ASKED = {
     "does not": "Why do leaves change their colour in autumn? Explain it to a child, at length.",
 }
 CHATS = 48
-WORDS = "qwen jax server tokens answers a small model 你好 and the weather is fine today".split()
 
 
 def windows(model: Path, rounds: int) -> dict[str, Any]:

@@ -143,6 +143,7 @@ def logprobs_of(ids: Array, logits: Array) -> Array:
 
 
 def softmax(logits: Array) -> Array:
+    """Probabilities [B V], of logits [B V]."""
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     return weights / row_sum(weights)[:, None]
 

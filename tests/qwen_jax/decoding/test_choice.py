@@ -45,14 +45,34 @@ def test_some_after_others(some_after_others: Callable[..., _Chosen]) -> None:
     active = np.asarray(asked[0].active)
     wanted, got = jax.jit(_Chosen.of)(*asked), jax.jit(some_after_others)(*asked)
     asks = np.asarray(asked[0].settings.logprobs & active)  # others' may be zeros
+    told = active if some_after_others is _one_by_one else slice(None)  # it ends with the last
     for name, part, whole in zip(wanted._fields, got, wanted, strict=True):
         assert part.dtype == whole.dtype
-        seen = asks if name.startswith("top") else active
+        seen = asks if name.startswith("top") else told
         np.testing.assert_allclose(part[seen], whole[seen], rtol=1e-6)
     assert asks.any()
     np.testing.assert_array_equal(got.tokens, wanted.tokens)
     assert len(set(np.asarray(got.tokens).tolist())) > 5
     assert not (np.asarray(got.tokens) == 3)[active].any()
+
+
+def test_few_rows_are_one_group() -> None:
+    """They have no loop, but on a CPU."""
+    logits = jnp.zeros((COUNT, VOCAB))
+    many = lambda rows: sample_next(rows, logits, None, None)
+    few = lambda rows: sample_next(rows.take(jnp.arange(_GROUP)), logits[:_GROUP], None, None)
+    for ask, wanted in ((many, True), (few, False)):
+        traced = jax.jit(ask).trace(rows())
+        text = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu")}
+        assert ("dynamic_slice" in text["tpu"]) is wanted
+        assert "dynamic_slice" in text["cpu"]
+
+
+def test_the_first_of_equals_is_the_best() -> None:
+    greedy = replace(rows(), active=jnp.ones(COUNT, bool)).take(jnp.arange(1))  # row 0 is greedy
+    for best in ((0, 5), (3, 4), (39,)):
+        logits = jnp.zeros((1, VOCAB)).at[0, jnp.asarray(best)].set(1.0)
+        assert int(sample_next(greedy, logits, None, None)[0].tokens[0]) == best[0]
 
 
 @pytest.mark.parametrize("vocab", [300, 2048, 50257])

@@ -16,7 +16,15 @@ from jax import Array
 from safetensors.numpy import load_file
 
 from qwen_jax.decoding.choice import pick, sample
-from qwen_jax.decoding.logits import History, SamplingArrays, penalize, stopped, warp
+from qwen_jax.decoding.logits import (
+    History,
+    SamplingArrays,
+    _lowest,
+    _lowest_of_few,
+    penalize,
+    stopped,
+    warp,
+)
 from qwen_jax.decoding.sampling import Sampling
 from tests.conftest import GOLDEN
 from tests.qwen_jax.networks import settings
@@ -134,6 +142,20 @@ def test_filters(rows: list[tuple[list[Any], dict[str, Any]]]) -> None:
     for row, one, sampling in zip(got, logits, samplings, strict=True):
         if not on_the_edge(one, sampling):
             np.testing.assert_allclose(row, naive_warp(one, sampling), rtol=1e-6)
+
+
+def test_a_cut_among_few_is_the_cut_among_all() -> None:
+    """Rows whose cut is among the highest few, beside rows that need the whole vocabulary."""
+    chance, vocab = np.random.default_rng(0), 1000
+    logits = jnp.asarray(chance.normal(size=(4, vocab)) * [[8], [8], [0.1], [0.1]], jnp.float32)
+    counts, ones = jnp.asarray([3, 300, 900, 1]), jnp.ones_like(logits)
+    shares = jnp.asarray([0.5, 0.9, 0.5, 0.9])
+    for weights, budget in ((ones, counts), (jnp.asarray(softmax(logits), jnp.float32), shares)):
+        wanted = _lowest(logits, weights, budget)
+        np.testing.assert_array_equal(_lowest_of_few(logits, weights, budget), wanted)
+        for row in range(len(logits)):
+            one = (x[row : row + 1] for x in (logits, weights, budget))
+            assert _lowest_of_few(*one)[0] == wanted[row]
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.5])
