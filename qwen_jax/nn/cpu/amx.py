@@ -48,7 +48,7 @@ class Amx:
     def an_output(self, code: Code, inputs: Value) -> Value:
         return code.product(inputs, 2)
 
-    def beside(self, code: Code, rows: Value, inputs: Value) -> Value:
+    def beside(self, code: Code, rows: Value, inputs: Value, groups: Value) -> Value:
         """x turned, and what is written past it."""
         return code.add(code.product(rows, inputs, 2), number(_LINE))
 

@@ -21,7 +21,7 @@ class Kind:
     weights: str  # x's own type, "int8" or "int4"
     groups: bool = False  # of inputs, each with a scale; else an output has one
     zeros: bool = False
-    short: bool = False  # int4 in groups that are one step of x
+    short: bool = False  # int4 in groups that have no whole step of a processor's, but a half
 
     @property
     def name(self) -> str:

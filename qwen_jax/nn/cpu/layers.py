@@ -93,10 +93,9 @@ def integers_kind(x: str, codes: Array, scales: Array, zeros: Array | None) -> K
     if zeros is not None and zeros.dtype != jnp.int8:
         return None
     groups = scales.shape[1]
-    width, size = _width(x), codes.size * (1 + halves) // scales.size
-    short = halves and size == width
-    step = width * (1 + (halves and not short))
-    if codes.shape[0] % OUTPUTS or size % step:
+    size = codes.size * (1 + halves) // scales.size
+    short = _short(x, size) if halves else None if size % _width(x) else False
+    if short is None or codes.shape[0] % OUTPUTS:
         return None
     return Kind(x, "int4" if halves else "int8", groups > 1, zeros is not None, short)
 
@@ -121,6 +120,13 @@ def _width(x: str) -> int:
     from qwen_jax.nn.cpu.weights import arithmetic
 
     return arithmetic(x, processor()).width
+
+
+def _short(x: str, size: int) -> bool | None:
+    from qwen_jax.nn.cpu.registered import processor
+    from qwen_jax.nn.cpu.tiles import short
+
+    return short(x, size, processor())
 
 
 @jax.tree_util.register_dataclass

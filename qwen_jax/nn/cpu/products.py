@@ -27,7 +27,7 @@ class Way(Protocol):
         """Bytes of its weights."""
         ...
 
-    def beside(self, code: Code, rows: Value, inputs: Value) -> Value:
+    def beside(self, code: Code, rows: Value, inputs: Value, groups: Value) -> Value:
         """Bytes of memory for what is prepared."""
         ...
 
@@ -76,7 +76,7 @@ class Product:
             told={name: buffer.data() for name, buffer in buffers.items()} | counts,
             turns=code.sdiv(code.add(out, code.sub(run, number(1))), run),
             preparations=way.preparations(code, rows),
-            beside=way.beside(code, rows, inputs),
+            beside=way.beside(code, rows, inputs, counts["groups"]),
         )
 
     def _buffers(self, code: Code, call: Call) -> dict[str, Buffer]:

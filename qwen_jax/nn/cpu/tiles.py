@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from qwen_jax.nn.cpu import nibbles
 from qwen_jax.nn.cpu.code import (
     BYTE,
     FLOAT,
@@ -25,12 +26,14 @@ from qwen_jax.nn.cpu.code import (
     vector,
 )
 from qwen_jax.nn.cpu.kinds import OUTPUTS, Kind
+from qwen_jax.nn.cpu.nibbles import Nibbles
 from qwen_jax.nn.cpu.weights import (
     Bytes,
     Floats,
     Halves,
     Processor,
     Reader,
+    Singles,
     arithmetic,
     multiplied,
 )
@@ -51,14 +54,26 @@ def told(code: Code, task: Value) -> dict[str, Value]:
 
 def reader_of(kind: Kind, processor: Processor) -> Reader:
     how = arithmetic(kind.x, processor)
+    if kind.weights == "int4" and not processor.tables:
+        return Nibbles(Singles(processor.lanes, 4, tables=False), kind.short, how.size)
     if kind.weights == "int4":
         return Halves(how, kind.short)
     return Bytes(how) if kind.weights == "int8" else Floats(how)
 
 
+def short(x: str, size: int, processor: Processor) -> bool | None:
+    """Whether groups of so many inputs in int4 are a `Kind`'s short ones; None: none takes them."""
+    width = arithmetic(x, processor).width
+    step = 2 * width if processor.tables else nibbles.step(processor.lanes)
+    if size % step == 0:
+        return False
+    fits = size == width if processor.tables else size % (step // 2) == 0
+    return True if fits else None
+
+
 @dataclass(frozen=True)
 class Vectors:
-    """A `products.Way`, in registers of some numbers. Nothing is prepared."""
+    """A `products.Way`, in registers of some numbers. Rows are prepared where a reader asks."""
 
     kind: Kind
     processor: Processor
@@ -66,17 +81,31 @@ class Vectors:
     outputs = OUTPUTS
     run = 128 * 1024  # they stay in its cache
 
-    def an_output(self, code: Code, inputs: Value) -> Value:
-        return reader_of(self.kind, self.processor).bytes_of(code, inputs)
+    @property
+    def reader(self) -> Reader:
+        return reader_of(self.kind, self.processor)
 
-    def beside(self, code: Code, rows: Value, inputs: Value) -> Value:
-        return number(0)
+    def an_output(self, code: Code, inputs: Value) -> Value:
+        return self.reader.bytes_of(code, inputs)
+
+    def beside(self, code: Code, rows: Value, inputs: Value, groups: Value) -> Value:
+        if not isinstance(self.reader, Nibbles):
+            return number(0)
+        return code.product(rows, self.reader.row(code, inputs, groups))
 
     def preparations(self, code: Code, rows: Value) -> Value:
-        return number(0)
+        return rows if isinstance(self.reader, Nibbles) else number(0)
 
     def prepare(self, module: ir.Module) -> ir.Function:
+        """prepare(task, row)."""
         code, made = function(module, "prepare", [POINTER, INT64])
+        if isinstance(reader := self.reader, Nibbles):
+            task, row = made.args
+            given = told(code, task)
+            inputs, groups = given["inputs"], given["groups"]
+            x = code.past(given["x"], code.product(row, inputs, reader.told))
+            to = code.product(row, reader.row(code, inputs, groups))
+            reader.put(code, x, code.past(given["beside"], to), inputs, groups)
         code.ret_void()
         return made
 
@@ -138,11 +167,13 @@ class _Tile:
         output: Value,
     ):
         self.code, self.kind, self.output = code, kind, output
-        self.how, self.reader = arithmetic(kind.x, processor), reader_of(kind, processor)
-        self.told, self.registers = told(code, task), processor.registers
-        a_row = code.product(self.told["inputs"], self.how.size)
-        an_output = self.reader.bytes_of(code, self.told["inputs"])
-        self.xs = self._each(rows, self.told["x"], row, a_row)
+        self.reader = reader_of(kind, processor)
+        self.how, self.registers = self.reader.arithmetic, processor.registers
+        self.told = told(code, task)
+        inputs = self.told["inputs"]
+        a_row = self.reader.row(code, inputs, self.told["groups"])
+        self.xs = self._each(rows, self.told[self.reader.x], row, a_row)
+        an_output = self.reader.bytes_of(code, inputs)
         self.kernels = self._each(OUTPUTS, self.told["weights"], output, an_output)
         nothing = ir.Constant(vector(FLOAT, self.how.lanes), [0.0] * self.how.lanes)
         self.nothing = [nothing] * (rows * OUTPUTS)
@@ -165,11 +196,11 @@ class _Tile:
         with code.steps(groups, 1, *self.nothing) as (group, totals):
             outputs = [code.add(self.output, number(n)) for n in range(OUTPUTS)]
             places = [code.add(code.product(output, groups), group) for output in outputs]
-            totals[:] = self._scaled(places, code.product(group, size), size, totals)
+            totals[:] = self._scaled(places, group, size, totals)
         return totals
 
     def _scaled(
-        self, places: Sequence[Value], start: Value, size: Value, totals: Sequence[Value]
+        self, places: Sequence[Value], group: Value, size: Value, totals: Sequence[Value]
     ) -> list[Value]:
         """Codes are multiplied as they are, and the sums by the scales at these places."""
         code, given = self.code, self.told
@@ -177,7 +208,7 @@ class _Tile:
         if self.kind.zeros:
             signed = lambda place: code.sext(code.read(given["zeros"], BYTE, place), INT32)
             zeros = [signed(place) for place in places]
-        sums = self._over(start, size, [self.reader.prepared(code, zero) for zero in zeros])
+        sums = self._over(group, size, [self.reader.prepared(code, zero) for zero in zeros])
         for n, place in enumerate(places):
             scale = code.fpext(code.read(given["scales"], HALF, code.product(place, 2)), FLOAT)
             scale = code.filled(scale, self.how.lanes)
@@ -185,23 +216,25 @@ class _Tile:
                 sums[at] = multiplied(code, totals[at], sums[at], scale)
         return sums
 
-    def _over(self, start: Value, size: Value, prepared: Sequence[Any]) -> list[Value]:
-        """Sums over `size` inputs from `start` on."""
-        code, bytes_of = self.code, self.reader.bytes_of
-        xs = [code.past(x, code.product(start, self.how.size)) for x in self.xs]
+    def _over(self, group: Value, size: Value, prepared: Sequence[Any]) -> list[Value]:
+        """Sums over a group of `size` inputs."""
+        code, reader, bytes_of = self.code, self.reader, self.reader.bytes_of
+        xs = [code.past(x, reader.group(code, group, size)) for x in self.xs]
+        start = code.product(group, size)
         kernels = [code.past(kernel, bytes_of(code, start)) for kernel in self.kernels]
         ahead = code.product(bytes_of(code, self.told["inputs"]), OUTPUTS)
         half = code.product(code.ashr(size, number(1)), self.how.size)
-        with code.steps(bytes_of(code, size), self.reader.taken, *self.nothing) as (at, sums):
-            place = self.reader.x_at(code, at)
+        begun = [reader.begun(code, x, output) for x in xs for output in prepared]
+        with code.steps(bytes_of(code, size), reader.taken, *begun) as (at, sums):
 
             @functools.cache
             def weights(output: int) -> Sequence[Value]:
-                return self.reader.read(code, code.past(kernels[output], at), prepared[output])
+                return reader.read(code, code.past(kernels[output], at), prepared[output])
 
             @functools.cache
             def numbers(row: int, run: int) -> Value:
-                return self.how.numbers(code, code.past(xs[row], place, *[half] * run))
+                place = code.past(xs[row], reader.x_at(code, at, half, run))
+                return self.how.numbers(code, place)
 
             rows, runs = range(len(xs)), range(len(weights(0)))
             order = [

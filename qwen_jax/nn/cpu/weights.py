@@ -1,8 +1,9 @@
 """How numbers are read and multiplied: an arithmetic for x, a reader for every kind of weight."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from llvmlite import ir
 
@@ -14,6 +15,7 @@ from qwen_jax.nn.cpu.code import (
     INT32,
     Code,
     Value,
+    number,
     vector,
 )
 
@@ -123,37 +125,55 @@ def arithmetic(x: str, processor: Processor) -> Arithmetic:
     return Singles(processor.lanes, 4 if x == "float32" else 2, processor.tables)
 
 
-class Reader(Protocol):
+@dataclass(frozen=True)
+class Reader(ABC):
     """Reads weights of one output, `taken` of its bytes at a time."""
 
+    arithmetic: Arithmetic
+    x: ClassVar[str] = "x"  # where it lies, by the name that a product is told
+    lead: ClassVar[int] = 0  # numbers that lie before those of each group of x
+
     @property
+    @abstractmethod
     def taken(self) -> int: ...
 
+    @abstractmethod
     def bytes_of(self, code: Code, inputs: Value) -> Value:
         """What so many inputs take."""
-        ...
 
-    def x_at(self, code: Code, taken: Value) -> Value:
-        """How many bytes of x lie before what belongs to weights at this byte of a group."""
-        ...
+    def row(self, code: Code, inputs: Value, groups: Value) -> Value:
+        """Bytes of a row of x."""
+        numbers = code.add(inputs, code.product(groups, self.lead))
+        return code.product(numbers, self.arithmetic.size)
 
+    def group(self, code: Code, number_: Value, size: Value) -> Value:
+        """How many bytes of a row of x lie before the numbers of a group, which has `size`."""
+        before = code.product(number_, code.add(size, number(self.lead)))
+        return code.product(code.add(before, number(self.lead)), self.arithmetic.size)
+
+    def x_at(self, code: Code, taken: Value, half: Value, run: int) -> Value:
+        """How many bytes of a group of x lie before a run that belongs to weights at this byte.
+
+        half: bytes of half a group of x.
+        """
+        return code.product(taken, self.arithmetic.size)
+
+    @abstractmethod
     def prepared(self, code: Code, zero: Value | None) -> Any:
         """What is the same for a whole group, zero: int32 that is taken off its codes."""
-        ...
 
+    def begun(self, code: Code, x: Value, prepared: Any) -> Value:
+        """Where a group's sums begin. x: where its numbers do."""
+        return ir.Constant(vector(FLOAT, self.arithmetic.lanes), [0.0] * self.arithmetic.lanes)
+
+    @abstractmethod
     def read(self, code: Code, address: Value, prepared: Any) -> Sequence[Value]:
-        """Of each run of x that these bytes belong to, `width` weights as x's arithmetic has them.
-
-        A second run begins where the second half of the group does.
-        """
-        ...
+        """`width` weights for each run of x that these bytes belong to, as its arithmetic's."""
 
 
 @dataclass(frozen=True)
-class Floats:
+class Floats(Reader):
     """Of x's own type."""
-
-    arithmetic: Arithmetic
 
     @property
     def taken(self) -> int:
@@ -162,7 +182,7 @@ class Floats:
     def bytes_of(self, code: Code, inputs: Value) -> Value:
         return code.product(inputs, self.arithmetic.size)
 
-    def x_at(self, code: Code, taken: Value) -> Value:
+    def x_at(self, code: Code, taken: Value, half: Value, run: int) -> Value:
         return taken
 
     def prepared(self, code: Code, zero: Value | None) -> None:
@@ -173,10 +193,8 @@ class Floats:
 
 
 @dataclass(frozen=True)
-class Bytes:
+class Bytes(Reader):
     """int8."""
-
-    arithmetic: Arithmetic
 
     @property
     def taken(self) -> int:
@@ -184,9 +202,6 @@ class Bytes:
 
     def bytes_of(self, code: Code, inputs: Value) -> Value:
         return inputs
-
-    def x_at(self, code: Code, taken: Value) -> Value:
-        return code.product(taken, self.arithmetic.size)
 
     def prepared(self, code: Code, zero: Value | None) -> Value | None:
         return None if zero is None else code.filled(zero, self.arithmetic.width)
@@ -200,29 +215,28 @@ class Bytes:
 
 
 @dataclass(frozen=True)
-class Halves:
-    """int4 + 8: a group's first half in the low bits of bytes, its second in the high ones."""
+class Halves(Reader):
+    """int4 + 8: a group's first half in the low bits of bytes, its second in the high ones.
 
-    arithmetic: Arithmetic
-    short: bool  # a group's halves are no wider than half a step of x: both are one run
+    Looked up in tables; see nibbles.py for processors that have none.
+    """
+
+    short: bool  # a group is one step of x, and both halves one run
 
     @property
     def taken(self) -> int:
         return self.arithmetic.width // (1 + self.short)
 
     def bytes_of(self, code: Code, inputs: Value) -> Value:
-        return code.ashr(inputs, ir.Constant(inputs.type, 1))
+        return code.ashr(inputs, number(1))
 
-    def x_at(self, code: Code, taken: Value) -> Value:
-        return code.product(taken, self.arithmetic.size)
+    def x_at(self, code: Code, taken: Value, half: Value, run: int) -> Value:
+        return code.add(super().x_at(code, taken, half, run), half if run else number(0))
 
     def prepared(self, code: Code, zero: Value | None) -> Value:
-        """The 16 numbers that codes stand for; or without tables, what is taken off each."""
+        """The 16 numbers that codes stand for."""
         width = self.arithmetic.width
         wide = vector(INT32, width)
-        if not self.arithmetic.tables:
-            eight = ir.Constant(INT32, 8)
-            return code.filled(eight if zero is None else code.add(eight, zero), width)
         values: Value = ir.Constant(wide, [n % 16 - 8 for n in range(width)])
         if zero is not None:
             values = code.sub(values, code.filled(zero, width))
@@ -234,11 +248,7 @@ class Halves:
         halves = [code.and_(both, fill(15)), code.lshr(both, fill(4))]
         if self.short:
             halves = [code.shuffled(halves[0], halves[1], range(2 * self.taken))]
-        if self.arithmetic.tables:
-            return [self.arithmetic.looked_up(code, prepared, half) for half in halves]
-        wide = vector(INT32, self.arithmetic.width)
-        values = [code.sub(code.zext(half, wide), prepared) for half in halves]
-        return [self.arithmetic.integers(code, part) for part in values]
+        return [self.arithmetic.looked_up(code, prepared, half) for half in halves]
 
 
 def multiplied(code: Code, sums: Value, a: Value, b: Value) -> Value:

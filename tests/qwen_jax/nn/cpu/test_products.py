@@ -14,7 +14,8 @@ from qwen_jax.nn import quant_matmul
 from qwen_jax.nn.cpu import registered
 from qwen_jax.nn.cpu.kinds import Kind
 from qwen_jax.nn.cpu.layers import floats_kind, integers_kind
-from qwen_jax.nn.cpu.weights import Processor, arithmetic
+from qwen_jax.nn.cpu.tiles import short
+from qwen_jax.nn.cpu.weights import Processor
 from qwen_jax.nn.model import Linear
 from qwen_jax.nn.quant import QuantLinear, quantize
 
@@ -90,12 +91,12 @@ def quantised(bits: int, group: int | None, zeros: bool) -> tuple[list[Any], Any
 
 @pytest.mark.parametrize(("on", "dtype"), EACH)
 @pytest.mark.parametrize("zeros", [False, True], ids=["even", "zeros"])
-@pytest.mark.parametrize(("bits", "group"), [(8, None), (8, 64), (4, 128), (4, 32)])
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (8, 64), (4, None), (4, 128), (4, 32)])
 def test_integers(bits: int, group: int | None, zeros: bool, dtype: str, on: str) -> None:
     size = group or 384
-    width = arithmetic(dtype, LESSER.get(on, registered.processor())).width
-    short = bits == 4 and size == width
-    kind = Kind(dtype, f"int{bits}", group is not None, zeros, short)
+    less = bits == 4 and short(dtype, size, LESSER.get(on, registered.processor()))
+    assert less is not None
+    kind = Kind(dtype, f"int{bits}", group is not None, zeros, less)
     call = made(kind, on)
     operands, kernel = quantised(bits, group, zeros)
     expect_right(call, jnp.asarray(numbers(3, 15, 384), dtype), operands, kernel)
