@@ -81,8 +81,8 @@ class TrainConfig:
         bits: Bits of a weight under Q-LoRA.
         group_size: Weights that share a scale under Q-LoRA.
         dtype: Type of the computation; by default, as the model is stored. float16 scales the loss.
-        remat: Values that the backward pass computes again to save memory: none, all but the matrix
-            products, or all.
+        remat: What the backward pass computes again to save memory: no product (none), all but the
+            linear layers' (dots), or all (full).
         save_every: Steps between checkpoints.
         keep: Number of the newest checkpoints to keep.
         keep_best: Checkpoint with the least held-out loss kept too, and exported.

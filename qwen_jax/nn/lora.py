@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
-from qwen_jax.nn.model import Linear, LinearLayer, Qwen
+from qwen_jax.nn.model import LINEAR, Linear, LinearLayer, Qwen
 from qwen_jax.nn.sums import matmul
 from qwen_jax.nn.tree import map_layers, named_layers
 
@@ -42,7 +43,8 @@ class Delta(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """x [... in] -> float32 [... out]."""
         inner = matmul(dropout(x, self.dropout, self.keys), self.a.astype(x.dtype))
-        return self.scale * matmul(inner.astype(x.dtype), self.b.astype(x.dtype))
+        inner = checkpoint_name(inner.astype(x.dtype), LINEAR)
+        return self.scale * matmul(inner, self.b.astype(x.dtype))
 
     def weight(self) -> Array:
         """float32 [out in], what it adds to a kernel's rows."""

@@ -48,8 +48,8 @@ def main(
         context: Tokens of a row, prompt and answer together.
         batch: Rows at once, on all devices together.
         work: Generation, or training of adapters (rank 64) or of all weights.
-        remat: What training computes again in the backward pass: nothing, all but the linear
-            layers, or everything.
+        remat: What training computes again in the backward pass: no product (none), all but the
+            linear layers' (dots), or all (full).
         mesh_data: Devices that hold copies of the model.
         mesh_fsdp: Devices that split the weights' width.
         mesh_tensor: Devices that share each matrix product; by default, all that are left.

@@ -153,8 +153,8 @@ def _training(job: Job, trained: int) -> int:
     scores = job.rows * job.heads.queries * job.context**2
     inputs = 2 * tokens * c.width
     products = 2 * tokens * (rows + 2 * c.width + 2 * c.mlp * mlp)
-    rest = 2 * tokens * (2 * c.width + c.mlp * mlp + rows) + 2 * scores
-    kept = {"full": inputs, "dots": products, "none": products + rest}[job.remat]
+    attended = 2 * tokens * c.heads * c.head_dim * job.share(c.heads)
+    kept = {"full": inputs, "dots": products, "none": products + attended}[job.remat]
     gradients = 4 * trained * (2 if job.work == "lora" else 1)
     layer = (rows * c.width + c.width**2 / job.tensor + 3 * c.width * c.mlp * mlp) * 2
     gathered = layer if job.fsdp > 1 else 0

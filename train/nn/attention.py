@@ -16,18 +16,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qwen_jax.nn import sharding
 from qwen_jax.nn.heads import Heads
 
+ATTENDED = "attended"  # marks what a backward pass needs of a forward one, but for cuDNN's
 MASKED = -1e30
 _QUERIES = 128  # scored at once on a CPU: they and their scores stay in its caches
 _PIECES = 16  # of a long row at most, for each is a program of its own
 _CUDNN_QUERIES = 2048
+_CUDNN = "dot_product_attention_fwd_wrapper"  # what JAX calls its forward pass
 
 Form = Callable[[Array, Array, Array, Array], Array]
+
+
+def kept(primitive: Any, *args: Any, **how: Any) -> bool:
+    """A policy of jax.checkpoint: attention is not computed again."""
+    named: bool = jax.checkpoint_policies.save_only_these_names(ATTENDED)(primitive, *args, **how)
+    return named or primitive.name == _CUDNN
 
 
 def attend(q: Array, k: Array, v: Array, segments: Array, mesh: Mesh | None) -> Array:
@@ -75,7 +84,8 @@ def _forward(q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, tupl
         y = _product("BKTGS,BKSH->BKTGH", weights.astype(v.dtype), v[:, :, :stop, 0])
         parts.append((y / total).astype(q.dtype))
         normalisers.append(top + jnp.log(total))
-    y, normaliser = jnp.concatenate(parts, axis=2), jnp.concatenate(normalisers, axis=2)
+    kept = (jnp.concatenate(parts, axis=2), jnp.concatenate(normalisers, axis=2))
+    y, normaliser = (checkpoint_name(x, ATTENDED) for x in kept)
     return _heads_last(y), (q, k, v, segments, y, normaliser)
 
 
@@ -162,6 +172,7 @@ def splash(q: Array, k: Array, v: Array, segments: Array, interpret: bool = Fals
         block_sizes=pallas.BlockSizes(**sizes),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=ATTENDED,
         interpret=interpret,
     )
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))

@@ -44,7 +44,8 @@ def _forward(
         top = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         hit = jnp.arange(len(head)) == targets[..., None]
         learnt = (targets != IGNORED)[..., None]
-        total += jnp.sum(jnp.where(learnt, top, 0)) - jnp.sum(jnp.where(hit, logits, 0))
+        of_target = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)
+        total += jnp.sum(jnp.where(learnt, top - of_target, 0))
         dx, dhead = pull(jnp.where(learnt, scale * (jnp.exp(logits - top) - hit), 0))
         return (total, gradient + dhead), dx  # dead, and left out, where the head is not trained
 

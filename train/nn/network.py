@@ -17,8 +17,7 @@ from qwen_jax.nn.model import LINEAR, Qwen
 from qwen_jax.nn.projected import Projected
 from qwen_jax.nn.rope import Where
 from qwen_jax.nn.sharding import RULES, gathered
-from train.nn import Remat
-from train.nn.attention import attend
+from train.nn import Remat, attention
 from train.nn.on_cpu import outer_for, with_outer
 
 Layer = Callable[[Array, Any], tuple[Array, None]]
@@ -34,7 +33,7 @@ class Packed:
 
     def attend(self, layer: int, asked: Projected) -> Any:
         """-> [B T N H], self."""
-        return attend(*asked.split(), self.segments, self.mesh), self
+        return attention.attend(*asked.split(), self.segments, self.mesh), self
 
 
 def hidden(
@@ -42,7 +41,7 @@ def hidden(
 ) -> Array:
     """tokens, positions and segments [B T] -> [B T D]; params with stacked blocks.
 
-    remat: what the backward pass computes again: nothing, all but the matrix products, or all.
+    remat: what the backward pass computes again: no product, all but linear layers', or all.
     """
     # the original trains without its rules for long texts
     config = replace(params.config, ntk_length=None, logn_length=None)
@@ -60,10 +59,14 @@ def hidden(
 
 
 def _kept(layer: Layer, remat: Remat) -> Layer:
-    if remat == "none":
-        return layer
     keep = jax.checkpoint_policies
-    policy = keep.nothing_saveable if remat == "full" else keep.save_only_these_names(LINEAR)
+    linear = keep.save_only_these_names(LINEAR)
+    # elementwise work is never kept: memory takes longer than doing it again
+    policy = {
+        "none": keep.save_from_both_policies(linear, attention.kept),
+        "dots": linear,
+        "full": keep.nothing_saveable,
+    }[remat]
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 

@@ -175,8 +175,26 @@ def test_lowers(platform: str, target: str, monkeypatch: pytest.MonkeyPatch) -> 
     form = attention.form(platform, jnp.dtype("bfloat16"))
     shape = lambda n: jax.ShapeDtypeStruct((2, 301, n, 64), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((2, 301), jnp.int32)
-    loss = lambda q, k, v, s: jnp.sum(form(q, k, v, s).astype(jnp.float32))
-    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(shape(4), shape(2), shape(2), segments)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert text.count(target) >= 2
-    assert not re.search(r"2x4x\d+x\d+x\d+xf32|2x4x30\dx30\dx", text), "scores of every head"
+
+    def text(form: Any) -> str:
+        loss = lambda *x: jnp.sum(form(*x).astype(jnp.float32) ** 2)
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(shape(4), shape(2), shape(2), segments)
+        return str(traced.lower(lowering_platforms=(platform,)).as_text())
+
+    bare = text(form)
+    assert bare.count(target) >= 2
+    assert not re.search(r"2x4x\d+x\d+x\d+xf32|2x4x30\dx30\dx", bare), "scores of every head"
+    again = text(jax.checkpoint(form))
+    assert text(jax.checkpoint(form, policy=attention.kept)).count(target) == bare.count(target)
+    assert again.count(target) > bare.count(target)
+
+
+def test_blocks_are_not_computed_again_where_attention_is_kept() -> None:
+    q, k, v, segments, _ = inputs(4, 2, 16, (300,), 0)
+
+    def products(form: Any) -> int:
+        loss = lambda *x: jnp.sum(form(*x, segments) ** 2)
+        return str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, k, v)).count("dot_general")
+
+    bare, again = products(attention.blocks), products(jax.checkpoint(attention.blocks))
+    assert products(jax.checkpoint(attention.blocks, policy=attention.kept)) == bare < again
