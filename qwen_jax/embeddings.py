@@ -90,7 +90,7 @@ def _last_states(weights: Weights, texts: Sequence[Sequence[int]]) -> np.ndarray
     settings, lengths = SamplingArrays.of(Sampling(), (), 0), [len(text) for text in texts]
     slots = decode.power(len(texts))
     state = decode.start(weights, slots, decode.cache_length(max(lengths), 1))
-    tile = min(tile_of(weights.platform), decode.bucket(max(lengths)))
+    tile = tile_of(weights.platform, max(lengths))
     found = np.zeros((len(texts), weights.structure.config.width), np.float32)
     for call in share(lengths, tile, CHUNK // tile):
         pieces = [

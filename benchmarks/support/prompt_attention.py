@@ -14,7 +14,7 @@ from qwen_jax.nn.kv_cache import Cache
 
 def lower(config: Config, cache: Cache) -> jax.stages.Lowered:
     """Of queries as a product gives them, over keys and values that are stored."""
-    tile = tile_of("accelerator")
+    tile = tile_of("accelerator", CHUNK)
     rows, width = CHUNK // tile, config.heads * config.head_dim
     key, value = cache.keys[0], cache.values[0]
 

@@ -50,7 +50,7 @@ def sizes(shapes: Qwen, longest: int, max_new_tokens: int | None = None) -> list
     found: dict[Any, int] = {}
     for size in range(1, longest + 1):
         budget = _budget(shapes, size, max_new_tokens)
-        tile = min(prompts.tile_of(device.platform), decode.bucket(size))
+        tile = prompts.tile_of(device.platform, size)
         rows = decode.power(rows_of(min(size, prompts.CHUNK), tile))
         length, count = decode.cache_length(size, budget), per_call(budget, watch=True)
         found.setdefault((tile, rows, length, count), size)

@@ -95,7 +95,7 @@ def step(
 
 def prefill(params: Qwen | Weights, state: State, size: int) -> jax.stages.Traced:
     """The program of prompts.prefill for `size` tokens at the start of a prompt."""
-    arguments = _prefill(flatten(params), state, size, prompts.tile_of("accelerator"))
+    arguments = _prefill(flatten(params), state, size, prompts.tile_of("accelerator", size))
     return prompts._prefill.of(arguments[0]).trace(*arguments)
 
 
@@ -116,8 +116,9 @@ def prepare(
     weights = flatten(params)
     how: dict[str, Any] = {"draft_tokens": draft_tokens, "attention": attention}
     made = state(weights, slots, length, cache_dtype, **how)
-    tile = prompts.tile_of(weights.platform)
-    first = prompts._prefill.prepare(*_prefill(weights, made, min(prompt, prompts.CHUNK), tile))
+    size = min(prompt, prompts.CHUNK)
+    tile = prompts.tile_of(weights.platform, size)
+    first = prompts._prefill.prepare(*_prefill(weights, made, size, tile))
     widths = _widths(weights, made, count)
     return first + decode._step.prepare(*_step(weights, made, count), after=first, **widths)
 
@@ -133,7 +134,6 @@ def _widths(weights: Weights, state: State, count: int) -> dict[str, Any]:
 
 def _prefill(weights: Weights, state: State, size: int, tile: int) -> tuple[Any, ...]:
     """What prompts._prefill is called with."""
-    tile = min(tile, decode.bucket(size))
     piece = Piece(0, [0] * size, 0, size, SamplingArrays.of(Sampling(), (), 0), 1, last=True)
     slots, vocab = len(state.rows.active), weights.structure.config.vocab
     rows = decode.power(rows_of(size, tile))

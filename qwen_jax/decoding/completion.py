@@ -172,7 +172,7 @@ def read_prompts(
     """
     slots, texts = list(rows), [row.prompt for row in rows.values()]
     if tile is None:
-        tile = min(tile_of(weights.platform), decode.bucket(max(map(len, texts))))
+        tile = tile_of(weights.platform, max(map(len, texts)))
     for call in share(list(map(len, texts)), tile, max(1, chunk // tile), full):
         pieces = [
             Piece(

@@ -33,8 +33,8 @@ from qwen_jax.decoding.state import (
 from qwen_jax.nn.model import Qwen
 
 CHUNK = 2048  # most tokens one call takes
-_TILE = {"cpu": 32}  # most tokens of a row: the rows of one text read its keys once each
-_LARGEST = 512
+_LARGEST = 512  # tokens of a row: the rows of one text read its keys once each
+_LARGEST_OF_CPU, _STEP_OF_CPU = 32, 8  # nothing there asks for a power of two
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +102,7 @@ def _packed_for(
     """Pieces for one call; see `prefill`."""
     if tile is None:
         longest = max(len(piece.tokens) for piece in pieces)
-        tile = min(tile_of(weights.platform), bucket(longest))
+        tile = tile_of(weights.platform, longest)
     needed = sum(rows_of(len(piece.tokens), tile) for piece in pieces)
     slots, vocab = len(state.rows.active), weights.structure.config.vocab
     return pack(pieces, slots, vocab, tile, rows or power(needed), count or power(len(pieces)))
@@ -160,9 +160,11 @@ def score_chunk(
     return _score_chunk(weights, state, packed, _own_pages(table, packed), wanted)
 
 
-def tile_of(platform: str) -> int:
-    """Most tokens of a prefill's row."""
-    return _TILE.get(platform, _LARGEST)
+def tile_of(platform: str, longest: int) -> int:
+    """Tokens of a prefill's row where texts have up to `longest`: few sizes, few compilations."""
+    if platform != "cpu":
+        return min(_LARGEST, bucket(longest))
+    return max(2 * _STEP_OF_CPU, min(_LARGEST_OF_CPU, -(-longest // _STEP_OF_CPU) * _STEP_OF_CPU))
 
 
 def _own_pages(table: np.ndarray | None, packed: Packed) -> np.ndarray | None:

@@ -44,7 +44,7 @@ def answers(
     state = decode.start(weights, slots, max(needs))
     read = functools.partial(  # whatever is free when: few programs, none of which computes nothing
         read_prompts,
-        tile=min(tile_of(weights.platform), decode.bucket(longest)),
+        tile=tile_of(weights.platform, longest),
         chunk=_CHUNK.get(weights.platform, CHUNK),
         full=True,
         count=slots,

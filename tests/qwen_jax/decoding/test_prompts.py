@@ -242,3 +242,14 @@ def test_an_answer_does_not_outgrow_its_budget(long: Network) -> None:
     state, output = call(long.params, start(long.params), piece(0, text(1, 20), 0, 20, new=3))
     tokens, _ = go_on(long.params, state, 0, row(output, 0))
     assert sum(token >= 0 for token in tokens) == 3
+
+
+@pytest.mark.parametrize(
+    ("platform", "wanted"), [("cpu", [16, 24, 32]), ("tpu", [16, 32, 64, 128, 256, 512])]
+)
+def test_rows_are_of_few_sizes(platform: str, wanted: list[int]) -> None:
+    """The least that holds a text, or the largest; on a CPU no further than eight from it."""
+    sizes = {length: prompts.tile_of(platform, length) for length in range(1, 2049)}
+    assert sorted(set(sizes.values())) == wanted
+    for length, size in sizes.items():
+        assert size == next((n for n in wanted if n >= length), wanted[-1])
