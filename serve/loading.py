@@ -65,9 +65,8 @@ def check(settings: ServeConfig) -> Examined:
             "--adapter-folder is for a server of one process; start several with --adapter"
         )
     mesh, platform = _mesh(settings), jax.devices()[0].platform
-    how: dict[str, Any] = {"shared": True, "stored": settings.cache_dtype}
-    if settings.dtype is not None:
-        how["x"] = settings.dtype
+    x = settings.dtype or manifest.leaves["norm.scale"].dtype
+    how: dict[str, Any] = {"shared": True, "x": x, "stored": settings.cache_dtype}
     backends.choose(settings.attention, platform, config, ModelRunner.page, mesh, **how)
     cache_memory.check(settings, config)
     return examined

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from serve import loading
@@ -58,6 +59,15 @@ def test_what_shows_before_an_array_is_read(
 ) -> None:
     with pytest.raises(ValueError, match="this vocabulary cannot be asked as Qwen3-Reranker is"):
         loading.check(ServeConfig(task="rerank"))
+    with monkeypatch.context() as patch:
+        manifest, *rest = loading.check(ServeConfig())
+        halves = {name: x.update(dtype=jnp.float16) for name, x in manifest.leaves.items()}
+        changed = (dataclasses.replace(manifest, leaves=halves), *rest)
+        patch.setattr(loading, "examine", lambda model: changed)
+        patch.setattr(jax, "device_count", lambda: 1)
+        loading.check(ServeConfig(attention="llvm", dtype="bfloat16"))
+        with pytest.raises(ValueError, match=r"attention llvm takes .*float16"):
+            loading.check(ServeConfig(attention="llvm"))
     roomy = ServeConfig(adapter_folder=(tmp_path,), admin=("*",))
     loading.check(roomy)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
