@@ -154,6 +154,7 @@ def _training(job: Job, trained: int) -> int:
     inputs = 2 * tokens * c.width
     products = 2 * tokens * (rows + 2 * c.width + 2 * c.mlp * mlp)
     attended = 2 * tokens * c.heads * c.head_dim * job.share(c.heads)
+    attended += 2 * tokens * rows * (job.tensor > 1)
     kept = {"full": inputs, "dots": products, "none": products + attended}[job.remat]
     gradients = 4 * trained * (2 if job.work == "lora" else 1)
     layer = (rows * c.width + c.width**2 / job.tensor + 3 * c.width * c.mlp * mlp) * 2

@@ -49,6 +49,8 @@ def attend(q: Array, k: Array, v: Array, segments: Array, mesh: Mesh | None) -> 
         return form(jax.default_backend(), q.dtype)(q, k, v, segments)
     heads = Heads.of(k.shape[2], q.shape[2] // k.shape[2], mesh)
     q, k, v = heads.spread(q, k, v)
+    if mesh.shape["tensor"] > 1:  # or a backward pass would send them once more
+        q, k, v = (checkpoint_name(x, ATTENDED) for x in (q, k, v))
     q = q.reshape(*q.shape[:2], -1, q.shape[-1])
     cut = P(*sharding.spec(mesh, ("slot", None, "heads"), (len(k), 1, heads.places)))
     rows = cut[0]

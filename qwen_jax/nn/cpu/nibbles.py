@@ -1,8 +1,10 @@
 """int4 where no tables are: codes are masked where they lie, eight in a word of 32 bits.
 
-So each is 16^n times as large, which float32 holds exactly, and is multiplied with x / 16^n. That x
-and the order of its numbers are prepared, once for all outputs. Nor is anything taken off codes: a
-group's sums begin at what all its codes have too much, times the sum of x.
+So each is 16^n times as large, which float32 holds exactly, and is multiplied with x / 16^n (but
+what is below 2e-31 of x is lost). That x and the order of its numbers are prepared, once for all
+outputs. Nor is anything taken off codes: a group's sums begin at what all its codes have too much,
+times the sum of x. Where x has a mean, or one huge number, that costs digits: up to 1e-6 of an
+output in groups of 128, 1e-5 beside a number 3000 times the others, 1e-4 in whole rows of 4096.
 """
 
 from collections.abc import Sequence

@@ -102,6 +102,18 @@ def test_integers(bits: int, group: int | None, zeros: bool, dtype: str, on: str
     expect_right(call, jnp.asarray(numbers(3, 15, 384), dtype), operands, kernel)
 
 
+@pytest.mark.parametrize(("group", "allowed"), [(32, 1e-6), (128, 3e-6), (None, 2e-4)])
+def test_what_int4_loses_where_x_has_a_mean(group: int | None, allowed: float) -> None:
+    """Without tables eight times the sum of x is added and taken off again."""
+    kernel = jnp.asarray(numbers(2, 64, 4096))
+    layer = quantize(Linear(kernel, None), 4, group, True)
+    x = 1 + numbers(3, 4, 4096)
+    wanted = x.astype(np.float64) @ np.asarray(layer.kernel, np.float64).T
+    call = made(Kind("float32", "int4", group is not None, False, group == 32), "avx2")
+    got = np.asarray(call(x, codes_of(layer), layer.scales))
+    assert np.sqrt(np.square(got - wanted).mean() / np.square(wanted).mean()) < allowed
+
+
 def test_which_kinds_there_are() -> None:
     ones = jnp.ones
     assert floats_kind(ones((8, 64))) == Kind("float32", "float32")
