@@ -1,6 +1,6 @@
 """LLVM's instructions, as far as products need them, on top of llvmlite's builder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -106,6 +106,24 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         kinds = [argument.type for argument in arguments]
         found = known or ir.Function(self.module, ir.FunctionType(result, kinds), name)
         return self.call(found, arguments)
+
+    def either(
+        self,
+        condition: Value,
+        then: Callable[[], Sequence[Value]],
+        otherwise: Callable[[], Sequence[Value]],
+    ) -> list[Value]:
+        """What one of two ways gives."""
+        with self.if_else(condition) as (yes, no):
+            with yes:
+                first, first_at = then(), self.block
+            with no:
+                second, second_at = otherwise(), self.block
+        found = [self.phi(value.type) for value in first]
+        for phi, a, b in zip(found, first, second, strict=True):
+            phi.add_incoming(a, first_at)
+            phi.add_incoming(b, second_at)
+        return found
 
     @contextmanager
     def steps(

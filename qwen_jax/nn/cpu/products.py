@@ -7,10 +7,11 @@ from typing import Protocol
 from llvmlite import ir
 
 from qwen_jax.nn.cpu.amx import Amx, suits
+from qwen_jax.nn.cpu.blocks import Vectors
 from qwen_jax.nn.cpu.code import INT32, INT64, POINTER, Code, Value, function, number
 from qwen_jax.nn.cpu.kinds import Kind
 from qwen_jax.nn.cpu.shared import Asked, Buffer, Call
-from qwen_jax.nn.cpu.tiles import TOLD, Vectors, told
+from qwen_jax.nn.cpu.tiles import TOLD, told
 from qwen_jax.nn.cpu.weights import Processor
 
 
@@ -20,8 +21,9 @@ class Way(Protocol):
     @property
     def outputs(self) -> int: ...  # that are computed together
 
-    @property
-    def run(self) -> int: ...  # bytes of weights that a thread takes at a time
+    def run(self, code: Code, rows: Value) -> Value:
+        """Bytes of weights that a thread takes at a time."""
+        ...
 
     def an_output(self, code: Code, inputs: Value) -> Value:
         """Bytes of its weights."""
@@ -63,7 +65,7 @@ class Product:
         way, buffers = self.way, self._buffers(code, call)
         rows, inputs = (buffers["x"].dimension(axis) for axis in (0, 1))
         out = buffers["weights"].dimension(0)
-        run = code.sdiv(number(way.run), code.product(way.an_output(code, inputs), way.outputs))
+        run = code.sdiv(way.run(code, rows), code.product(way.an_output(code, inputs), way.outputs))
         run = code.product(code.most(run, number(1)), way.outputs)
         counts = {
             "rows": rows,

@@ -6,7 +6,6 @@ The order is that of the inputs alone, so a row's bits do not depend on the rows
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -41,7 +40,6 @@ from qwen_jax.nn.cpu.weights import (
 # What a product is told, as pointers and counts one behind the other, eight bytes each.
 _ARRAYS = ("y", "x", "weights", "scales", "zeros", "beside")
 TOLD = (*_ARRAYS, "rows", "out", "inputs", "groups", "run")
-_GROUPS = 4  # tiles one below the other that share weights while those are in a near cache
 
 
 def told(code: Code, task: Value) -> dict[str, Value]:
@@ -71,84 +69,37 @@ def short(x: str, size: int, processor: Processor) -> bool | None:
     return True if fits else None
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """A `products.Way`, in registers of some numbers. Rows are prepared where a reader asks."""
-
-    kind: Kind
-    processor: Processor
-
-    outputs = OUTPUTS
-    run = 128 * 1024  # they stay in its cache
-
-    @property
-    def reader(self) -> Reader:
-        return reader_of(self.kind, self.processor)
-
-    def an_output(self, code: Code, inputs: Value) -> Value:
-        return self.reader.bytes_of(code, inputs)
-
-    def beside(self, code: Code, rows: Value, inputs: Value, groups: Value) -> Value:
-        if not isinstance(self.reader, Nibbles):
-            return number(0)
-        return code.product(rows, self.reader.row(code, inputs, groups))
-
-    def preparations(self, code: Code, rows: Value) -> Value:
-        return rows if isinstance(self.reader, Nibbles) else number(0)
-
-    def prepare(self, module: ir.Module) -> ir.Function:
-        """prepare(task, row)."""
-        code, made = function(module, "prepare", [POINTER, INT64])
-        if isinstance(reader := self.reader, Nibbles):
-            task, row = made.args
-            given = told(code, task)
-            inputs, groups = given["inputs"], given["groups"]
-            x = code.past(given["x"], code.product(row, inputs, reader.told))
-            to = code.product(row, reader.row(code, inputs, groups))
-            reader.put(code, x, code.past(given["beside"], to), inputs, groups)
-        code.ret_void()
-        return made
-
-    def part(self, module: ir.Module) -> ir.Function:
-        """part(task, first, last): every row with outputs from first to last."""
-        most = _rows(self.kind, self.processor)
-        tiles = [_tile(module, self.kind, self.processor, rows) for rows in range(1, most + 1)]
-        code, made = function(module, "part", [POINTER, INT64, INT64])
-        task, first, last = made.args
-        rows = told(code, task)["rows"]
-        block = _GROUPS * most
-        whole = code.sub(rows, code.srem(rows, number(most)))
-        rest = code.sub(rows, whole)
-        with code.steps(rows, block) as (start, _):
-            stop = code.add(start, number(block))
-            ends = code.icmp_signed(">=", stop, rows)
-            with code.steps(last, OUTPUTS, start=first) as (output, _):
-                with code.steps(code.least(stop, whole), most, start=start) as (row, _):
-                    code.call(tiles[-1], [task, row, output])
-                for count, tile in enumerate(tiles[:-1], 1):
-                    wanted = code.and_(ends, code.icmp_signed("==", rest, number(count)))
-                    with code.if_then(wanted):
-                        code.call(tile, [task, whole, output])
-        code.ret_void()
-        return made
-
-
-def _rows(kind: Kind, processor: Processor) -> int:
+def most_rows(kind: Kind, processor: Processor) -> int:
     """Of a tile: as many as leave its sums in registers, of groups twice."""
     few, many = (2, 3) if kind.groups else (3, 6)
     return many if processor.registers >= 32 else few
 
 
-def _tile(module: ir.Module, kind: Kind, processor: Processor, rows: int) -> ir.Function:
-    """tile(task, row, output): `rows` rows with OUTPUTS outputs."""
-    code, made = function(module, f"tile_{rows}", [POINTER, INT64, INT64])
-    task, row, output = made.args
-    tile = _Tile(code, kind, processor, rows, task, row, output)
-    sums = tile.of_groups() if kind.groups else tile.of_outputs()
-    for n in range(rows):
-        y = code.product(code.add(row, number(n)), tile.told["out"])
-        four = totals(code, sums[n * OUTPUTS : (n + 1) * OUTPUTS], tile.how.lanes)
-        code.write(four, tile.told["y"], code.product(code.add(y, output), 4))
+def tile(module: ir.Module, kind: Kind, processor: Processor, rows: int) -> ir.Function:
+    """tile(task, row, output, begin, end, sums): `rows` rows with OUTPUTS outputs, of some inputs.
+
+    Where those are not the last, sums wait for the next ones; floats alone are read in parts.
+    """
+    code, made = function(module, f"tile_{rows}", [POINTER, *[INT64] * 4, POINTER])
+    task, row, output, begin, end, place = made.args
+    body = _Tile(code, kind, processor, rows, task, row, output)
+
+    def put(sums: Sequence[Value]) -> None:
+        for n in range(rows):
+            y = code.product(code.add(row, number(n)), body.told["out"])
+            four = totals(code, sums[n * OUTPUTS : (n + 1) * OUTPUTS], body.how.lanes)
+            code.write(four, body.told["y"], code.product(code.add(y, output), 4))
+
+    if kind.integers:
+        put(body.of_groups() if kind.groups else body.of_outputs())
+    else:
+        sums = body.of_inputs(begin, end, place)
+        with code.if_else(code.icmp_signed("==", end, body.told["inputs"])) as (last, more):
+            with last:
+                put(sums)
+            with more:
+                for n, value in enumerate(sums):
+                    code.write(value, place, body.how.lanes * 4 * n)
     code.ret_void()
     return made
 
@@ -184,13 +135,24 @@ class _Tile:
             code.past(address, code.product(code.add(first, number(n)), size)) for n in range(count)
         ]
 
+    def of_inputs(self, begin: Value, end: Value, place: Value) -> list[Value]:
+        """Sums over these of all inputs, of floats, on top of those that wait at a place."""
+        code, kind = self.code, vector(FLOAT, self.how.lanes)
+        waiting = lambda: [
+            code.read(place, kind, 4 * kind.count * n) for n in range(len(self.nothing))
+        ]
+        first = code.icmp_signed("==", begin, number(0))
+        begun = code.either(first, lambda: self.nothing, waiting)
+        x = code.product(begin, self.how.size)
+        return self._over(x, begin, code.sub(end, begin), [None] * OUTPUTS, begun)
+
     def of_outputs(self) -> list[Value]:
-        if not self.kind.integers:
-            return self._over(number(0), self.told["inputs"], [None] * OUTPUTS)
+        """Sums over all inputs, of integers with one scale."""
         places = [self.code.add(self.output, number(n)) for n in range(OUTPUTS)]
         return self._scaled(places, number(0), self.told["inputs"], self.nothing)
 
     def of_groups(self) -> list[Value]:
+        """Sums over all inputs, of integers with a scale for each group."""
         code, groups = self.code, self.told["groups"]
         size = code.sdiv(self.told["inputs"], groups)
         with code.steps(groups, 1, *self.nothing) as (group, totals):
@@ -208,7 +170,14 @@ class _Tile:
         if self.kind.zeros:
             signed = lambda place: code.sext(code.read(given["zeros"], BYTE, place), INT32)
             zeros = [signed(place) for place in places]
-        sums = self._over(group, size, [self.reader.prepared(code, zero) for zero in zeros])
+        prepared = [self.reader.prepared(code, zero) for zero in zeros]
+        x = self.reader.group(code, group, size)
+        begun = [
+            self.reader.begun(code, code.past(row, x), output)
+            for row in self.xs
+            for output in prepared
+        ]
+        sums = self._over(x, code.product(group, size), size, prepared, begun)
         for n, place in enumerate(places):
             scale = code.fpext(code.read(given["scales"], HALF, code.product(place, 2)), FLOAT)
             scale = code.filled(scale, self.how.lanes)
@@ -216,15 +185,20 @@ class _Tile:
                 sums[at] = multiplied(code, totals[at], sums[at], scale)
         return sums
 
-    def _over(self, group: Value, size: Value, prepared: Sequence[Any]) -> list[Value]:
-        """Sums over a group of `size` inputs."""
+    def _over(
+        self,
+        x: Value,
+        start: Value,
+        size: Value,
+        prepared: Sequence[Any],
+        begun: Sequence[Value],
+    ) -> list[Value]:
+        """Sums over `size` inputs from `start` on. x: bytes of a row before them."""
         code, reader, bytes_of = self.code, self.reader, self.reader.bytes_of
-        xs = [code.past(x, reader.group(code, group, size)) for x in self.xs]
-        start = code.product(group, size)
+        xs = [code.past(row, x) for row in self.xs]
         kernels = [code.past(kernel, bytes_of(code, start)) for kernel in self.kernels]
         ahead = code.product(bytes_of(code, self.told["inputs"]), OUTPUTS)
         half = code.product(code.ashr(size, number(1)), self.how.size)
-        begun = [reader.begun(code, x, output) for x in xs for output in prepared]
         with code.steps(bytes_of(code, size), reader.taken, *begun) as (at, sums):
 
             @functools.cache

@@ -68,7 +68,8 @@ def expect_right(call: Any, x: Any, operands: Any, kernel: Any) -> None:
 @pytest.mark.parametrize(("on", "dtype"), EACH)
 def test_floats(dtype: str, on: str) -> None:
     call = made(Kind(dtype, dtype), on)
-    for out, inputs in ((4, 32), (1028, 320)):  # one run of outputs, and several
+    # one run of outputs, and several; one of inputs, and several
+    for out, inputs in ((4, 32), (1028, 320), (60, 2080)):
         x = jnp.asarray(numbers(0, 27, inputs), dtype)
         kernel = jnp.asarray(numbers(1, out, inputs), dtype)
         expect_right(call, x, [kernel], kernel)
