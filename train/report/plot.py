@@ -71,6 +71,6 @@ def draw(log: list[dict[str, Any]], path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if points or held:
-        axes.legend()
+        axes.legend(loc="upper right")  # "best" is slow where steps are many, and says so
     with atomic.new_file(path) as partial:
         figure.savefig(partial, format="png")
