@@ -94,8 +94,8 @@ def integers_kind(x: str, codes: Array, scales: Array, zeros: Array | None) -> K
         return None
     groups = scales.shape[1]
     size = codes.size * (1 + halves) // scales.size
-    short = _short(x, size) if halves else None if size % _width(x) else False
-    if short is None or codes.shape[0] % OUTPUTS:
+    short = _short(x, size) if halves else False
+    if short is None or codes.shape[0] % OUTPUTS or (not halves and size % _width(x)):
         return None
     return Kind(x, "int4" if halves else "int8", groups > 1, zeros is not None, short)
 

@@ -26,7 +26,7 @@ def step(lanes: int) -> int:
 
 @dataclass(frozen=True)
 class Nibbles(Reader):
-    """Of halves; see weights.Halves. x lies as `prepare` puts it."""
+    """Of halves; see weights.Halves. x lies as `put` writes it."""
 
     arithmetic: Singles
     short: bool  # a register has its words twice: lanes of its second half take later codes
@@ -92,7 +92,7 @@ class Nibbles(Reader):
         nothing = ir.Constant(vector(FLOAT, lanes), [0.0] * lanes)
         with code.steps(groups, 1) as (group, _):
             start = code.past(x, code.product(group, size, self.told))
-            place = code.past(to, code.product(group, code.add(size, number(lanes)), 4))
+            place = code.past(to, self.group(code, group, size))
             with code.steps(code.ashr(size, number(1)), taken, nothing) as (at, sums):
                 low = code.past(start, code.product(at, self.told))
                 both = numbers(code, low), numbers(code, code.past(low, half))
@@ -105,5 +105,5 @@ class Nibbles(Reader):
                     sums[0] = code.fadd(sums[0], part)
                     if places != self.places[-1]:
                         part = code.fmul(part, ir.Constant(part.type, [16.0**-n for n in places]))
-                    code.write(part, code.past(place, 4 * lanes, self.x_at(code, at, half, run)))
-            code.write(sums[0], place)
+                    code.write(part, code.past(place, self.x_at(code, at, half, run)))
+            code.write(sums[0], place, -4 * lanes)
